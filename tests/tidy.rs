@@ -74,15 +74,13 @@ fn documents() -> BTreeMap<String, String> {
     markdown.map(|path| (path.clone(), read(&path))).collect()
 }
 
+#[expect(clippy::expect_used, reason = "only tests call it")]
 fn metadata() -> Metadata {
     let host = if cfg!(target_arch = "aarch64") { "aarch64" } else { "x86_64" };
     let platform = format!("--filter-platform={host}-unknown-linux-gnu");
     let mut command = MetadataCommand::new();
     command.manifest_path(root().join("Cargo.toml")).other_options(vec![platform]);
-    match command.exec() {
-        Ok(metadata) => metadata,
-        Err(error) => panic!("cargo metadata failed; run it by hand and mend its cause: {error}"),
-    }
+    command.exec().expect("cargo metadata runs; its message says what to mend")
 }
 
 /// Fails with every message on its own line.

@@ -119,7 +119,7 @@ pub(crate) fn has_word(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(at, _)| {
         let before = line.get(..at).and_then(|b| b.chars().next_back()).is_some_and(joins);
         let after = line.get(at + word.len()..).and_then(|a| a.chars().next()).is_some_and(joins);
-        !(before && word_first) && !(after && word_last)
+        !(before && word_first || after && word_last)
     })
 }
 
