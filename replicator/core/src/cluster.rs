@@ -1,0 +1,1 @@
+//! Placement and replacement of copies, as functions of what is known.

@@ -1,0 +1,61 @@
+//! Every limit of the protocol, with its reason and its relation to the others.
+
+/// Largest volume: 16 TiB in 4 KiB blocks. Keeps region indices and tag offsets far from overflow.
+pub const MAX_VOLUME_BLOCKS: u64 = 1 << 32;
+/// Largest single replicated operation: 256 blocks (1 MiB). Guest requests are cut into pieces of
+/// this size, which bounds the range lock's look-back and a frame's size.
+pub const MAX_OP_BLOCKS: u32 = 256;
+/// Largest guest request after which the door must cut: 32 MiB, the usual limit of NBD clients.
+/// Discards and zeroing may be larger; they carry no data.
+pub const MAX_GUEST_BLOCKS: u32 = 8192;
+/// Largest metadata part of a frame. Holds an activity log of 120,000 regions at 4 bytes each.
+pub const MAX_BODY_BYTES: u32 = 2 << 20;
+/// Largest data part of a frame: one operation.
+pub const MAX_DATA_BYTES: u32 = MAX_OP_BLOCKS * crate::range::BLOCK_SIZE;
+/// Operations that a replica lets one primary have in flight (its credit in operations).
+pub const CREDIT_OPS: u32 = 512;
+/// Bytes that a replica lets one primary have in flight (its credit in bytes).
+pub const CREDIT_BYTES: u64 = 64 << 20;
+/// Guest requests that may wait in the primary before the driver must stop reading its door.
+pub const MAX_QUEUED_REQUESTS: usize = 4096;
+/// Most copies of a volume.
+pub const MAX_REPL: u8 = 5;
+/// Most entries in a record: copies, plus those on their way in or out.
+pub const MAX_REPLICA_ENTRIES: usize = 16;
+
+/// Heartbeat of a node pair.
+pub const HEARTBEAT_MS: u64 = 500;
+/// Silence after which a connection counts as dead: four heartbeats.
+pub const SESSION_DEAD_MS: u64 = 2000;
+/// How long a lost member may take to come back before its removal starts (T5). Together with
+/// [`SESSION_DEAD_MS`] this is the 3 s after which a replica counts as failed.
+pub const MEMBER_GRACE_MS: u64 = 1000;
+/// An operation unanswered for so long on a live connection fails its replica: a hung disk looks
+/// like a dead node.
+pub const OP_FAIL_MS: u64 = 3000;
+/// P3: how long promotion waits for the other members after the first has answered.
+pub const PROMISE_WAIT_MS: u64 = 2000;
+/// P3: how long promotion waits for a silent member when all that answered lost un-flushed data.
+pub const LOSSY_GRACE_MS: u64 = 60_000;
+/// One attempt at the record store.
+pub const CAS_TIMEOUT_MS: u64 = 2000;
+/// Pause before the record store is asked again after a failure.
+pub const CAS_RETRY_MS: u64 = 100;
+/// Idle time after which the commit watermark is sent on its own.
+pub const COMMIT_IDLE_MS: u64 = 10;
+/// P5: largest repair during promotion; a member that needs more is left out and resynced later.
+pub const MAX_REPAIR_BLOCKS: u64 = (64 << 20) / crate::range::BLOCK_SIZE as u64;
+/// Windows (of one region each) that one resync has in flight.
+pub const RESYNC_WINDOWS: usize = 4;
+/// Resyncs that one volume runs at once.
+pub const RESYNCS_PER_VOLUME: usize = 1;
+/// Regions asked for in one scan.
+pub const SCAN_REGIONS: u32 = 1024;
+/// Pause before a failed resync starts again.
+pub const RESYNC_BACKOFF_MS: u64 = 500;
+
+const _: () = assert!(MAX_GUEST_BLOCKS.is_multiple_of(MAX_OP_BLOCKS));
+const _: () = assert!(SESSION_DEAD_MS >= 4 * HEARTBEAT_MS);
+const _: () = assert!(CREDIT_BYTES >= 4 * MAX_DATA_BYTES as u64);
+const _: () = assert!(120_000 * 4 < MAX_BODY_BYTES);
+const _: () = assert!(MAX_VOLUME_BLOCKS / 256 <= u32::MAX as u64);

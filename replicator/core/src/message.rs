@@ -1,0 +1,277 @@
+//! Messages between a primary and a replica. Machines see these values; bytes are [`crate::wire`].
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use bytes::Bytes;
+
+use crate::id::{
+    Epoch, Gen, Incarnation, InstanceId, Lineage, RegionIndex, ReplicaId, Seq, VolumeId,
+};
+use crate::range::{BLOCK_SIZE, BlockRange, BlockSet};
+
+/// What every message about a volume carries (rule R1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Epoch of the primary that sent it, or that is answered.
+    pub epoch: Epoch,
+    /// Requests: the primary's generation. Replies: the highest the replica has seen.
+    pub r#gen: Gen,
+    /// Requests: rises within an epoch. Replies: that of the request.
+    pub seq: Seq,
+    /// Requests: every mutation up to here is retired on all targets (rule R5); 0 is none.
+    pub commit: Seq,
+}
+
+/// A message about a volume, in either direction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message<B> {
+    /// Who, in which epoch and generation, which operation.
+    pub header: Header,
+    /// What.
+    pub body: B,
+}
+
+/// Data of whole blocks with one CRC32C per block. `core` never reads `data`.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Payload {
+    /// Whole blocks, 4096-aligned in memory where the receiver could arrange it.
+    pub data: Bytes,
+    /// CRC32C (Castagnoli) of each block.
+    pub crcs: Vec<u32>,
+}
+
+impl core::fmt::Debug for Payload {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{} blocks {:08x?}", self.crcs.len(), &self.crcs[..self.crcs.len().min(2)])
+    }
+}
+
+impl Payload {
+    /// Data with its checksums computed here.
+    ///
+    /// # Panics
+    /// If `data` is not whole blocks.
+    #[must_use]
+    pub fn checksummed(data: Bytes) -> Self {
+        assert!(data.len().is_multiple_of(BLOCK_SIZE as usize), "not whole blocks: {}", data.len());
+        let crcs = data.chunks_exact(BLOCK_SIZE as usize).map(crc32c::crc32c).collect();
+        Self { data, crcs }
+    }
+
+    /// Number of blocks.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        self.crcs.len()
+    }
+
+    /// The part from block `from`, `count` blocks long; shares the memory.
+    ///
+    /// # Panics
+    /// If it reaches beyond the end.
+    #[must_use]
+    pub fn slice(&self, from: usize, count: usize) -> Self {
+        let bytes = from * BLOCK_SIZE as usize..(from + count) * BLOCK_SIZE as usize;
+        Self { data: self.data.slice(bytes), crcs: self.crcs[from..from + count].to_vec() }
+    }
+
+    /// Does every block match its checksum?
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        self.data.len() == self.crcs.len() * BLOCK_SIZE as usize
+            && self
+                .data
+                .chunks_exact(BLOCK_SIZE as usize)
+                .zip(&self.crcs)
+                .all(|(block, crc)| crc32c::crc32c(block) == *crc)
+    }
+}
+
+/// One block of a resync write (rule S4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResyncBlock {
+    /// Which block.
+    pub block: u64,
+    /// The source's stamp, which the target adopts whether or not the content moves.
+    pub stamp: Gen,
+    /// What the target has to do with the content.
+    pub content: ResyncContent,
+}
+
+/// Where a resynced block's content comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResyncContent {
+    /// The next block of the message's payload.
+    Data,
+    /// Zeroes; deallocate if possible.
+    Zero,
+    /// The target has it already (equal digest).
+    Same,
+}
+
+/// 128-bit digest (BLAKE3, truncated) of a block's content.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u8; 16]);
+
+impl core::fmt::Debug for Digest {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{:02x}{:02x}{:02x}{:02x}", self.0[0], self.0[1], self.0[2], self.0[3])
+    }
+}
+
+/// A block's content and history as its replica knows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockDigest {
+    /// Which block.
+    pub block: u64,
+    /// Generation that last wrote it; 0 is never.
+    pub stamp: Gen,
+    /// Is the content all zeroes?
+    pub zero: bool,
+    /// Of the content as read from the disk.
+    pub digest: Digest,
+}
+
+/// What a primary asks of a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Promise this epoch: refuse all older ones from now on (rule R2). Opens the session.
+    Promise {
+        /// The replica meant; a wiped copy has a new id and refuses.
+        replica: ReplicaId,
+        /// The history the replica must belong to.
+        lineage: Lineage,
+        /// The claim that holds the epoch.
+        instance: InstanceId,
+        /// Counts attachments; persisted as a maximum.
+        attach_seq: u64,
+    },
+    /// Read blocks, in order; answered by [`Reply::Data`].
+    Read {
+        /// What to read.
+        blocks: BlockSet,
+    },
+    /// Write. Answered by [`Reply::Done`] once applied; with `fua` once durable.
+    Write {
+        /// Where.
+        range: BlockRange,
+        /// Durable before the answer?
+        fua: bool,
+        /// What; as many blocks as `range` has.
+        payload: Payload,
+    },
+    /// Write zeroes.
+    Zero {
+        /// Where.
+        range: BlockRange,
+        /// Durable before the answer?
+        fua: bool,
+        /// May the space be given back to the pool?
+        deallocate: bool,
+    },
+    /// Make every write answered before this arrived durable.
+    Flush,
+    /// Nothing but the header: generation and commit watermark.
+    Commit,
+    /// Put blocks into the activity log and the ring without writing them (rule P5).
+    Mark {
+        /// Which blocks.
+        blocks: BlockSet,
+    },
+    /// Which regions have a block stamped `since` or later, or an untrusted one?
+    Scan {
+        /// Lowest stamp of interest.
+        since: Gen,
+        /// First region to look at.
+        from: RegionIndex,
+        /// Most regions to answer.
+        limit: u32,
+    },
+    /// Stamp and digest of the blocks stamped `since` or later (0: all) or untrusted.
+    Digest {
+        /// Among these.
+        blocks: BlockSet,
+        /// Lowest stamp of interest.
+        since: Gen,
+    },
+    /// Bring blocks to the source's content and stamps (rule S4).
+    Resync {
+        /// In ascending order; those with content `Data` take the payload's blocks in turn.
+        blocks: Vec<ResyncBlock>,
+        /// Data of the blocks that need it.
+        payload: Payload,
+    },
+    /// Clean the activity log: everything is committed and flushed (T8).
+    Close,
+}
+
+/// A replica's answer to a promise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Promised {
+    /// Random per open of the files.
+    pub incarnation: Incarnation,
+    /// Restarted with a non-empty activity log that is not resolved yet.
+    pub unclean: bool,
+    /// Unclean, and the node lost power or was reset: un-flushed data may be gone.
+    pub lossy: bool,
+    /// Never written: every block is zero and stamped 0.
+    pub fresh: bool,
+    /// Highest generation it was a member of, as far as it is durable.
+    pub member_gen: Gen,
+    /// Blocks written but not known to be committed.
+    pub ring: BlockSet,
+    /// Regions whose content and stamps can't be trusted until resolved.
+    pub unresolved: Vec<RegionIndex>,
+    /// Operations it lets this primary have in flight.
+    pub credit_ops: u32,
+    /// Bytes it lets this primary have in flight.
+    pub credit_bytes: u64,
+}
+
+/// Why a replica will not do what it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A newer epoch is promised (rule R1): the asking primary is fenced.
+    Epoch {
+        /// The epoch that is promised.
+        promised: Epoch,
+    },
+    /// No such replica here, or another lineage or id.
+    NoSuchReplica,
+    /// No promise was made on this connection; start with one.
+    NoSession,
+    /// The replica has failed and waits to be reopened.
+    Faulted,
+    /// The disk could not do it. The replica is faulted unless it was a read.
+    Io,
+    /// A block's content does not match its checksum.
+    Checksum {
+        /// Which block.
+        block: u64,
+    },
+    /// The request breaks the protocol (range, size or credit).
+    Malformed,
+}
+
+/// What a replica answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// To [`Request::Promise`].
+    Promised(Box<Promised>),
+    /// To [`Request::Read`]: the blocks asked for, in order.
+    Data(Payload),
+    /// To everything that has no other answer.
+    Done,
+    /// To [`Request::Scan`].
+    Regions {
+        /// Regions of interest, ascending.
+        regions: Vec<RegionIndex>,
+        /// Where to go on, if there is more.
+        next: Option<RegionIndex>,
+    },
+    /// To [`Request::Digest`], ascending.
+    Digests(Vec<BlockDigest>),
+    /// To any.
+    Refused(Refusal),
+}

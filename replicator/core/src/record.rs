@@ -1,0 +1,210 @@
+//! The record: one small object per volume, changed only by compare-and-swap, that says which
+//! primary and which replicas are in force. `docs/protocol.md` §Record.
+
+mod transition;
+
+pub use transition::NewVolume;
+
+use alloc::collections::BTreeSet;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::id::{Epoch, Gen, InstanceId, Lineage, NodeId, ReplicaId, VolumeId};
+use crate::limits;
+
+/// Version of the record's format that this build writes. A higher one is refused.
+pub const RECORD_VERSION: u32 = 1;
+
+/// Who may write a volume and who has its data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// [`RECORD_VERSION`] of the writer.
+    pub version: u32,
+    /// The volume.
+    pub uid: VolumeId,
+    /// Its unbroken history.
+    pub lineage: Lineage,
+    /// Size in 4 KiB blocks.
+    pub blocks: u64,
+    /// Copies wanted.
+    pub repl: u8,
+    /// Fewest copies that an acknowledged write may have.
+    pub min_in_sync: u8,
+    /// Counts claims.
+    pub epoch: Epoch,
+    /// Counts changes of epoch or in-sync set.
+    pub r#gen: Gen,
+    /// The last epoch that opened.
+    pub open_epoch: Epoch,
+    /// Where the volume is meant to be attached.
+    pub attach: Option<Attach>,
+    /// Who claimed it.
+    pub primary: Option<PrimaryRef>,
+    /// Closed in good order: all copies are identical and durable.
+    pub clean: bool,
+    /// The copies.
+    pub replicas: Vec<ReplicaEntry>,
+    /// Snapshots; none in this version.
+    pub snapshots: Vec<String>,
+    /// Random per change: makes a change with an unknown outcome decidable.
+    pub txn: Uuid,
+}
+
+/// An attachment that was asked for (T2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// On which node.
+    pub node: NodeId,
+    /// Counts attachments.
+    pub seq: u64,
+}
+
+/// The claim in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrimaryRef {
+    /// On which node.
+    pub node: NodeId,
+    /// Which claim.
+    pub instance: InstanceId,
+}
+
+/// One copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaEntry {
+    /// Its id.
+    pub rid: ReplicaId,
+    /// Where it is.
+    pub node: NodeId,
+    /// In which pool there.
+    pub pool: String,
+    /// What it is good for.
+    pub state: ReplicaState,
+}
+
+/// What a copy is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplicaState {
+    /// Empty, to be filled.
+    New,
+    /// Holds every acknowledged write.
+    InSync,
+    /// Missed writes since `since`, the first generation that excluded it.
+    Out {
+        /// That generation; never raised while the copy stays out (m22).
+        since: Gen,
+    },
+    /// On its way out of the record.
+    Leaving,
+}
+
+impl ReplicaState {
+    /// The lowest stamp of what the copy may have missed (rule S4); 0 is everything.
+    #[must_use]
+    pub fn since(self) -> Gen {
+        match self {
+            Self::Out { since } => since,
+            Self::New | Self::InSync | Self::Leaving => Gen(0),
+        }
+    }
+}
+
+/// Why bytes are not a usable record, or a transition may not happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordError {
+    /// The bytes are no record.
+    Garbled(String),
+    /// Written by a newer version of Lockstep.
+    FromTheFuture(u32),
+    /// It breaks an invariant of records.
+    Invalid(&'static str),
+}
+
+impl fmt::Display for RecordError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Garbled(why) => write!(f, "not a volume record: {why}"),
+            Self::FromTheFuture(v) => write!(
+                f,
+                "volume record of version {v}; this build knows {RECORD_VERSION}: upgrade this node"
+            ),
+            Self::Invalid(why) => write!(f, "invalid volume record: {why}"),
+        }
+    }
+}
+
+impl core::error::Error for RecordError {}
+
+impl Record {
+    /// Reads a record from its stored form.
+    ///
+    /// # Errors
+    /// If the bytes are no record, come from a newer version, or break an invariant.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, RecordError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let garbled = |e: serde_json::Error| RecordError::Garbled(alloc::format!("{e}"));
+        let version = serde_json::from_slice::<Versioned>(bytes).map_err(garbled)?.version;
+        if version > RECORD_VERSION {
+            return Err(RecordError::FromTheFuture(version));
+        }
+        let record: Self = serde_json::from_slice(bytes).map_err(garbled)?;
+        record.validate()?;
+        Ok(record)
+    }
+
+    /// The stored form.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Serialising plain structs to memory has no failing path; an empty value would be
+        // refused by `from_bytes`.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Checks what every record must satisfy.
+    ///
+    /// # Errors
+    /// Names the invariant that is broken.
+    pub fn validate(&self) -> Result<(), RecordError> {
+        let rids: BTreeSet<_> = self.replicas.iter().map(|r| r.rid).collect();
+        let nodes: BTreeSet<_> = self.replicas.iter().map(|r| &r.node).collect();
+        let rules = [
+            (self.in_sync().next().is_some(), "no replica is in sync"),
+            (rids.len() == self.replicas.len(), "a replica id occurs twice"),
+            (nodes.len() == self.replicas.len(), "a node has two replicas"),
+            (self.replicas.len() <= limits::MAX_REPLICA_ENTRIES, "too many replicas"),
+            ((1..=limits::MAX_REPL).contains(&self.repl), "repl is out of range"),
+            ((1..=self.repl).contains(&self.min_in_sync), "min_in_sync is out of range"),
+            ((1..=limits::MAX_VOLUME_BLOCKS).contains(&self.blocks), "size is out of range"),
+            (self.r#gen.0 < u32::MAX, "the generation space is used up: a new lineage is needed"),
+            (self.open_epoch <= self.epoch, "opened in an epoch that was never claimed"),
+            (!(self.clean && self.primary.is_some()), "clean although it has a primary"),
+        ];
+        match rules.iter().find(|(holds, _)| !holds) {
+            Some((_, broken)) => Err(RecordError::Invalid(broken)),
+            None => Ok(()),
+        }
+    }
+
+    /// The copies that hold every acknowledged write.
+    pub fn in_sync(&self) -> impl Iterator<Item = &ReplicaEntry> {
+        self.replicas.iter().filter(|r| r.state == ReplicaState::InSync)
+    }
+
+    /// Is `rid` one of them?
+    #[must_use]
+    pub fn is_in_sync(&self, rid: ReplicaId) -> bool {
+        self.in_sync().any(|r| r.rid == rid)
+    }
+
+    /// The entry of `rid`.
+    #[must_use]
+    pub fn replica(&self, rid: ReplicaId) -> Option<&ReplicaEntry> {
+        self.replicas.iter().find(|r| r.rid == rid)
+    }
+}
