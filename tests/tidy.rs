@@ -143,6 +143,11 @@ fn a_package_that_breaks_the_declaration_rules_is_found() {
     let core = core.iter().find(|p| p.name.as_str() == "lockstep-core").expect("core exists");
     assert_eq!(deps::wrong_declarations(core, "[lints]\nworkspace = true"), Vec::<String>::new());
     assert_eq!(deps::wrong_declarations(core, "[lints]\n[dependencies]").len(), 1);
+    let mut planted = (*core).clone();
+    for dependency in &mut planted.dependencies {
+        dependency.features = vec!["planted-bugs".to_owned(), "std".to_owned()];
+    }
+    assert!(deps::wrong_declarations(&planted, "[lints]\nworkspace = true").len() >= 2);
     let mut package = (*core).clone();
     package.license = None;
     package.description = None;
@@ -261,6 +266,22 @@ fn rules_that_code_names_are_defined() {
         }
     }
     nothing("rules", &wrong);
+}
+
+#[test]
+fn planted_bugs_are_documented() {
+    let names: Vec<String> = read("replicator/core/src/planted.rs")
+        .lines()
+        .filter_map(|l| l.trim().strip_prefix("(Self::")?.split('"').nth(1).map(str::to_owned))
+        .collect();
+    assert!(names.len() >= 10, "only {names:?} were found in planted.rs");
+    let protocol = read("docs/protocol.md");
+    let missing: Vec<_> = names
+        .iter()
+        .filter(|n| !protocol.contains(&format!("`{n}`")))
+        .map(|n| format!("docs/protocol.md, Mutations, does not say what `{n}` breaks"))
+        .collect();
+    nothing("planted bugs", &missing);
 }
 
 #[test]
