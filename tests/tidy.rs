@@ -120,6 +120,22 @@ fn rooms_lean_one_way() {
 }
 
 #[test]
+fn pure_rooms_link_no_runtime() {
+    let graph = deps::graph(&metadata());
+    let mut wrong = Vec::new();
+    for room in ["lockstep-core", "lockstep-store", "lockstep-tests"] {
+        let linked = deps::closure(&graph, room);
+        assert!(linked.contains("bytes"), "{room} links only {linked:?}");
+        for banned in ["tokio", "mio", "socket2", "rand", "nix", "lockstep-replicator"] {
+            if linked.contains(banned) {
+                wrong.push(format!("{room} links {banned}; `cargo tree -p {room} -i {banned}`"));
+            }
+        }
+    }
+    nothing("purity", &wrong);
+}
+
+#[test]
 fn packages_are_declared_alike() {
     let mut messages = Vec::new();
     for package in metadata().workspace_packages() {

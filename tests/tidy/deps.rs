@@ -108,6 +108,38 @@ pub(crate) fn wrong_links(edges: &[Edges], links: &[(String, String)]) -> Vec<St
     wrong
 }
 
+/// All that a package links, directly or not, outside of tests and build scripts: names from
+/// `graph`, which maps each name to the names it links.
+pub(crate) fn closure(graph: &BTreeMap<String, BTreeSet<String>>, from: &str) -> BTreeSet<String> {
+    let mut reached = BTreeSet::new();
+    let mut left = vec![from.to_owned()];
+    while let Some(name) = left.pop() {
+        for next in graph.get(&name).into_iter().flatten() {
+            if reached.insert(next.clone()) {
+                left.push(next.clone());
+            }
+        }
+    }
+    reached
+}
+
+/// The graph for [`closure`].
+pub(crate) fn graph(metadata: &Metadata) -> BTreeMap<String, BTreeSet<String>> {
+    let names: BTreeMap<_, _> =
+        metadata.packages.iter().map(|p| (&p.id, p.name.to_string())).collect();
+    let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for node in metadata.resolve.iter().flat_map(|r| &r.nodes) {
+        let Some(from) = names.get(&node.id) else { continue };
+        let linked = node
+            .deps
+            .iter()
+            .filter(|d| d.dep_kinds.iter().any(|k| k.kind == DependencyKind::Normal))
+            .filter_map(|d| names.get(&d.pkg).cloned());
+        graph.entry(from.clone()).or_default().extend(linked);
+    }
+    graph
+}
+
 /// What is wrong in how our packages are declared.
 pub(crate) fn wrong_declarations(package: &Package, manifest: &str) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -247,6 +279,18 @@ mod tests {
             let wrong = wrong_links(EDGES, &link(package, dependency));
             assert!(wrong.is_empty(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_closure_reaches_what_is_linked_indirectly() {
+        let set = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+        let graph = BTreeMap::from([
+            ("a".to_owned(), set(&["b"])),
+            ("b".to_owned(), set(&["a", "c"])),
+            ("d".to_owned(), set(&["e"])),
+        ]);
+        assert_eq!(closure(&graph, "a"), set(&["a", "b", "c"]));
+        assert!(closure(&graph, "x").is_empty());
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub(crate) const RULES: &[fn(&Source) -> Vec<Finding>] = &[
     pure_rooms,
     pure_simulator,
     unsafe_in_one_room,
+    lint_reasons,
     naming,
 ];
 
@@ -220,6 +221,23 @@ fn unsafe_in_one_room(source: &Source) -> Vec<Finding> {
     found
 }
 
+/// Whoever switches a lint off says why.
+fn lint_reasons(source: &Source) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (index, line) in source.code.iter().enumerate() {
+        let opens = ["[allow(", "[expect("].iter().find_map(|a| line.find(a));
+        let Some(at) = opens else { continue };
+        let rest = source.code.iter().skip(index + 1).take(8).map(String::as_str);
+        let text: String = line.get(at + 1..).into_iter().chain(rest).collect();
+        let attribute = text.split(']').next().unwrap_or("");
+        if !has_word(attribute, "reason") {
+            let message = format!("line {}: write reason = \"…\" in {attribute}", index + 1);
+            found.push(finding("lint_reasons", source, attribute, message));
+        }
+    }
+    found
+}
+
 /// Words with two meanings are not names here.
 fn naming(source: &Source) -> Vec<Finding> {
     let banned = [
@@ -265,6 +283,9 @@ mod tests {
         assert!(!breaks(banned_in_comments, "x.rs", "let a = \"TODO\";"));
         assert!(breaks(naming, "x.rs", "fn sync(&self) {}"));
         assert!(breaks(naming, "x.rs", "// the master decides"));
+        assert!(breaks(lint_reasons, "x.rs", "#[allow(dead_code)]\nfn a() {}"));
+        let reason = "#[expect(\n  dead_code,\n  reason = \"b\"\n)]\nfn a() {}";
+        assert!(!breaks(lint_reasons, "x.rs", reason));
         assert!(!breaks(naming, "x.rs", "use tokio::sync::mpsc; fn resync() {}"));
     }
 
