@@ -172,8 +172,12 @@ pub enum Request {
     },
     /// Make every write answered before this arrived durable.
     Flush,
-    /// Nothing but the header: generation and commit watermark.
-    Commit,
+    /// Generation and commit watermark. Not answered.
+    Commit {
+        /// The replica is a member in this generation: whatever it held from older epochs, and
+        /// its untrusted regions, are settled (P7, T6).
+        member: bool,
+    },
     /// Put blocks into the activity log and the ring without writing them (rule P5).
     Mark {
         /// Which blocks.

@@ -1,8 +1,25 @@
 //! One copy of one volume, behind the epoch fence: rules R1 to R7.
 
-use crate::id::{Conn, Token};
-use crate::message::{Message, Reply, Request};
-use crate::store::{StoreError, StoreNote, StoreOp, StoreReply};
+mod promise;
+mod ring;
+mod serve;
+#[cfg(test)]
+mod tests;
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use self::promise::PendingPromise;
+use self::ring::Ring;
+use crate::id::{
+    Conn, Epoch, Gen, Incarnation, InstanceId, Lineage, RegionIndex, ReplicaId, Tick, Token,
+    VolumeId,
+};
+use crate::limits;
+use crate::message::{Header, Message, Refusal, Reply, Request};
+use crate::planted::{Bug, Planted};
+use crate::range::BlockSet;
+use crate::store::{Recovered, StoreError, StoreNote, StoreOp, StoreReply};
 
 /// What happens to a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,12 +63,6 @@ pub enum Effect {
     Note(StoreNote),
 }
 
-use alloc::vec::Vec;
-
-use crate::id::{Epoch, Gen, Incarnation, Lineage, ReplicaId, Tick, VolumeId};
-use crate::planted::Planted;
-use crate::store::Recovered;
-
 /// Which replica this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -70,11 +81,14 @@ pub struct Identity {
 pub struct Status {
     /// Epoch promised.
     pub promised: Epoch,
-    /// Highest generation seen.
+    /// Highest generation seen since it was opened.
     pub r#gen: Gen,
     /// Where it is in its life.
     pub role: Role,
-    /// When a primary with a session was last heard.
+    /// Has a primary a session with it? Its connection is kept alive by heartbeats, so a primary
+    /// with a session was heard within [`crate::limits::SESSION_DEAD_MS`].
+    pub connected: bool,
+    /// When a primary was last heard or lost.
     pub heard: Option<Tick>,
     /// Restarted with a non-empty activity log that is not resolved yet.
     pub unclean: bool,
@@ -83,12 +97,14 @@ pub struct Status {
 }
 
 /// Where a replica is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// Open; no primary.
+    /// Open; no primary since, or closed in good order.
     Idle,
-    /// Bound to an epoch, not yet told what it is in it.
+    /// Bound to an epoch, not (yet) a member in it.
     Promised,
+    /// A member of the in-sync set of its epoch.
+    Member,
     /// Failed; waits to be reopened.
     Faulted,
 }
@@ -97,34 +113,224 @@ pub enum Role {
 #[derive(Debug)]
 pub struct Replica {
     identity: Identity,
+    planted: Planted,
+    /// Size of the volume.
+    blocks: u64,
+    role: Role,
+    /// Epoch promised; durable before anything is answered in it.
+    promised: Epoch,
+    /// The claim that holds `promised`; unknown after a restart, until it promises again.
+    instance: Option<InstanceId>,
+    /// Highest attachment number, durable with the promise.
+    attach_seq: u64,
+    /// Highest generation seen as a member; durable with the next promise.
+    member_gen: Gen,
+    /// Highest generation seen since it was opened.
+    view: Gen,
+    /// Never written.
+    fresh: bool,
+    /// Machine was restarted while `unresolved` was not empty.
+    lossy: bool,
+    /// Regions that can't be trusted; empty once resolved.
+    unresolved: Vec<RegionIndex>,
+    /// Writes not known to be committed.
+    ring: Ring,
+    /// The primary's session; at most one (rule R3).
+    session: Option<Session>,
+    /// When a primary was last heard or lost.
+    heard: Option<Tick>,
+    /// A promise under way: draining, then persisting.
+    promising: Option<PendingPromise>,
+    /// Operations that the store has not answered yet.
+    in_flight: BTreeMap<Token, InFlight>,
+    next_token: u64,
 }
+
+/// A primary's session.
+#[derive(Clone, Copy, Debug)]
+struct Session {
+    conn: Conn,
+}
+
+/// What a store operation in flight is for.
+#[derive(Clone, Debug)]
+struct InFlight {
+    /// Who waits for the answer.
+    conn: Conn,
+    /// Header of the request.
+    header: Header,
+    /// Blocks and stamp, if it mutates them.
+    mutation: Option<(BlockSet, Gen)>,
+    /// Does its failure mean that the replica has failed?
+    fatal: bool,
+}
+
+/// Most operations in the store: two sessions' credit, one of them draining, and a promise.
+const MAX_IN_FLIGHT: usize = 2 * limits::CREDIT_OPS as usize + 1;
 
 impl Replica {
     /// A replica whose store was just opened.
     #[must_use]
     pub fn open(identity: Identity, recovered: Recovered, planted: Planted) -> Self {
-        let _ = (recovered, planted);
-        Self { identity }
+        Self {
+            identity,
+            planted,
+            blocks: recovered.blocks,
+            role: Role::Idle,
+            promised: recovered.promised,
+            instance: None,
+            attach_seq: recovered.attach_seq,
+            member_gen: recovered.member_gen,
+            view: Gen(0),
+            fresh: recovered.fresh,
+            lossy: recovered.lossy,
+            unresolved: recovered.unresolved,
+            ring: Ring::default(),
+            session: None,
+            heard: None,
+            promising: None,
+            in_flight: BTreeMap::new(),
+            next_token: 1,
+        }
     }
 
     /// Handles one event.
     pub fn step(&mut self, now: Tick, event: Event, out: &mut Vec<Effect>) {
-        let _ = (now, event, out, self.identity);
+        match event {
+            Event::Request { conn, message } => self.on_request(now, conn, message, out),
+            Event::Disconnected(conn) => self.on_disconnected(now, conn),
+            Event::Stored { token, result } => self.on_stored(token, result, out),
+        }
     }
 
     /// The replica as others see it.
     #[must_use]
     pub fn status(&self) -> Status {
         Status {
-            promised: Epoch(0),
-            r#gen: Gen(0),
-            role: Role::Idle,
-            heard: None,
-            unclean: false,
-            ring: 0,
+            promised: self.promised,
+            r#gen: self.view,
+            role: self.role,
+            connected: self.session.is_some(),
+            heard: self.heard,
+            unclean: self.is_unclean(),
+            ring: self.ring.len(),
         }
     }
 
     /// Asserts every internal invariant.
-    pub fn check(&self) {}
+    pub fn check(&self) {
+        assert!(!self.lossy || self.is_unclean(), "lossy but not unclean");
+        assert!(self.session.is_none() || self.role != Role::Faulted, "failed, with a session");
+        assert!(self.in_flight.len() <= MAX_IN_FLIGHT, "more in flight than was granted");
+        for item in self.in_flight.values() {
+            let known = item.header.epoch <= self.promised || self.promising.is_some();
+            assert!(known, "an operation of an epoch that was never promised");
+        }
+        self.ring.check(self.promised);
+    }
+
+    /// Restarted with a non-empty activity log that is not resolved yet.
+    fn is_unclean(&self) -> bool {
+        !self.unresolved.is_empty()
+    }
+
+    fn on_request(
+        &mut self,
+        now: Tick,
+        conn: Conn,
+        message: Message<Request>,
+        out: &mut Vec<Effect>,
+    ) {
+        let Message { header, body } = message;
+        if let Request::Promise { replica, lineage, instance, attach_seq } = body {
+            let wanted = promise::Wanted { replica, lineage, instance, attach_seq };
+            return self.on_promise(now, conn, header, wanted, out);
+        }
+        if let Err(refusal) = self.admit(conn, &header) {
+            return self.reply(conn, &header, Reply::Refused(refusal), out);
+        }
+        self.heard = Some(now);
+        self.see_gen(header.r#gen, out);
+        self.commit(&header, out);
+        self.serve(conn, header, body, out);
+    }
+
+    /// Rules R1 and R3: only the session that holds the promise is served.
+    fn admit(&self, conn: Conn, header: &Header) -> Result<(), Refusal> {
+        if header.volume != self.identity.volume {
+            return Err(Refusal::NoSuchReplica);
+        }
+        if self.role == Role::Faulted {
+            return Err(Refusal::Faulted);
+        }
+        if self.planted.has(Bug::NoEpochFence) && header.epoch <= self.promised {
+            return Ok(());
+        }
+        if header.epoch != self.promised {
+            return Err(Refusal::Epoch { promised: self.promised });
+        }
+        match self.session {
+            Some(session) if session.conn == conn => Ok(()),
+            Some(_) | None => Err(Refusal::NoSession),
+        }
+    }
+
+    /// Rule R4: on the first message of a higher generation, everything uncommitted or unresolved
+    /// is stamped with it, before anything else of the message takes effect.
+    fn see_gen(&mut self, r#gen: Gen, out: &mut Vec<Effect>) {
+        if r#gen <= self.view {
+            return;
+        }
+        self.view = r#gen;
+        let blocks = self.ring.blocks();
+        if !blocks.is_empty() && !self.planted.has(Bug::NoRingRestamp) {
+            out.push(Effect::Note(StoreNote::Restamp { blocks, stamp: r#gen }));
+        }
+        if self.is_unclean() {
+            out.push(Effect::Note(StoreNote::RestampUnresolved { stamp: r#gen }));
+        }
+    }
+
+    /// Rule R5: what every target has needs no memory here.
+    fn commit(&mut self, header: &Header, out: &mut Vec<Effect>) {
+        for blocks in self.ring.commit(header.epoch, header.commit) {
+            out.push(Effect::Note(StoreNote::Release { blocks }));
+        }
+    }
+
+    /// P7 and T6: the replica is a member, so older epochs' leftovers are settled.
+    fn become_member(&mut self, header: &Header, out: &mut Vec<Effect>) {
+        self.role = Role::Member;
+        self.member_gen = self.member_gen.max(header.r#gen);
+        for blocks in self.ring.commit_older(header.epoch) {
+            out.push(Effect::Note(StoreNote::Release { blocks }));
+        }
+        if self.is_unclean() {
+            self.unresolved.clear();
+            self.lossy = false;
+            out.push(Effect::Note(StoreNote::Resolve));
+        }
+    }
+
+    fn on_disconnected(&mut self, now: Tick, conn: Conn) {
+        if self.session.is_some_and(|s| s.conn == conn) {
+            self.session = None;
+            self.heard = Some(now);
+        }
+        if let Some(pending) = self.promising.as_mut().filter(|p| p.conn == conn) {
+            pending.connected = false;
+        }
+    }
+
+    fn reply(&self, conn: Conn, header: &Header, body: Reply, out: &mut Vec<Effect>) {
+        let header = Header { r#gen: self.view, commit: Default::default(), ..*header };
+        out.push(Effect::Send { conn, message: Message { header, body } });
+    }
+
+    fn submit(&mut self, item: InFlight, op: StoreOp, out: &mut Vec<Effect>) {
+        let token = Token(self.next_token);
+        self.next_token += 1;
+        self.in_flight.insert(token, item);
+        out.push(Effect::Store { token, op });
+    }
 }

@@ -1,0 +1,124 @@
+//! Rule R2: a promise closes older sessions, waits for their work, is durable, then answered.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use super::{Effect, InFlight, Replica, Role, Session};
+use crate::id::{Conn, Epoch, InstanceId, Lineage, ReplicaId, Tick};
+use crate::limits;
+use crate::message::{Header, Promised, Refusal, Reply};
+use crate::planted::Bug;
+use crate::store::StoreOp;
+
+/// What a promise asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) replica: ReplicaId,
+    pub(super) lineage: Lineage,
+    pub(super) instance: InstanceId,
+    pub(super) attach_seq: u64,
+}
+
+/// A promise under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PendingPromise {
+    pub(super) conn: Conn,
+    /// Is the asking connection still there?
+    pub(super) connected: bool,
+    header: Header,
+    wanted: Wanted,
+    /// Handed to the store (older work is drained)?
+    submitted: bool,
+}
+
+impl PendingPromise {
+    /// Is it being persisted under this header?
+    pub(super) fn is_for(&self, header: &Header) -> bool {
+        self.submitted && self.header == *header
+    }
+}
+
+impl Replica {
+    pub(super) fn on_promise(
+        &mut self,
+        now: Tick,
+        conn: Conn,
+        header: Header,
+        wanted: Wanted,
+        out: &mut Vec<Effect>,
+    ) {
+        if let Err(refusal) = self.may_promise(&header, &wanted) {
+            return self.reply(conn, &header, Reply::Refused(refusal), out);
+        }
+        self.heard = Some(now);
+        // From here on nothing of an older session is admitted; what it has in the store drains.
+        self.session = None;
+        let submitted = self.promising.is_some_and(|p| p.submitted);
+        self.promising =
+            Some(PendingPromise { conn, connected: true, header, wanted, submitted: false });
+        if submitted {
+            // An earlier promise is being persisted; this one follows when it is answered.
+            return;
+        }
+        self.try_promise(out);
+    }
+
+    fn may_promise(&self, header: &Header, wanted: &Wanted) -> Result<(), Refusal> {
+        let me = (self.identity.volume, self.identity.replica, self.identity.lineage);
+        if (header.volume, wanted.replica, wanted.lineage) != me {
+            return Err(Refusal::NoSuchReplica);
+        }
+        if self.role == Role::Faulted {
+            return Err(Refusal::Faulted);
+        }
+        let promised = self.promised.max(self.promising.map_or(Epoch(0), |p| p.header.epoch));
+        let same_claim = self.instance.is_none_or(|i| i == wanted.instance);
+        let newer = header.epoch > promised;
+        if newer || (header.epoch == promised && (same_claim || promised > self.promised)) {
+            Ok(())
+        } else {
+            Err(Refusal::Epoch { promised })
+        }
+    }
+
+    /// Persists the pending promise once the older work has drained.
+    pub(super) fn try_promise(&mut self, out: &mut Vec<Effect>) {
+        let drained = self.in_flight.is_empty() || self.planted.has(Bug::NoDrain);
+        let Some(pending) = self.promising.as_mut().filter(|p| !p.submitted && drained) else {
+            return;
+        };
+        pending.submitted = true;
+        let (conn, header) = (pending.conn, pending.header);
+        let op = StoreOp::Promise {
+            epoch: header.epoch,
+            attach_seq: self.attach_seq.max(pending.wanted.attach_seq),
+            member_gen: self.member_gen,
+        };
+        self.submit(InFlight { conn, header, mutation: None, fatal: true }, op, out);
+    }
+
+    /// The store has persisted the promise of `header`.
+    pub(super) fn on_promise_durable(&mut self, header: &Header, out: &mut Vec<Effect>) {
+        assert!(header.epoch >= self.promised, "a promise went backwards");
+        self.promised = header.epoch;
+        let Some(pending) = self.promising.take() else { return };
+        self.instance = Some(pending.wanted.instance);
+        self.attach_seq = self.attach_seq.max(pending.wanted.attach_seq);
+        self.role = Role::Promised;
+        if pending.connected {
+            self.session = Some(Session { conn: pending.conn });
+            let promised = Promised {
+                incarnation: self.identity.incarnation,
+                unclean: self.is_unclean(),
+                lossy: self.lossy,
+                fresh: self.fresh && self.ring.len() == 0,
+                member_gen: self.member_gen,
+                ring: self.ring.blocks(),
+                unresolved: self.unresolved.clone(),
+                credit_ops: limits::CREDIT_OPS,
+                credit_bytes: limits::CREDIT_BYTES,
+            };
+            self.reply(pending.conn, header, Reply::Promised(Box::new(promised)), out);
+        }
+    }
+}

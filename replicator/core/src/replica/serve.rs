@@ -1,0 +1,185 @@
+//! Requests of the session's primary become store operations, and their answers replies.
+
+use alloc::vec::Vec;
+
+use super::{Effect, InFlight, Replica, Role};
+use crate::id::{Conn, Gen, Token};
+use crate::limits::{self, MAX_OP_BLOCKS};
+use crate::message::{Header, Payload, Refusal, Reply, Request, ResyncBlock, ResyncContent};
+use crate::range::{BlockRange, BlockSet};
+use crate::store::{StoreError, StoreNote, StoreOp, StoreReply};
+
+impl Replica {
+    pub(super) fn serve(
+        &mut self,
+        conn: Conn,
+        header: Header,
+        request: Request,
+        out: &mut Vec<Effect>,
+    ) {
+        let within_credit = self.in_flight.len() < limits::CREDIT_OPS as usize;
+        if !within_credit || !self.is_well_formed(&request) {
+            return self.reply(conn, &header, Reply::Refused(Refusal::Malformed), out);
+        }
+        let stamp = header.r#gen;
+        match request {
+            Request::Promise { .. } => {}
+            Request::Commit { member } => {
+                if member {
+                    self.become_member(&header, out);
+                }
+            }
+            Request::Read { blocks } => self.query(conn, header, StoreOp::Read { blocks }, out),
+            Request::Scan { since, from, limit } => {
+                self.query(conn, header, StoreOp::Scan { since, from, limit }, out);
+            }
+            Request::Digest { blocks, since } => {
+                self.query(conn, header, StoreOp::Digest { blocks, since }, out);
+            }
+            Request::Write { range, fua, payload } => {
+                let op = StoreOp::Write { range, stamp, durable: fua, payload };
+                self.mutate(conn, header, range.into(), op, out);
+            }
+            Request::Zero { range, fua, deallocate } => {
+                let op = StoreOp::Zero { range, stamp, durable: fua, deallocate };
+                self.mutate(conn, header, range.into(), op, out);
+            }
+            Request::Resync { blocks, payload } => {
+                let set = blocks.iter().map(|b| BlockRange::new(b.block, 1)).collect();
+                self.mutate(conn, header, set, StoreOp::Resync { blocks, payload }, out);
+            }
+            Request::Mark { blocks } => {
+                self.mutate(conn, header, blocks.clone(), StoreOp::Mark { blocks }, out);
+            }
+            Request::Flush => self.barrier(conn, header, StoreOp::Flush, out),
+            Request::Close => {
+                self.role = Role::Idle;
+                self.barrier(conn, header, StoreOp::CleanAll, out);
+            }
+        }
+    }
+
+    fn query(&mut self, conn: Conn, header: Header, op: StoreOp, out: &mut Vec<Effect>) {
+        self.submit(InFlight { conn, header, mutation: None, fatal: false }, op, out);
+    }
+
+    fn barrier(&mut self, conn: Conn, header: Header, op: StoreOp, out: &mut Vec<Effect>) {
+        self.submit(InFlight { conn, header, mutation: None, fatal: true }, op, out);
+    }
+
+    /// A mutation enters the ring before it is issued.
+    fn mutate(
+        &mut self,
+        conn: Conn,
+        header: Header,
+        blocks: BlockSet,
+        op: StoreOp,
+        out: &mut Vec<Effect>,
+    ) {
+        self.fresh = false;
+        let replayed = self.ring.insert(header.epoch, header.seq, blocks.clone());
+        let mutation = Some((blocks, header.r#gen));
+        self.submit(InFlight { conn, header, mutation, fatal: true }, op, out);
+        if let Some(blocks) = replayed {
+            out.push(Effect::Note(StoreNote::Release { blocks }));
+        }
+    }
+
+    pub(super) fn on_stored(
+        &mut self,
+        token: Token,
+        result: Result<StoreReply, StoreError>,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(item) = self.in_flight.remove(&token) else { return };
+        if result.is_err() && item.fatal {
+            self.fault();
+        }
+        let is_promise = self.promising.is_some_and(|p| p.is_for(&item.header));
+        match result {
+            Ok(StoreReply::Done) if is_promise => self.on_promise_durable(&item.header, out),
+            Ok(reply) => self.on_done(&item, reply, out),
+            Err(error) => {
+                self.reply(item.conn, &item.header, Reply::Refused(refusal(error)), out);
+            }
+        }
+        self.try_promise(out);
+    }
+
+    fn on_done(&mut self, item: &InFlight, reply: StoreReply, out: &mut Vec<Effect>) {
+        if let Some((blocks, stamp)) = &item.mutation {
+            self.restamp_if_overtaken(blocks, *stamp, out);
+        }
+        let body = match reply {
+            StoreReply::Done => Reply::Done,
+            StoreReply::Data(payload) => Reply::Data(payload),
+            StoreReply::Regions { regions, next } => Reply::Regions { regions, next },
+            StoreReply::Digests(digests) => Reply::Digests(digests),
+        };
+        // A session that is gone gets no answer; its primary asks again in its next one.
+        if self.session.is_some_and(|s| s.conn == item.conn) {
+            self.reply(item.conn, &item.header, body, out);
+        }
+    }
+
+    /// A write that was in the store while the generation rose gets the new stamp after all (R4).
+    fn restamp_if_overtaken(&self, blocks: &BlockSet, stamp: Gen, out: &mut Vec<Effect>) {
+        if stamp < self.view && !self.planted.has(crate::planted::Bug::NoRingRestamp) {
+            let blocks = blocks.clone();
+            out.push(Effect::Note(StoreNote::Restamp { blocks, stamp: self.view }));
+        }
+    }
+
+    /// Rule R6: after a failed write or flush nothing is promised or retried.
+    fn fault(&mut self) {
+        self.role = Role::Faulted;
+        self.session = None;
+        self.promising = None;
+    }
+
+    fn is_well_formed(&self, request: &Request) -> bool {
+        match request {
+            Request::Write { range, payload, .. } => {
+                self.fits(*range) && payload.blocks() == range.count as usize && sized(payload)
+            }
+            Request::Zero { range, .. } => self.fits(*range),
+            Request::Read { blocks } | Request::Digest { blocks, .. } => {
+                blocks.len() <= u64::from(MAX_OP_BLOCKS) && self.holds(blocks)
+            }
+            Request::Mark { blocks } => self.holds(blocks),
+            Request::Resync { blocks, payload } => self.is_resync_well_formed(blocks, payload),
+            Request::Promise { .. }
+            | Request::Flush
+            | Request::Commit { .. }
+            | Request::Scan { .. }
+            | Request::Close => true,
+        }
+    }
+
+    fn is_resync_well_formed(&self, blocks: &[ResyncBlock], payload: &Payload) -> bool {
+        let with_data = blocks.iter().filter(|b| b.content == ResyncContent::Data).count();
+        let ascending = blocks.windows(2).all(|pair| pair[0].block < pair[1].block);
+        let inside = blocks.last().is_some_and(|last| last.block < self.blocks);
+        ascending && inside && sized(payload) && payload.blocks() == with_data
+    }
+
+    fn fits(&self, range: BlockRange) -> bool {
+        range.count <= MAX_OP_BLOCKS && range.end() <= self.blocks
+    }
+
+    fn holds(&self, blocks: &BlockSet) -> bool {
+        blocks.ranges().last().is_some_and(|last| last.end() <= self.blocks)
+    }
+}
+
+fn sized(payload: &Payload) -> bool {
+    payload.data.len() == payload.blocks() * crate::range::BLOCK_SIZE as usize
+}
+
+fn refusal(error: StoreError) -> Refusal {
+    match error {
+        StoreError::Io | StoreError::NoSpace => Refusal::Io,
+        StoreError::Checksum { block } => Refusal::Checksum { block },
+        StoreError::Faulted => Refusal::Faulted,
+    }
+}
