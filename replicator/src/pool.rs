@@ -1,0 +1,5 @@
+//! Pools: directories that hold replicas.
+
+mod error;
+
+pub use error::PoolError;
