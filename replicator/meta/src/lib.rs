@@ -25,7 +25,9 @@ pub mod server;
 
 pub use error::{MetaError, PutError};
 
-use async_trait::async_trait;
+/// How [`Meta`] and [`conformance::Subject`] are implemented.
+pub use async_trait::async_trait;
+
 use bytes::Bytes;
 use std::fmt;
 

@@ -5,6 +5,9 @@ use async_trait::async_trait;
 use lockstep_proto::v1;
 use lockstep_proto::v1::meta_server::MetaServer;
 use std::sync::Arc;
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 /// Most bytes a message of this service may have: a page and its frame fit with room to spare.
@@ -22,6 +25,22 @@ pub fn service(store: Arc<dyn Meta>) -> MetaServer<Service> {
     MetaServer::new(Service { store })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Serves a store, and nothing else, on a socket until `stop` is done and the requests that had
+/// begun are answered.
+///
+/// # Errors
+/// If the socket fails.
+pub async fn serve(
+    listener: TcpListener,
+    store: Arc<dyn Meta>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    Server::builder()
+        .add_service(service(store))
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop)
+        .await
 }
 
 #[async_trait]
