@@ -301,6 +301,23 @@ fn planted_bugs_are_documented() {
 }
 
 #[test]
+fn injected_faults_are_documented() {
+    let names: Vec<String> = read("tests/sim/fault.rs")
+        .lines()
+        .filter(|l| l.trim_end().ends_with(';') && l.contains(" = \""))
+        .filter_map(|l| l.split('"').nth(1).map(str::to_owned))
+        .collect();
+    assert!(names.len() >= 10, "only {names:?} were found in tests/sim/fault.rs");
+    let faults = read("docs/faults.md");
+    let missing: Vec<_> = names
+        .iter()
+        .filter(|n| !faults.contains(&format!("`{n}`")))
+        .map(|n| format!("docs/faults.md does not say what must hold under `{n}`"))
+        .collect();
+    nothing("injected faults", &missing);
+}
+
+#[test]
 fn no_file_names_a_registry_or_a_machine() {
     let binary = [".png", ".bin", ".img", "Cargo.lock"];
     let texts = files().into_iter().filter(|p| !binary.iter().any(|b| p.ends_with(b)));
