@@ -1,0 +1,165 @@
+//! Bodies of replies.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use bytes::Bytes;
+
+use super::codec::{Malformed, Reader, Writer};
+use super::{Kind, MAX_LIST_BLOCKS, read_crcs, write_crcs};
+use crate::id::{Epoch, Gen, Incarnation};
+use crate::message::{BlockDigest, Digest, Payload, Promised, Refusal, Reply};
+
+/// Bytes of an entry of [`Reply::Digests`].
+const BLOCK_DIGEST_BYTES: usize = 29;
+
+const UNCLEAN: u8 = 1;
+const LOSSY: u8 = 2;
+const FRESH: u8 = 4;
+
+/// Writes the body; returns what else belongs into the frame: kind and data.
+pub(super) fn write<'a>(reply: &'a Reply, out: &mut Writer) -> (Kind, Option<&'a Payload>) {
+    match reply {
+        Reply::Promised(promised) => {
+            write_promised(promised, out);
+            (Kind::Promised, None)
+        }
+        Reply::Data(payload) => {
+            write_crcs(payload, out);
+            (Kind::Data, Some(payload))
+        }
+        Reply::Done => (Kind::Done, None),
+        Reply::Regions { regions, next } => {
+            out.u8(u8::from(next.is_some()));
+            out.u32(next.map_or(0, |region| region.0));
+            out.regions(regions);
+            (Kind::Regions, None)
+        }
+        Reply::Digests(digests) => {
+            out.count(digests.len());
+            digests.iter().for_each(|digest| write_digest(digest, out));
+            (Kind::Digests, None)
+        }
+        Reply::Refused(refusal) => {
+            write_refusal(*refusal, out);
+            (Kind::Refused, None)
+        }
+    }
+}
+
+fn write_promised(promised: &Promised, out: &mut Writer) {
+    let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+    let flags =
+        flag(promised.unclean, UNCLEAN) | flag(promised.lossy, LOSSY) | flag(promised.fresh, FRESH);
+    out.u64(promised.incarnation.0);
+    out.u8(flags);
+    out.u32(promised.member_gen.0);
+    out.u32(promised.credit_ops);
+    out.u64(promised.credit_bytes);
+    out.set(&promised.ring);
+    out.regions(&promised.unresolved);
+}
+
+fn write_digest(digest: &BlockDigest, out: &mut Writer) {
+    out.u64(digest.block);
+    out.u32(digest.stamp.0);
+    out.u8(u8::from(digest.zero));
+    out.bytes(&digest.digest.0);
+}
+
+/// A code and a number, which is zero where the code needs none.
+fn write_refusal(refusal: Refusal, out: &mut Writer) {
+    let (code, number) = match refusal {
+        Refusal::Epoch { promised } => (1, promised.0),
+        Refusal::NoSuchReplica => (2, 0),
+        Refusal::NoSession => (3, 0),
+        Refusal::Faulted => (4, 0),
+        Refusal::Io => (5, 0),
+        Refusal::Checksum { block } => (6, block),
+        Refusal::Malformed => (7, 0),
+    };
+    out.u8(code);
+    out.u64(number);
+}
+
+pub(super) fn read(kind: Kind, reader: &mut Reader<'_>, data: Bytes) -> Result<Reply, Malformed> {
+    Ok(match kind {
+        Kind::Promised => Reply::Promised(Box::new(read_promised(reader)?)),
+        Kind::Data => Reply::Data(read_crcs(reader, data)?),
+        Kind::Done => Reply::Done,
+        Kind::Regions => read_regions(reader)?,
+        Kind::Digests => Reply::Digests(read_digests(reader)?),
+        Kind::Refused => Reply::Refused(read_refusal(reader)?),
+        _ => return Err(Malformed("not a reply")),
+    })
+}
+
+fn read_promised(reader: &mut Reader<'_>) -> Result<Promised, Malformed> {
+    let incarnation = Incarnation(reader.u64()?);
+    let flags = reader.u8()?;
+    if flags & !(UNCLEAN | LOSSY | FRESH) != 0 {
+        return Err(Malformed("unknown state of a replica"));
+    }
+    let member_gen = Gen(reader.u32()?);
+    let (credit_ops, credit_bytes) = (reader.u32()?, reader.u64()?);
+    Ok(Promised {
+        incarnation,
+        unclean: flags & UNCLEAN != 0,
+        lossy: flags & LOSSY != 0,
+        fresh: flags & FRESH != 0,
+        member_gen,
+        ring: reader.set()?,
+        unresolved: reader.regions()?,
+        credit_ops,
+        credit_bytes,
+    })
+}
+
+fn read_flag(reader: &mut Reader<'_>) -> Result<bool, Malformed> {
+    match reader.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Malformed("neither yes nor no")),
+    }
+}
+
+fn read_regions(reader: &mut Reader<'_>) -> Result<Reply, Malformed> {
+    let is_more = read_flag(reader)?;
+    let next = reader.region()?;
+    if !is_more && next.0 != 0 {
+        return Err(Malformed("a next region although there is no more"));
+    }
+    Ok(Reply::Regions { regions: reader.regions()?, next: is_more.then_some(next) })
+}
+
+fn read_digests(reader: &mut Reader<'_>) -> Result<Vec<BlockDigest>, Malformed> {
+    let count = reader.count(BLOCK_DIGEST_BYTES)?;
+    if count > MAX_LIST_BLOCKS as usize {
+        return Err(Malformed("more digests than one answer may hold"));
+    }
+    let digests: Result<Vec<_>, Malformed> = (0..count).map(|_| read_digest(reader)).collect();
+    let digests = digests?;
+    let ascending = digests.is_sorted_by(|a, b| a.block < b.block);
+    if ascending { Ok(digests) } else { Err(Malformed("blocks are not ascending")) }
+}
+
+fn read_digest(reader: &mut Reader<'_>) -> Result<BlockDigest, Malformed> {
+    let (block, stamp, zero) = (reader.block()?, Gen(reader.u32()?), read_flag(reader)?);
+    let mut digest = [0; 16];
+    digest.copy_from_slice(reader.bytes(16)?);
+    Ok(BlockDigest { block, stamp, zero, digest: Digest(digest) })
+}
+
+fn read_refusal(reader: &mut Reader<'_>) -> Result<Refusal, Malformed> {
+    let (code, number) = (reader.u8()?, reader.u64()?);
+    let refusal = match code {
+        1 => return Ok(Refusal::Epoch { promised: Epoch(number) }),
+        6 => return Ok(Refusal::Checksum { block: number }),
+        2 => Refusal::NoSuchReplica,
+        3 => Refusal::NoSession,
+        4 => Refusal::Faulted,
+        5 => Refusal::Io,
+        7 => Refusal::Malformed,
+        _ => return Err(Malformed("unknown refusal")),
+    };
+    if number == 0 { Ok(refusal) } else { Err(Malformed("a number that the refusal has not")) }
+}

@@ -1,0 +1,170 @@
+//! Bodies of requests.
+
+use alloc::vec::Vec;
+use bytes::Bytes;
+
+use super::codec::{Malformed, Reader, Writer};
+use super::kind::{FLAG_DEALLOCATE, FLAG_FUA, FLAG_MEMBER};
+use super::{Kind, MAX_LIST_BLOCKS, MAX_SCAN_REGIONS, read_crcs, write_crcs};
+use crate::id::{Gen, InstanceId, Lineage, ReplicaId};
+use crate::limits::MAX_OP_BLOCKS;
+use crate::message::{Payload, Request, ResyncBlock, ResyncContent};
+use crate::range::{BlockRange, BlockSet};
+
+/// Bytes of an entry of a resync.
+const RESYNC_BLOCK_BYTES: usize = 13;
+
+/// Writes the body; returns what else belongs into the frame: kind, flags and data.
+pub(super) fn write<'a>(request: &'a Request, out: &mut Writer) -> (Kind, u8, Option<&'a Payload>) {
+    match request {
+        Request::Promise { replica, lineage, instance, attach_seq } => {
+            out.uuid(replica.0);
+            out.uuid(lineage.0);
+            out.uuid(instance.0);
+            out.u64(*attach_seq);
+            (Kind::Promise, 0, None)
+        }
+        Request::Read { blocks } => {
+            out.set(blocks);
+            (Kind::Read, 0, None)
+        }
+        Request::Write { range, fua, payload } => {
+            out.range(*range);
+            write_crcs(payload, out);
+            (Kind::Write, fua_flag(*fua), Some(payload))
+        }
+        Request::Zero { range, fua, deallocate } => {
+            out.range(*range);
+            let deallocate = if *deallocate { FLAG_DEALLOCATE } else { 0 };
+            (Kind::Zero, fua_flag(*fua) | deallocate, None)
+        }
+        Request::Flush => (Kind::Flush, 0, None),
+        Request::Commit { member } => (Kind::Commit, if *member { FLAG_MEMBER } else { 0 }, None),
+        Request::Mark { blocks } => {
+            out.set(blocks);
+            (Kind::Mark, 0, None)
+        }
+        Request::Scan { since, from, limit } => {
+            out.u32(since.0);
+            out.u32(from.0);
+            out.u32(*limit);
+            (Kind::Scan, 0, None)
+        }
+        Request::Digest { blocks, since } => {
+            out.u32(since.0);
+            out.set(blocks);
+            (Kind::Digest, 0, None)
+        }
+        Request::Resync { blocks, payload } => {
+            out.count(blocks.len());
+            blocks.iter().for_each(|block| write_resync_block(block, out));
+            write_crcs(payload, out);
+            (Kind::Resync, 0, Some(payload))
+        }
+        Request::Close => (Kind::Close, 0, None),
+    }
+}
+
+fn fua_flag(fua: bool) -> u8 {
+    if fua { FLAG_FUA } else { 0 }
+}
+
+fn write_resync_block(block: &ResyncBlock, out: &mut Writer) {
+    out.u64(block.block);
+    out.u32(block.stamp.0);
+    out.u8(match block.content {
+        ResyncContent::Data => 0,
+        ResyncContent::Zero => 1,
+        ResyncContent::Same => 2,
+    });
+}
+
+pub(super) fn read(
+    kind: Kind,
+    flags: u8,
+    reader: &mut Reader<'_>,
+    data: Bytes,
+) -> Result<Request, Malformed> {
+    let fua = flags & FLAG_FUA != 0;
+    Ok(match kind {
+        Kind::Promise => Request::Promise {
+            replica: ReplicaId(reader.uuid()?),
+            lineage: Lineage(reader.uuid()?),
+            instance: InstanceId(reader.uuid()?),
+            attach_seq: reader.u64()?,
+        },
+        Kind::Read => Request::Read { blocks: read_set(reader, MAX_OP_BLOCKS)? },
+        Kind::Write => {
+            let range = read_op_range(reader)?;
+            let payload = read_crcs(reader, data)?;
+            if payload.blocks() != range.count as usize {
+                return Err(Malformed("as many blocks of data as the range has must follow"));
+            }
+            Request::Write { range, fua, payload }
+        }
+        Kind::Zero => {
+            let deallocate = flags & FLAG_DEALLOCATE != 0;
+            Request::Zero { range: read_op_range(reader)?, fua, deallocate }
+        }
+        Kind::Flush => Request::Flush,
+        Kind::Commit => Request::Commit { member: flags & FLAG_MEMBER != 0 },
+        Kind::Mark => Request::Mark { blocks: reader.set()? },
+        Kind::Scan => read_scan(reader)?,
+        Kind::Digest => {
+            let since = Gen(reader.u32()?);
+            Request::Digest { blocks: read_set(reader, MAX_LIST_BLOCKS)?, since }
+        }
+        Kind::Resync => read_resync(reader, data)?,
+        Kind::Close => Request::Close,
+        _ => return Err(Malformed("not a request")),
+    })
+}
+
+/// A range that one operation may have.
+fn read_op_range(reader: &mut Reader<'_>) -> Result<BlockRange, Malformed> {
+    let range = reader.range()?;
+    let fits = range.count <= MAX_OP_BLOCKS;
+    if fits { Ok(range) } else { Err(Malformed("a range longer than one operation may be")) }
+}
+
+/// A set whose answer, block by block, fits into one frame.
+fn read_set(reader: &mut Reader<'_>, max_blocks: u32) -> Result<BlockSet, Malformed> {
+    let set = reader.set()?;
+    let fits = set.len() <= u64::from(max_blocks);
+    if fits { Ok(set) } else { Err(Malformed("more blocks than one answer can hold")) }
+}
+
+fn read_scan(reader: &mut Reader<'_>) -> Result<Request, Malformed> {
+    let (since, from, limit) = (Gen(reader.u32()?), reader.region()?, reader.u32()?);
+    let fits = limit <= MAX_SCAN_REGIONS;
+    let scan = Request::Scan { since, from, limit };
+    if fits { Ok(scan) } else { Err(Malformed("more regions than one answer can hold")) }
+}
+
+fn read_resync(reader: &mut Reader<'_>, data: Bytes) -> Result<Request, Malformed> {
+    let count = reader.count(RESYNC_BLOCK_BYTES)?;
+    if count > MAX_LIST_BLOCKS as usize {
+        return Err(Malformed("more blocks than one resync may name"));
+    }
+    let blocks: Result<Vec<_>, Malformed> = (0..count).map(|_| read_resync_block(reader)).collect();
+    let blocks = blocks?;
+    if !blocks.is_sorted_by(|a, b| a.block < b.block) {
+        return Err(Malformed("blocks are not ascending"));
+    }
+    let payload = read_crcs(reader, data)?;
+    if blocks.iter().filter(|b| b.content == ResyncContent::Data).count() != payload.blocks() {
+        return Err(Malformed("as many blocks of data as are announced must follow"));
+    }
+    Ok(Request::Resync { blocks, payload })
+}
+
+fn read_resync_block(reader: &mut Reader<'_>) -> Result<ResyncBlock, Malformed> {
+    let (block, stamp) = (reader.block()?, Gen(reader.u32()?));
+    let content = match reader.u8()? {
+        0 => ResyncContent::Data,
+        1 => ResyncContent::Zero,
+        2 => ResyncContent::Same,
+        _ => return Err(Malformed("unknown content of a resynced block")),
+    };
+    Ok(ResyncBlock { block, stamp, content })
+}

@@ -1,0 +1,163 @@
+//! The bytes of one frame of each kind, kept in `wire_golden.txt`. A change of the format shows
+//! here; it needs a new wire version, and then a new file beside this one.
+
+use lockstep_core::id::{
+    Epoch, Gen, Incarnation, InstanceId, Lineage, NodeId, RegionIndex, ReplicaId, Seq, VolumeId,
+};
+use lockstep_core::message::{
+    BlockDigest, Digest, Header, Message, Payload, Promised, Refusal, Reply, Request, ResyncBlock,
+    ResyncContent,
+};
+use lockstep_core::range::{BLOCK_SIZE, BlockRange, BlockSet};
+use lockstep_core::wire::{Encoded, Frame, Kind, LinkFrame, RejectReason, encode};
+use uuid::Uuid;
+
+const GOLDEN: &str = include_str!("wire_golden.txt");
+const DOCUMENT: &str = include_str!("../../../docs/wire.md");
+
+fn blocks() -> BlockSet {
+    [BlockRange::new(1, 2), BlockRange::new(256, 8)].into_iter().collect()
+}
+
+fn payload() -> Payload {
+    Payload::checksummed(vec![0xa5; BLOCK_SIZE as usize].into())
+}
+
+fn promise() -> Request {
+    Request::Promise {
+        replica: ReplicaId(Uuid::from_u128(2)),
+        lineage: Lineage(Uuid::from_u128(3)),
+        instance: InstanceId(Uuid::from_u128(4)),
+        attach_seq: 5,
+    }
+}
+
+fn requests() -> Vec<Request> {
+    let content = [ResyncContent::Data, ResyncContent::Zero, ResyncContent::Same];
+    let entry = |(block, content)| ResyncBlock { block, stamp: Gen(7), content };
+    let range = BlockRange::new(9, 1);
+    vec![
+        promise(),
+        Request::Read { blocks: blocks() },
+        Request::Write { range, fua: true, payload: payload() },
+        Request::Zero { range: BlockRange::new(3, 200), fua: false, deallocate: true },
+        Request::Flush,
+        Request::Commit { member: true },
+        Request::Mark { blocks: blocks() },
+        Request::Scan { since: Gen(6), from: RegionIndex(2), limit: 1024 },
+        Request::Digest { blocks: blocks(), since: Gen(6) },
+        Request::Resync { blocks: (4..).zip(content).map(entry).collect(), payload: payload() },
+        Request::Close,
+    ]
+}
+
+fn replies() -> Vec<Reply> {
+    let promised = Promised {
+        incarnation: Incarnation(0x1122_3344_5566_7788),
+        unclean: true,
+        lossy: false,
+        fresh: true,
+        member_gen: Gen(4),
+        ring: blocks(),
+        unresolved: vec![RegionIndex(0), RegionIndex(5)],
+        credit_ops: 512,
+        credit_bytes: 64 << 20,
+    };
+    let digest =
+        BlockDigest { block: 9, stamp: Gen(3), zero: false, digest: Digest(*b"0123456789abcdef") };
+    let regions = vec![RegionIndex(1), RegionIndex(8)];
+    vec![
+        Reply::Promised(Box::new(promised)),
+        Reply::Data(payload()),
+        Reply::Done,
+        Reply::Regions { regions, next: Some(RegionIndex(9)) },
+        Reply::Digests(vec![digest]),
+        Reply::Refused(Refusal::Epoch { promised: Epoch(12) }),
+    ]
+}
+
+fn links() -> Vec<LinkFrame> {
+    let node = NodeId::new("node-1");
+    let cluster = Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
+    let hello = |node| LinkFrame::Hello {
+        min_version: 1,
+        max_version: 2,
+        cluster,
+        node,
+        process: 0x0102_0304_0506_0708,
+    };
+    let welcome = |node| LinkFrame::Welcome { version: 1, node, process: 0x0a0b_0c0d };
+    let mut frames: Vec<_> = node.clone().map(hello).into_iter().collect();
+    frames.extend(node.map(welcome));
+    frames.extend([
+        LinkFrame::Reject { reason: RejectReason::Version { min: 3, max: 4 } },
+        LinkFrame::Ping { id: 17 },
+        LinkFrame::Pong { id: 17 },
+    ]);
+    frames
+}
+
+fn frames() -> Vec<Frame> {
+    let header = Header {
+        volume: VolumeId(Uuid::from_u128(1)),
+        epoch: Epoch(0x0102),
+        r#gen: Gen(0x0304),
+        seq: Seq(0x0506),
+        commit: Seq(0x0505),
+    };
+    let links = links().into_iter().map(Frame::Link);
+    let requests = requests().into_iter().map(|body| Frame::Request(Message { header, body }));
+    let replies = replies().into_iter().map(|body| Frame::Reply(Message { header, body }));
+    links.chain(requests).chain(replies).collect()
+}
+
+/// The line that stands for a frame: header and body in hex, and how much data follows.
+fn line(kind: Kind, encoded: &Encoded) -> String {
+    let hex: String = encoded.head.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (header, body) = hex.split_at(144);
+    format!("{kind} {header} {body} +{}", encoded.data.len())
+}
+
+#[test]
+fn the_format_has_not_changed() {
+    let frames = frames();
+    assert_eq!(frames.len(), Kind::ALL.len(), "a kind of frame has no golden bytes");
+    let pairs = Kind::ALL.iter().zip(&frames);
+    let lines: Vec<String> = pairs.map(|(kind, f)| line(*kind, &encode(f))).collect();
+    let golden: Vec<&str> = GOLDEN.lines().filter(|l| !l.starts_with('#')).collect();
+    assert_eq!(golden, lines, "\nthe format changed; as it is now:\n{}\n", lines.join("\n"));
+}
+
+#[test]
+fn golden_frames_are_read() {
+    for frame in frames() {
+        assert_eq!(encode(&frame).decode(), Ok(frame));
+    }
+}
+
+/// Every single bit of every golden frame, header, body and data.
+#[test]
+fn each_flipped_bit_is_found() {
+    for (kind, frame) in Kind::ALL.iter().zip(frames()) {
+        let intact = encode(&frame);
+        for bit in 0..intact.len() * 8 {
+            let mut head = intact.head.to_vec();
+            let mut data = intact.data.to_vec();
+            let at = bit / 8;
+            match at.checked_sub(head.len()) {
+                None => head[at] ^= 1 << (bit % 8),
+                Some(at) => data[at] ^= 1 << (bit % 8),
+            }
+            let damaged = Encoded { head: head.into(), data: data.into() };
+            assert!(damaged.decode().is_err(), "{kind}: bit {bit} was flipped unseen");
+        }
+    }
+}
+
+#[test]
+fn the_document_lists_every_kind() {
+    for kind in Kind::ALL {
+        let row = format!("| `{:#04x}` | {kind} |", kind.byte());
+        assert!(DOCUMENT.contains(&row), "docs/wire.md has no row {row}");
+    }
+}
