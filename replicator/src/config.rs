@@ -22,8 +22,8 @@ use uuid::Uuid;
 use crate::engine::PoolConfig;
 use layers::Layers;
 
-/// Longest path that fits a unix socket's address.
-pub const MAX_SOCKET_PATH: usize = 107;
+/// Longest path of a socket: what fits its address, less a suffix for the time it is being made.
+pub const MAX_SOCKET_PATH: usize = 103;
 
 /// All that a daemon is told.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,10 @@
 //! - [`pool`]: directories that hold replicas.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod door;
 pub mod engine;
+pub mod logging;
 pub mod pool;

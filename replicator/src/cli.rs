@@ -1,0 +1,60 @@
+//! The command `lockstep`: a client of a daemon's admin API, for people and for scripts.
+
+mod args;
+mod attach;
+mod connect;
+mod failure;
+mod json;
+mod node;
+mod output;
+mod status;
+mod table;
+mod volume;
+mod words;
+
+pub use args::Args;
+pub use failure::{EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_STATE, EXIT_UNAVAILABLE, EXIT_USAGE};
+
+use std::process::ExitCode;
+
+use args::{Command, NodeCommand, VolumeCommand};
+use connect::Server;
+use failure::Failure;
+use output::Output;
+
+/// Runs one command; what it prints goes to standard output, complaints to standard error.
+pub async fn run(args: Args) -> ExitCode {
+    let out = Output { json: args.json };
+    match dispatch(args, &out).await {
+        Ok(code) => code,
+        Err(failure) => {
+            out.complain(&failure);
+            failure.exit_code()
+        }
+    }
+}
+
+async fn dispatch(args: Args, out: &Output) -> Result<ExitCode, Failure> {
+    let server = Server::new(&args.server);
+    match args.command {
+        Command::Node { command } => match command {
+            NodeCommand::List => node::list(&server, out).await?,
+            NodeCommand::Show { name } => node::show(&server, out, name).await?,
+        },
+        Command::Volume { command } => match command {
+            VolumeCommand::Create(wanted) => volume::create(&server, out, wanted).await?,
+            VolumeCommand::List => volume::list(&server, out).await?,
+            VolumeCommand::Show { name } => volume::show(&server, out, name).await?,
+            VolumeCommand::Delete { name } => volume::delete(&server, out, name).await?,
+            VolumeCommand::AddReplica { name, node } => {
+                volume::add_replica(&server, out, name, node).await?;
+            }
+        },
+        Command::Attach(wanted) => attach::attach(&server, out, wanted).await?,
+        Command::Detach { name, force } => attach::detach(&server, out, name, force).await?,
+        Command::Status { watch, interval_ms } => {
+            status::status(&server, out, watch, interval_ms).await?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

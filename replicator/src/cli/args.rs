@@ -1,0 +1,156 @@
+//! What can be typed.
+
+use clap::{Parser, Subcommand};
+
+use crate::config::size::parse_size;
+
+/// Replicated volumes: look at them, make them, attach them.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "lockstep",
+    version,
+    propagate_version = true,
+    after_help = "Exit status: \
+    0 done, 1 failure, 2 bad usage or value, 3 not found, 4 not possible in the present state, \
+    5 unavailable or not in time."
+)]
+pub struct Args {
+    /// The daemon to ask: unix:///path/of/socket or http://host:port
+    #[arg(
+        long,
+        global = true,
+        env = "LOCKSTEP_SERVER",
+        value_name = "URI",
+        default_value = "unix:///run/lockstep/lockstepd.sock"
+    )]
+    pub server: String,
+    /// Print JSON, for programs
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Nodes of the cluster
+    Node {
+        /// What about them.
+        #[command(subcommand)]
+        command: NodeCommand,
+    },
+    /// Volumes
+    Volume {
+        /// What about them.
+        #[command(subcommand)]
+        command: VolumeCommand,
+    },
+    /// Serve a volume on a node and print its NBD URI
+    Attach(Attach),
+    /// Finish, flush and stop serving a volume
+    Detach {
+        /// Name of the volume
+        name: String,
+        /// Also with clients connected, or if the node that serves it cannot be reached
+        #[arg(long)]
+        force: bool,
+    },
+    /// Nodes and volumes at a glance
+    Status {
+        /// Show it again and again, until Ctrl-C
+        #[arg(long, short)]
+        watch: bool,
+        /// Pause between two looks
+        #[arg(long, value_name = "MS", default_value_t = 1000)]
+        interval_ms: u64,
+    },
+}
+
+/// About nodes.
+#[derive(Clone, Debug, Subcommand)]
+pub enum NodeCommand {
+    /// All nodes
+    List,
+    /// One node with its pools, replicas and attached volumes
+    Show {
+        /// Its name; the node of the daemon that is asked, if left out
+        name: Option<String>,
+    },
+}
+
+/// About volumes.
+#[derive(Clone, Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Make a volume; does nothing if the very same one is there
+    Create(Create),
+    /// All volumes
+    List,
+    /// One volume: its copies, what is wrong, and what to do
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Remove a volume and all its data; it must be detached
+    Delete {
+        /// Its name
+        name: String,
+    },
+    /// Build one more copy of a volume
+    AddReplica {
+        /// Its name
+        name: String,
+        /// Where; chosen, if left out
+        #[arg(long)]
+        node: Option<String>,
+    },
+}
+
+/// A volume to be made.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Create {
+    /// Its name: 1 to 63 of a-z 0-9 - .
+    pub name: String,
+    /// Its size, as in 10GiB
+    #[arg(long, value_parser = size)]
+    pub size: u64,
+    /// Copies, 1 to 5
+    #[arg(long, default_value_t = 3)]
+    pub repl: u32,
+    /// Fewest copies an acknowledged write may have [default: 1 for up to two copies, else 2]
+    #[arg(long, value_name = "N")]
+    pub min_in_sync: Option<u32>,
+    /// Put a copy on this node; give one for each copy, or none to have them chosen
+    #[arg(long = "node", value_name = "NODE")]
+    pub nodes: Vec<String>,
+    /// Pool that holds the copies on each node
+    #[arg(long, default_value = "default")]
+    pub pool: String,
+    /// Make it with fewer copies if there are too few nodes
+    #[arg(long)]
+    pub allow_degraded: bool,
+}
+
+/// A volume to be attached.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Attach {
+    /// Its name
+    pub name: String,
+    /// Where to serve it [default: the node of the daemon that is asked]
+    #[arg(long)]
+    pub node: Option<String>,
+    /// Take it also from a node that is alive; its clients get errors
+    #[arg(long)]
+    pub force: bool,
+    /// How long to wait for it
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    pub wait: f64,
+    /// Keep running until Ctrl-C and then detach it
+    #[arg(long)]
+    pub export: bool,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    parse_size(text).map_err(|e| e.to_string())
+}
