@@ -1,4 +1,5 @@
 //! Every record store keeps the same contract.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may panic")]
 
 use lockstep_meta::conformance::{self, Report, Subject};
 use lockstep_meta::faulty::{Faulty, WriteFault};
