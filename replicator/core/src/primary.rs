@@ -1,10 +1,39 @@
 //! The primary of one attached volume: claim, promotion, the write path, membership, resync.
 
+//!
+//! Data flows one way: an event changes peers, operations or the record; then every sub-machine
+//! is driven until nothing more can be done now (`settle`); effects leave in order.
+
+mod cas;
+mod close;
+mod copy;
+mod guests;
+mod members;
+mod ops;
+mod peer;
+mod promote;
+mod resync;
+mod status;
+
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
+use self::cas::Cas;
+use self::close::Closing;
+use self::copy::CopyJob;
+use self::guests::Guests;
+use self::ops::Ops;
+use self::peer::Peer;
+use self::promote::Promotion;
+use self::resync::Resync;
 use crate::guest::{GuestError, GuestOp, GuestReply};
-use crate::id::{Conn, NodeId, RequestId, Revision, Token};
+use crate::id::{
+    Conn, Epoch, Gen, InstanceId, NodeId, ReplicaId, RequestId, Revision, Seq, Tick, Token,
+    VolumeId,
+};
+use crate::lock::RangeLock;
 use crate::message::{Message, Reply, Request};
+use crate::planted::Planted;
 use crate::record::Record;
 
 /// What happens to a primary.
@@ -149,11 +178,6 @@ pub enum Reason {
 /// A list of effects that a step fills.
 pub type Effects = Vec<Effect>;
 
-use alloc::collections::BTreeMap;
-
-use crate::id::{Epoch, Gen, InstanceId, ReplicaId, Tick, VolumeId};
-use crate::planted::Planted;
-
 /// What a primary is made with.
 #[derive(Clone, Debug)]
 pub struct Params {
@@ -229,47 +253,220 @@ pub struct Counters {
 #[derive(Debug)]
 pub struct Primary {
     params: Params,
+    phase: Phase,
+    /// Time of the step under way.
+    now: Tick,
+    /// Effects of the step under way.
+    out: Effects,
+    /// The record in force and the dialogue about the next one.
+    cas: Cas,
+    /// One per copy in the record.
+    peers: BTreeMap<ReplicaId, Peer>,
+    /// Connections to nodes, whether or not they hold a copy.
+    conns: BTreeMap<NodeId, Conn>,
+    /// Requests to one replica that wait for an answer.
+    calls: BTreeMap<Seq, Call>,
+    /// Operations that go to every member.
+    ops: Ops,
+    locks: RangeLock,
+    /// Requests of the guest and the pieces they are cut into.
+    guests: Guests,
+    /// While recovering.
+    promotion: Promotion,
+    /// The copy job of a promotion or a resync.
+    copy: Option<CopyJob>,
+    /// Bringing a copy back, or filling a new one.
+    resync: Resync,
+    /// While draining.
+    closing: Option<Closing>,
+    next_seq: Seq,
+    counters: Counters,
+}
+
+/// A request to one replica.
+#[derive(Clone, Debug)]
+struct Call {
+    rid: ReplicaId,
+    purpose: Purpose,
+    /// Does it put an entry into the replica's ring?
+    mutates: bool,
+}
+
+/// What a call is for.
+#[derive(Clone, Debug)]
+enum Purpose {
+    /// Opens the session.
+    Promise,
+    /// A piece of a guest's read.
+    Read(guests::PieceId),
+    /// A step of the copy job.
+    Copy(copy::Step),
+    /// A step of a copy job that was aborted; its window's lock is held until it is answered.
+    Abandoned(crate::lock::LockId),
+    /// P5: the source logs what will be repaired.
+    Mark,
+    /// P6: makes the promotion's result durable.
+    PromotionFlush,
+    /// S5: makes a caught-up target durable.
+    TargetFlush,
+    /// T8: the last flush.
+    CloseFlush,
+    /// T8: empties the activity log.
+    CloseLog,
 }
 
 impl Primary {
     /// A primary that will claim its volume at its first step.
     #[must_use]
     pub fn new(params: Params) -> Self {
-        Self { params }
+        Self {
+            params,
+            phase: Phase::Claiming,
+            now: Tick(0),
+            out: Vec::new(),
+            cas: Cas::default(),
+            peers: BTreeMap::new(),
+            conns: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            ops: Ops::default(),
+            locks: RangeLock::default(),
+            guests: Guests::default(),
+            promotion: Promotion::default(),
+            copy: None,
+            resync: Resync::default(),
+            closing: None,
+            next_seq: Seq(1),
+            counters: Counters::default(),
+        }
     }
 
     /// Handles one event. The driver calls it with [`Event::Wake`] once to start.
     pub fn step(&mut self, now: Tick, event: Event, out: &mut Effects) {
-        let _ = (now, event, out, &self.params);
+        self.now = self.now.max(now);
+        match event {
+            Event::Guest { request, op } => self.on_guest(request, op),
+            _ if self.is_over() => {}
+            Event::Connected { node, conn } => self.on_connected(node, conn),
+            Event::Disconnected(conn) => self.on_disconnected(conn),
+            Event::Reply { conn, message } => self.on_reply(conn, message),
+            Event::Meta { token, result } => self.on_meta(token, result),
+            Event::RecordChanged => self.cas_refresh(),
+            Event::Close => self.on_close(),
+            Event::Wake => self.on_wake(),
+        }
+        self.settle();
+        out.append(&mut self.out);
     }
 
     /// When and why to call [`Self::step`] with [`Event::Wake`] at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<(Tick, Reason)> {
-        None
+        if self.is_over() {
+            return None;
+        }
+        let commit = self.ops.commit_due().map(|at| (at, Reason::CommitIdle));
+        let resync = self.resync_due().map(|at| (at, Reason::Resync));
+        let promise = self.promotion_due().map(|at| (at, Reason::PromiseWait));
+        let member = self.member_due().map(|at| (at, Reason::MemberGrace));
+        let meta = self.cas.retry_at().map(|at| (at, Reason::MetaRetry));
+        [commit, resync, promise, member, meta].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// May the driver hand in another guest request? If not, it must stop reading its door
     /// until an answer has been given.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        true
+        self.guests.len() < crate::limits::MAX_QUEUED_REQUESTS
     }
 
-    /// The primary as others see it.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        Status {
-            phase: Phase::Claiming,
-            epoch: Epoch(0),
-            r#gen: Gen(0),
-            record: None,
-            replicas: BTreeMap::new(),
-            counters: Counters::default(),
-            pending_requests: 0,
+    /// Nothing more will happen.
+    fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Closed | Phase::Fenced)
+    }
+
+    /// Serving the guest, or finishing to?
+    fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Active | Phase::Suspended | Phase::Draining)
+    }
+
+    /// Drives every sub-machine until nothing more can be done now.
+    fn settle(&mut self) {
+        if self.is_over() {
+            return;
+        }
+        self.drive_cas();
+        self.drive_promotion();
+        self.drive_members();
+        self.drive_resync();
+        self.drive_guests();
+        self.drive_close();
+        self.update_phase();
+    }
+
+    fn on_wake(&mut self) {
+        if self.cas.is_new() {
+            self.cas_refresh();
+        }
+        self.send_idle_commits();
+    }
+
+    /// Suspended is Active with a member missing beyond its grace.
+    fn update_phase(&mut self) {
+        if matches!(self.phase, Phase::Active | Phase::Suspended) {
+            let suspended = self.is_suspended();
+            self.set_phase(if suspended { Phase::Suspended } else { Phase::Active });
         }
     }
 
+    fn set_phase(&mut self, phase: Phase) {
+        if self.phase != phase {
+            self.phase = phase;
+            self.out.push(Effect::Phase(phase));
+        }
+    }
+
+    /// Taken over elsewhere: every request fails with EIO at once, and nothing is tried again.
+    fn fence(&mut self) {
+        if self.is_over() {
+            return;
+        }
+        self.set_phase(Phase::Fenced);
+        self.stop(GuestError::Fenced);
+    }
+
+    /// Ends everything; `error` answers what is still open.
+    fn stop(&mut self, error: GuestError) {
+        self.fail_all_guests(error);
+        self.calls.clear();
+        self.copy = None;
+        let nodes: Vec<NodeId> = self.peers.values().map(|p| p.node().clone()).collect();
+        self.peers.clear();
+        self.out.extend(nodes.into_iter().map(Effect::Disconnect));
+    }
+
+    fn take_seq(&mut self) -> Seq {
+        let seq = self.next_seq;
+        self.next_seq = seq.next();
+        seq
+    }
+
     /// Asserts every internal invariant.
-    pub fn check(&self) {}
+    pub fn check(&self) {
+        if self.is_over() {
+            assert!(self.guests.is_empty(), "requests left although it is over");
+            return;
+        }
+        self.locks.check();
+        self.check_ops();
+        if let Some(record) = self.cas.record() {
+            assert!(record.validate().is_ok(), "the record in force is invalid");
+            let listed = |rid| record.replica(rid).is_some();
+            assert!(self.peers.keys().all(|rid| listed(*rid)), "a peer that the record lacks");
+        }
+        for (seq, call) in &self.calls {
+            assert!(*seq < self.next_seq, "a call from the future");
+            let peer = self.peers.get(&call.rid);
+            assert!(peer.is_some_and(Peer::is_connected), "a call without a connection");
+        }
+    }
 }

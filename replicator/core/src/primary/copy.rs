@@ -1,0 +1,370 @@
+//! Copying what a target lacks from a source, window by window, digest by digest (rule S4).
+//!
+//! A window is at most one region. Under its lock the source names the blocks of interest with
+//! stamps and digests, the target its digests of the same blocks, and only content that differs
+//! is read and sent; the target adopts the source's stamps for all of them. Equal stamps are
+//! never a reason to skip (m31, m32), equal digests of what is on the disks are.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+
+use super::{Primary, Purpose, ResyncProgress};
+use crate::id::{Gen, RegionIndex, ReplicaId};
+use crate::limits;
+use crate::lock::{LockId, Mode};
+use crate::message::{BlockDigest, Payload, Refusal, Reply, Request, ResyncBlock, ResyncContent};
+use crate::planted::Bug;
+use crate::range::{BLOCK_SIZE, BlockRange, BlockSet};
+
+/// A step of a window, named in the call it waits for.
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    /// The source lists regions of interest.
+    Scan,
+    /// The source's digests of a window.
+    SourceDigest(LockId),
+    /// The target's digests of a window.
+    TargetDigest(LockId),
+    /// The content that differs.
+    Read(LockId),
+    /// Content and stamps arrive at the target.
+    Write(LockId),
+}
+
+/// Blocks to bring over under one lock.
+#[derive(Debug)]
+struct Window {
+    /// Which blocks the source is asked about, and from which stamp on they are of interest.
+    blocks: BlockSet,
+    since: Gen,
+    /// The source's answer.
+    source: Vec<BlockDigest>,
+    /// What will be done with each.
+    plan: Vec<ResyncBlock>,
+}
+
+/// One target's copy job.
+#[derive(Debug)]
+pub(super) struct CopyJob {
+    source: ReplicaId,
+    target: ReplicaId,
+    /// Windows not started, in ascending order.
+    todo: VecDeque<(BlockSet, Gen)>,
+    /// Where the scan goes on, if it is not at its end.
+    scan: Option<(RegionIndex, Gen)>,
+    scanning: bool,
+    windows: BTreeMap<LockId, Window>,
+    /// The target has nothing: no digests of its own are needed.
+    fresh: bool,
+    /// Does the guest's I/O run meanwhile?
+    locked: bool,
+    progress: ResyncProgress,
+}
+
+impl Step {
+    /// The window it belongs to.
+    fn lock(&self) -> Option<LockId> {
+        match self {
+            Self::Scan => None,
+            Self::SourceDigest(lock)
+            | Self::TargetDigest(lock)
+            | Self::Read(lock)
+            | Self::Write(lock) => Some(*lock),
+        }
+    }
+}
+
+impl CopyJob {
+    /// P5: brings an explicit set of blocks over, with no guest I/O.
+    pub(super) fn repair(source: ReplicaId, target: ReplicaId, blocks: BlockSet) -> Self {
+        let mut job = Self::new(source, target, false, false);
+        job.add_explicit(&blocks);
+        job
+    }
+
+    /// S4: brings over what was stamped `since` or later, and `missed` besides.
+    pub(super) fn delta(
+        source: ReplicaId,
+        target: ReplicaId,
+        since: Gen,
+        missed: BlockSet,
+        fresh: bool,
+        locked: bool,
+    ) -> Self {
+        let mut job = Self::new(source, target, fresh, locked);
+        job.add_explicit(&missed);
+        job.scan = Some((RegionIndex(0), since.max(Gen(1))));
+        job
+    }
+
+    fn new(source: ReplicaId, target: ReplicaId, fresh: bool, locked: bool) -> Self {
+        Self {
+            source,
+            target,
+            todo: VecDeque::new(),
+            scan: None,
+            scanning: false,
+            windows: BTreeMap::new(),
+            fresh,
+            locked,
+            progress: ResyncProgress::default(),
+        }
+    }
+
+    fn add_explicit(&mut self, blocks: &BlockSet) {
+        for region in blocks.regions() {
+            let all = BlockRange::of_region(region, limits::MAX_VOLUME_BLOCKS);
+            let inside = all.map(|all| intersect(blocks, all)).unwrap_or_default();
+            self.add_window(inside, Gen(0));
+        }
+    }
+
+    fn add_window(&mut self, blocks: BlockSet, since: Gen) {
+        self.progress.total_bytes += blocks.len() * u64::from(BLOCK_SIZE);
+        self.todo.push_back((blocks, since));
+    }
+
+    pub(super) fn source(&self) -> ReplicaId {
+        self.source
+    }
+
+    pub(super) fn target(&self) -> ReplicaId {
+        self.target
+    }
+
+    pub(super) fn progress(&self) -> ResyncProgress {
+        self.progress
+    }
+
+    pub(super) fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.todo.is_empty() && self.windows.is_empty() && self.scan.is_none() && !self.scanning
+    }
+
+    /// Windows that have, or wait for, a lock.
+    fn locks(&self) -> Vec<LockId> {
+        if self.locked { self.windows.keys().copied().collect() } else { Vec::new() }
+    }
+}
+
+fn intersect(blocks: &BlockSet, with: BlockRange) -> BlockSet {
+    let cut = |r: &BlockRange| {
+        let start = r.start.max(with.start);
+        let end = r.end().min(with.end());
+        let count = end.checked_sub(start).and_then(|n| u32::try_from(n).ok())?;
+        (count > 0).then(|| BlockRange::new(start, count))
+    };
+    blocks.ranges().iter().filter_map(cut).collect()
+}
+
+impl Primary {
+    /// Starts windows and scans as far as the limits allow.
+    pub(super) fn drive_copy(&mut self) {
+        while let Some(job) = self.copy.as_mut() {
+            if job.windows.len() < limits::RESYNC_WINDOWS && !job.todo.is_empty() {
+                self.start_window();
+            } else if let (Some((from, since)), true, false) =
+                (job.scan, job.todo.is_empty(), job.scanning)
+            {
+                job.scanning = true;
+                job.scan = None;
+                let source = job.source;
+                let limit = limits::SCAN_REGIONS;
+                let request = Request::Scan { since, from, limit };
+                self.copy_call(source, Step::Scan, false, request);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn copy_call(&mut self, rid: ReplicaId, step: Step, mutates: bool, request: Request) {
+        self.call(rid, Purpose::Copy(step), mutates, request);
+    }
+
+    fn start_window(&mut self) {
+        let lock = self.guests_next_lock();
+        let held = self.params.planted.has(Bug::ResyncWithoutLock);
+        let Some(job) = self.copy.as_mut() else { return };
+        let Some((blocks, since)) = job.todo.pop_front() else { return };
+        let (Some(first), Some(last)) = (blocks.ranges().first(), blocks.ranges().last()) else {
+            return;
+        };
+        let count = u32::try_from(last.end() - first.start).unwrap_or(limits::MAX_OP_BLOCKS);
+        let range = BlockRange::new(first.start, count);
+        let window = Window { blocks, since, source: Vec::new(), plan: Vec::new() };
+        job.windows.insert(lock, window);
+        let unlocked = !job.locked || held;
+        if unlocked || self.locks.acquire(lock, range, Mode::Exclusive) {
+            self.window_locked(lock);
+        }
+    }
+
+    /// The window's lock is held: nothing else touches its blocks until it is released.
+    pub(super) fn window_locked(&mut self, lock: LockId) {
+        let Some(job) = &self.copy else { return };
+        let Some(window) = job.windows.get(&lock) else { return };
+        let request = Request::Digest { blocks: window.blocks.clone(), since: window.since };
+        let source = job.source;
+        self.copy_call(source, Step::SourceDigest(lock), false, request);
+    }
+
+    pub(super) fn on_copied(&mut self, rid: ReplicaId, step: Step, reply: Reply) {
+        let expected = match (&step, reply) {
+            (Step::Scan, Reply::Regions { regions, next }) => self.on_scanned(&regions, next),
+            (Step::SourceDigest(lock), Reply::Digests(d)) => self.on_source_digests(*lock, d),
+            (Step::TargetDigest(lock), Reply::Digests(d)) => self.on_target_digests(*lock, &d),
+            (Step::Read(lock), Reply::Data(payload)) => self.on_content(*lock, payload),
+            (Step::Write(lock), Reply::Done) => self.on_written_over(*lock),
+            _ => None,
+        };
+        if expected.is_none() {
+            self.fail_peer(rid);
+        }
+        self.drive_copy();
+    }
+
+    fn on_scanned(&mut self, regions: &[RegionIndex], next: Option<RegionIndex>) -> Option<()> {
+        let volume = self.cas.record()?.blocks;
+        let since = self.copy_since();
+        let job = self.copy.as_mut()?;
+        job.scanning = false;
+        job.scan = next.map(|from| (from, since));
+        for region in regions {
+            let range = BlockRange::of_region(*region, volume)?;
+            job.add_window(range.into(), since);
+        }
+        Some(())
+    }
+
+    fn on_source_digests(&mut self, lock: LockId, digests: Vec<BlockDigest>) -> Option<()> {
+        let job = self.copy.as_mut()?;
+        let (target, fresh) = (job.target, job.fresh);
+        let window = job.windows.get_mut(&lock)?;
+        if !digests.iter().all(|d| window.blocks.contains(d.block)) {
+            return None;
+        }
+        window.source = digests;
+        if window.source.is_empty() {
+            self.finish_window(lock);
+        } else if fresh {
+            self.plan_window(lock, &[])?;
+        } else {
+            let blocks = window.source.iter().map(|d| BlockRange::new(d.block, 1)).collect();
+            let request = Request::Digest { blocks, since: Gen(0) };
+            self.copy_call(target, Step::TargetDigest(lock), false, request);
+        }
+        Some(())
+    }
+
+    fn on_target_digests(&mut self, lock: LockId, digests: &[BlockDigest]) -> Option<()> {
+        let window = self.copy.as_ref()?.windows.get(&lock)?;
+        let same = window.source.len() == digests.len()
+            && window.source.iter().zip(digests).all(|(s, t)| s.block == t.block);
+        if !same {
+            return None;
+        }
+        self.plan_window(lock, digests)
+    }
+
+    /// Decides for each block whether its content has to move. A fresh target has zeroes.
+    fn plan_window(&mut self, lock: LockId, target: &[BlockDigest]) -> Option<()> {
+        let job = self.copy.as_mut()?;
+        let source = job.source;
+        let window = job.windows.get_mut(&lock)?;
+        let decide = |(i, s): (usize, &BlockDigest)| {
+            let same = target.get(i).map_or(s.zero, |t| t.digest == s.digest);
+            let content = match (same, s.zero) {
+                (true, _) => ResyncContent::Same,
+                (false, true) => ResyncContent::Zero,
+                (false, false) => ResyncContent::Data,
+            };
+            ResyncBlock { block: s.block, stamp: s.stamp, content }
+        };
+        window.plan = window.source.iter().enumerate().map(decide).collect();
+        let moves = window.plan.iter().filter(|b| b.content == ResyncContent::Data);
+        let blocks: BlockSet = moves.map(|b| BlockRange::new(b.block, 1)).collect();
+        if blocks.is_empty() {
+            self.write_window(lock, Payload::default())
+        } else {
+            self.copy_call(source, Step::Read(lock), false, Request::Read { blocks });
+            Some(())
+        }
+    }
+
+    fn on_content(&mut self, lock: LockId, payload: Payload) -> Option<()> {
+        let job = self.copy.as_mut()?;
+        let window = job.windows.get(&lock)?;
+        let moves = window.plan.iter().filter(|b| b.content == ResyncContent::Data).count();
+        if payload.blocks() != moves {
+            return None;
+        }
+        job.progress.moved_bytes += moves as u64 * u64::from(BLOCK_SIZE);
+        self.write_window(lock, payload)
+    }
+
+    fn write_window(&mut self, lock: LockId, payload: Payload) -> Option<()> {
+        let job = self.copy.as_ref()?;
+        let target = job.target;
+        let blocks = job.windows.get(&lock)?.plan.clone();
+        let request = Request::Resync { blocks, payload };
+        self.copy_call(target, Step::Write(lock), true, request);
+        Some(())
+    }
+
+    fn on_written_over(&mut self, lock: LockId) -> Option<()> {
+        self.copy.as_ref()?.windows.get(&lock)?;
+        self.finish_window(lock);
+        Some(())
+    }
+
+    fn finish_window(&mut self, lock: LockId) {
+        let Some(job) = self.copy.as_mut() else { return };
+        if let Some(window) = job.windows.remove(&lock) {
+            job.progress.done_bytes += window.blocks.len() * u64::from(BLOCK_SIZE);
+            if job.locked && !self.params.planted.has(Bug::ResyncWithoutLock) {
+                self.release_lock(lock);
+            }
+        }
+    }
+
+    /// The copy can't go on with this replica.
+    pub(super) fn on_copy_refused(&mut self, rid: ReplicaId, step: &Step, refusal: Refusal) {
+        let reading = matches!(step, Step::Read(_) | Step::SourceDigest(_) | Step::TargetDigest(_));
+        let readable = matches!(refusal, Refusal::Io | Refusal::Checksum { .. });
+        if reading && readable && self.is_open() {
+            // A block that can't be read ends this attempt, not the replica.
+            self.abort_resync();
+        } else {
+            self.on_refused(rid, refusal);
+        }
+    }
+
+    /// Ends the copy job. A window that waits for an answer keeps its lock until the answer is
+    /// there, so that nothing overlaps what a replica may still be doing.
+    pub(super) fn abort_copy(&mut self) {
+        let Some(job) = self.copy.take() else { return };
+        let locks = job.locks();
+        let mut busy = Vec::new();
+        for call in self.calls.values_mut() {
+            let Purpose::Copy(step) = &call.purpose else { continue };
+            let lock = step.lock().filter(|lock| locks.contains(lock));
+            busy.extend(lock);
+            call.purpose = Purpose::Abandoned(lock.unwrap_or_default());
+        }
+        for lock in locks.into_iter().filter(|lock| !busy.contains(lock)) {
+            self.release_lock(lock);
+        }
+    }
+
+    /// The stamp from which on blocks are of interest to the job's target.
+    fn copy_since(&self) -> Gen {
+        let target = self.copy.as_ref().map(CopyJob::target);
+        let record = self.cas.record();
+        let entry = target.zip(record).and_then(|(rid, record)| record.replica(rid));
+        entry.map_or(Gen(1), |r| r.state.since().max(Gen(1)))
+    }
+}

@@ -1,0 +1,370 @@
+//! The guest's requests: cut into pieces, run under the range lock, answered once.
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec::Vec;
+use bytes::Bytes;
+
+use super::ops::Action;
+use super::{Effect, Phase, Primary, Purpose};
+use crate::guest::{GuestError, GuestOp, GuestReply};
+use crate::id::{ReplicaId, RequestId};
+use crate::limits::{MAX_GUEST_BLOCKS, MAX_OP_BLOCKS};
+use crate::lock::{LockId, Mode};
+use crate::message::{Refusal, Reply, Request};
+use crate::planted::Bug;
+use crate::range::BlockRange;
+
+/// Names a piece; also the id of its lock.
+pub(super) type PieceId = LockId;
+
+/// Pieces of one request that run at once; bounds what a huge discard takes.
+const PIECES_PER_REQUEST: usize = 32;
+/// Reads in flight; together with half the credit for operations it stays within the credit.
+const MAX_READS: usize = 128;
+
+/// A request of the guest.
+#[derive(Debug)]
+struct Guest {
+    op: GuestOp,
+    /// Blocks handed out as pieces.
+    issued: u32,
+    /// Pieces that run.
+    running: usize,
+    /// What was read, by offset in blocks.
+    data: BTreeMap<u32, Bytes>,
+    /// First error; sticky.
+    error: Option<GuestError>,
+}
+
+impl Guest {
+    /// The range, except for a flush.
+    fn range(&self) -> Option<BlockRange> {
+        match &self.op {
+            GuestOp::Read { range }
+            | GuestOp::Write { range, .. }
+            | GuestOp::Zero { range, .. } => Some(*range),
+            GuestOp::Flush => None,
+        }
+    }
+
+    fn is_issued(&self) -> bool {
+        self.issued >= self.range().map_or(1, |r| r.count)
+    }
+
+    fn mutates(&self) -> bool {
+        matches!(self.op, GuestOp::Write { .. } | GuestOp::Zero { .. })
+    }
+}
+
+/// A piece of a request.
+#[derive(Debug)]
+struct Piece {
+    request: RequestId,
+    /// Its place within the request, in blocks.
+    offset: u32,
+    range: Option<BlockRange>,
+    /// Members that could not read it.
+    tried: BTreeSet<ReplicaId>,
+}
+
+/// Requests and their pieces.
+#[derive(Debug, Default)]
+pub(super) struct Guests {
+    requests: BTreeMap<RequestId, Guest>,
+    /// Requests with pieces still to hand out, in order of arrival.
+    queue: VecDeque<RequestId>,
+    pieces: BTreeMap<PieceId, Piece>,
+    /// Pieces that hold their lock and wait for credit.
+    ready: VecDeque<PieceId>,
+    /// Reads that hold their lock and wait for a member.
+    parked: BTreeSet<PieceId>,
+    reads: usize,
+    next_piece: u64,
+}
+
+impl Guests {
+    pub(super) fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+}
+
+impl Primary {
+    pub(super) fn on_guest(&mut self, request: RequestId, op: GuestOp) {
+        let refused = match self.phase {
+            Phase::Fenced => Some(GuestError::Fenced),
+            Phase::Draining | Phase::Closed => Some(GuestError::Closing),
+            Phase::Claiming | Phase::Recovering | Phase::Active | Phase::Suspended => None,
+        };
+        if let Some(error) = refused {
+            return self.answer(request, Err(error));
+        }
+        let guest = Guest { op, issued: 0, running: 0, data: BTreeMap::new(), error: None };
+        self.guests.requests.insert(request, guest);
+        self.guests.queue.push_back(request);
+    }
+
+    fn answer(&mut self, request: RequestId, result: Result<GuestReply, GuestError>) {
+        self.out.push(Effect::Reply { request, result });
+    }
+
+    /// Hands out pieces in order of arrival while there is credit.
+    pub(super) fn drive_guests(&mut self) {
+        if !self.is_open() {
+            return;
+        }
+        self.retry_parked();
+        while let Some(piece) = self.guests.ready.front().copied() {
+            if !self.start(piece) {
+                return;
+            }
+            self.guests.ready.pop_front();
+        }
+        let mut held_back = VecDeque::new();
+        while let Some(request) = self.guests.queue.pop_front() {
+            if !self.cut(request) {
+                held_back.push_back(request);
+            }
+            if !self.guests.ready.is_empty() {
+                break;
+            }
+        }
+        held_back.append(&mut self.guests.queue);
+        self.guests.queue = held_back;
+    }
+
+    /// Hands out the request's pieces; `false` if some are left for later.
+    fn cut(&mut self, request: RequestId) -> bool {
+        if !self.is_valid(request) {
+            self.guests.requests.remove(&request);
+            self.answer(request, Err(GuestError::Invalid));
+            return true;
+        }
+        while let Some(guest) = self.guests.requests.get_mut(&request) {
+            if guest.is_issued() {
+                return true;
+            }
+            if guest.running >= PIECES_PER_REQUEST {
+                return false;
+            }
+            let offset = guest.issued;
+            let range = guest.range().map(|r| {
+                let count = (r.count - offset).min(MAX_OP_BLOCKS);
+                BlockRange::new(r.start + u64::from(offset), count)
+            });
+            guest.issued += range.map_or(1, |r| r.count);
+            guest.running += 1;
+            self.begin_piece(Piece { request, offset, range, tried: BTreeSet::new() });
+        }
+        true
+    }
+
+    fn is_valid(&self, request: RequestId) -> bool {
+        let volume = self.cas.record().map_or(0, |r| r.blocks);
+        let Some(guest) = self.guests.requests.get(&request) else { return true };
+        let fits = guest.range().is_none_or(|r| r.end() <= volume);
+        fits && match &guest.op {
+            GuestOp::Write { range, payload, .. } => {
+                range.count <= MAX_GUEST_BLOCKS && payload.blocks() == range.count as usize
+            }
+            GuestOp::Read { range } => range.count <= MAX_GUEST_BLOCKS,
+            GuestOp::Zero { .. } | GuestOp::Flush => true,
+        }
+    }
+
+    /// An id for a lock that is no piece's.
+    pub(super) fn guests_next_lock(&mut self) -> LockId {
+        self.guests.next_piece += 1;
+        LockId(self.guests.next_piece)
+    }
+
+    fn begin_piece(&mut self, piece: Piece) {
+        self.guests.next_piece += 1;
+        let id = LockId(self.guests.next_piece);
+        let mode = match self.guests.requests.get(&piece.request).map(Guest::mutates) {
+            Some(true) if !self.params.planted.has(Bug::NoRangeLock) => Mode::Exclusive,
+            Some(_) | None => Mode::Shared,
+        };
+        let granted = piece.range.is_none_or(|range| self.locks.acquire(id, range, mode));
+        self.guests.pieces.insert(id, piece);
+        if granted && !(self.guests.ready.is_empty() && self.start(id)) {
+            self.guests.ready.push_back(id);
+        }
+    }
+
+    /// Starts a piece that holds its lock; `false` if it has to wait for credit.
+    fn start(&mut self, id: PieceId) -> bool {
+        let Some(piece) = self.guests.pieces.get(&id) else { return true };
+        let Some(guest) = self.guests.requests.get(&piece.request) else { return true };
+        let (offset, range) = (piece.offset as usize, piece.range);
+        let action = match (&guest.op, range) {
+            (GuestOp::Write { fua, payload, .. }, Some(range)) => {
+                let payload = payload.slice(offset, range.count as usize);
+                Action::Write { range, fua: *fua, payload }
+            }
+            (GuestOp::Zero { fua, deallocate, .. }, Some(range)) => {
+                Action::Zero { range, fua: *fua, deallocate: *deallocate }
+            }
+            (GuestOp::Read { .. }, Some(range)) => return self.start_read(id, range),
+            _ => Action::Flush,
+        };
+        if !self.has_credit(range.map_or(0, BlockRange::bytes)) {
+            return false;
+        }
+        self.issue(id, action);
+        true
+    }
+
+    /// Reads from one member: the one on this node if it can, else another; each is tried once.
+    fn start_read(&mut self, id: PieceId, range: BlockRange) -> bool {
+        if self.guests.reads >= MAX_READS {
+            return false;
+        }
+        let tried =
+            |rid: &ReplicaId| self.guests.pieces.get(&id).is_some_and(|p| p.tried.contains(rid));
+        let Some(record) = self.cas.record() else { return true };
+        let members = || record.in_sync().filter(|r| !tried(&r.rid));
+        let local = |r: &&crate::record::ReplicaEntry| r.node == self.params.node;
+        let serving = || members().filter(|r| self.is_serving(r.rid));
+        let chosen = serving().find(local).or_else(|| serving().next()).map(|r| r.rid);
+        let none_left = members().next().is_none();
+        match chosen {
+            Some(rid) => {
+                self.guests.reads += 1;
+                self.call(rid, Purpose::Read(id), false, Request::Read { blocks: range.into() });
+            }
+            None if none_left => self.read_failed(id),
+            None => {
+                self.guests.parked.insert(id);
+            }
+        }
+        true
+    }
+
+    pub(super) fn on_read(&mut self, rid: ReplicaId, id: PieceId, reply: Reply) {
+        self.guests.reads = self.guests.reads.saturating_sub(1);
+        match reply {
+            Reply::Data(payload) if self.read_fits(id, payload.blocks()) => {
+                if let Some(piece) = self.guests.pieces.get(&id) {
+                    if let Some(guest) = self.guests.requests.get_mut(&piece.request) {
+                        guest.data.insert(piece.offset, payload.data);
+                    }
+                }
+                self.piece_done(id);
+                self.release_piece(id);
+            }
+            // The copy can't read it, or not this block: another one may.
+            Reply::Refused(Refusal::Io | Refusal::Checksum { .. }) => {
+                if let Some(piece) = self.guests.pieces.get_mut(&id) {
+                    piece.tried.insert(rid);
+                }
+                self.guests.parked.insert(id);
+            }
+            Reply::Refused(refusal) => {
+                self.guests.parked.insert(id);
+                self.on_refused(rid, refusal);
+            }
+            _ => {
+                self.guests.parked.insert(id);
+                self.fail_peer(rid);
+            }
+        }
+    }
+
+    fn read_fits(&self, id: PieceId, blocks: usize) -> bool {
+        let range = self.guests.pieces.get(&id).and_then(|p| p.range);
+        range.is_some_and(|r| r.count as usize == blocks)
+    }
+
+    /// The member that was reading is gone.
+    pub(super) fn park_read(&mut self, id: PieceId) {
+        self.guests.reads = self.guests.reads.saturating_sub(1);
+        self.guests.parked.insert(id);
+    }
+
+    fn retry_parked(&mut self) {
+        for id in core::mem::take(&mut self.guests.parked) {
+            let range = self.guests.pieces.get(&id).and_then(|p| p.range);
+            if range.is_some_and(|range| !self.start_read(id, range)) {
+                self.guests.parked.insert(id);
+            }
+        }
+    }
+
+    /// No member can read it: EIO for this request only.
+    fn read_failed(&mut self, id: PieceId) {
+        let request = self.guests.pieces.get(&id).map(|p| p.request);
+        if let Some(guest) = request.and_then(|r| self.guests.requests.get_mut(&r)) {
+            guest.error.get_or_insert(GuestError::Io);
+        }
+        self.piece_done(id);
+        self.release_piece(id);
+    }
+
+    /// A piece has its result; the request is answered with its last piece.
+    pub(super) fn piece_done(&mut self, id: PieceId) {
+        let Some(request) = self.guests.pieces.get(&id).map(|p| p.request) else { return };
+        let Some(guest) = self.guests.requests.get_mut(&request) else { return };
+        guest.running -= 1;
+        if guest.running > 0 || !guest.is_issued() {
+            return;
+        }
+        let Some(guest) = self.guests.requests.remove(&request) else { return };
+        self.guests.queue.retain(|r| *r != request);
+        let result = match guest.error {
+            Some(error) => Err(error),
+            None => Ok(self.count(guest)),
+        };
+        self.answer(request, result);
+    }
+
+    fn count(&mut self, guest: Guest) -> GuestReply {
+        match guest.op {
+            GuestOp::Read { .. } => GuestReply::Data(guest.data.into_values().collect()),
+            GuestOp::Flush => {
+                self.counters.acked_flushes += 1;
+                GuestReply::Done
+            }
+            GuestOp::Write { .. } | GuestOp::Zero { .. } => {
+                self.counters.acked_writes += 1;
+                GuestReply::Done
+            }
+        }
+    }
+
+    /// A piece is over: its lock goes to whoever waits.
+    pub(super) fn release_piece(&mut self, id: PieceId) {
+        let range = self.guests.pieces.remove(&id).and_then(|p| p.range);
+        if range.is_some() {
+            self.release_lock(id);
+        }
+    }
+
+    /// Releases a lock and starts what was waiting for it.
+    pub(super) fn release_lock(&mut self, id: LockId) {
+        let mut granted = Vec::new();
+        match self.locks.is_held(id) {
+            Some(true) => self.locks.release(id, &mut granted),
+            Some(false) => self.locks.cancel(id, &mut granted),
+            None => {}
+        }
+        for id in granted {
+            if self.guests.pieces.contains_key(&id) {
+                self.guests.ready.push_back(id);
+            } else {
+                self.window_locked(id);
+            }
+        }
+    }
+
+    /// Answers everything that is open with `error`.
+    pub(super) fn fail_all_guests(&mut self, error: GuestError) {
+        let guests = core::mem::take(&mut self.guests);
+        for request in guests.requests.into_keys() {
+            self.answer(request, Err(error));
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! One replica as its primary sees it: connection, session, and what waits for its answer.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use super::{Call, Effect, Phase, Primary, Purpose};
+use crate::id::{Conn, Gen, Incarnation, NodeId, ReplicaId, Seq, Tick};
+use crate::limits;
+use crate::message::{Header, Message, Promised, Refusal, Reply, Request};
+use crate::planted::Bug;
+use crate::record::Record;
+
+/// One replica as its primary sees it.
+#[derive(Debug)]
+pub(super) struct Peer {
+    node: NodeId,
+    conn: Option<Conn>,
+    /// What it answered to the promise of this epoch on this connection: the session.
+    session: Option<Promised>,
+    /// Its incarnation in its last session of this epoch.
+    known: Option<Incarnation>,
+    /// Since when it has had no session.
+    lost_at: Tick,
+    /// It said that it can't go on, or came back without what it had: no grace.
+    failed: bool,
+    /// Since when it owes an answer and has given none.
+    silent_since: Option<Tick>,
+    /// Requests that it has not answered.
+    unanswered: u32,
+    /// Commit watermark last sent to it.
+    pub(super) commit_sent: Seq,
+    /// Was a resync started in this session? Then its report is out of date for another one.
+    pub(super) resynced: bool,
+}
+
+impl Peer {
+    fn new(node: NodeId, conn: Option<Conn>, now: Tick) -> Self {
+        Self {
+            node,
+            conn,
+            session: None,
+            known: None,
+            lost_at: now,
+            failed: false,
+            silent_since: None,
+            unanswered: 0,
+            commit_sent: Seq(0),
+            resynced: false,
+        }
+    }
+
+    pub(super) fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    /// Is there a connection, with or without a session?
+    pub(super) fn is_connected(&self) -> bool {
+        self.conn.is_some()
+    }
+
+    /// Has it a session in this epoch?
+    pub(super) fn is_up(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// What it answered to the promise.
+    pub(super) fn session(&self) -> Option<&Promised> {
+        self.session.as_ref()
+    }
+
+    /// It can't go on as a member.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// When its absence or silence must have consequences.
+    pub(super) fn fails_at(&self) -> Option<Tick> {
+        match (self.failed, self.is_up(), self.silent_since) {
+            (true, ..) => Some(Tick(0)),
+            (false, false, _) => Some(self.lost_at.plus_ms(limits::MEMBER_GRACE_MS)),
+            (false, true, silent) => silent.map(|at| at.plus_ms(limits::OP_FAIL_MS)),
+        }
+    }
+
+    /// It is no member any more: if it has a session, it may come back as a target.
+    pub(super) fn forgive(&mut self) {
+        self.failed = self.failed && self.session.is_none();
+    }
+
+    fn asked(&mut self, now: Tick) {
+        self.unanswered += 1;
+        self.silent_since.get_or_insert(now);
+    }
+
+    fn answered(&mut self, now: Tick) {
+        self.unanswered = self.unanswered.saturating_sub(1);
+        self.silent_since = (self.unanswered > 0).then_some(now);
+    }
+
+    fn lose_session(&mut self, now: Tick) {
+        if self.session.take().is_some() {
+            self.lost_at = now;
+        }
+        self.unanswered = 0;
+        self.silent_since = None;
+    }
+}
+
+impl Primary {
+    /// Peers follow the record: one per copy in it.
+    pub(super) fn update_peers(&mut self) {
+        let Some(record) = self.cas.record() else { return };
+        let wanted: Vec<_> = record.replicas.iter().map(|r| (r.rid, r.node.clone())).collect();
+        let gone = |rid: &ReplicaId| !wanted.iter().any(|(w, _)| w == rid);
+        let left: Vec<ReplicaId> = self.peers.keys().copied().filter(gone).collect();
+        for rid in left {
+            self.end_session(rid);
+            if let Some(peer) = self.peers.remove(&rid) {
+                self.out.push(Effect::Disconnect(peer.node));
+            }
+        }
+        for (rid, node) in wanted {
+            if !self.peers.contains_key(&rid) {
+                let conn = self.conns.get(&node).copied();
+                self.peers.insert(rid, Peer::new(node.clone(), conn, self.now));
+                self.out.push(Effect::Connect(node));
+                self.send_promise(rid);
+            }
+        }
+    }
+
+    /// A new epoch: every session has to be opened again.
+    pub(super) fn restart_sessions(&mut self) {
+        let rids: Vec<ReplicaId> = self.peers.keys().copied().collect();
+        for rid in rids {
+            self.end_session(rid);
+            if let Some(peer) = self.peers.get_mut(&rid) {
+                let conn = peer.conn;
+                *peer = Peer::new(peer.node.clone(), conn, self.now);
+            }
+            self.send_promise(rid);
+        }
+    }
+
+    pub(super) fn on_connected(&mut self, node: NodeId, conn: Conn) {
+        if let Some(old) = self.conns.insert(node.clone(), conn) {
+            self.drop_conn(old);
+        }
+        let rid = self.peers.iter().find(|(_, p)| p.node == node).map(|(rid, _)| *rid);
+        let Some(rid) = rid else { return };
+        if let Some(peer) = self.peers.get_mut(&rid) {
+            peer.conn = Some(conn);
+        }
+        self.send_promise(rid);
+    }
+
+    pub(super) fn on_disconnected(&mut self, conn: Conn) {
+        self.conns.retain(|_, c| *c != conn);
+        self.drop_conn(conn);
+    }
+
+    fn drop_conn(&mut self, conn: Conn) {
+        if let Some(rid) = self.peer_of(conn) {
+            self.end_session(rid);
+            if let Some(peer) = self.peers.get_mut(&rid) {
+                peer.conn = None;
+            }
+        }
+    }
+
+    fn peer_of(&self, conn: Conn) -> Option<ReplicaId> {
+        self.peers.iter().find(|(_, p)| p.conn == Some(conn)).map(|(rid, _)| *rid)
+    }
+
+    /// Opens a new session on the connection that is there; the replica drains the old one.
+    pub(super) fn renew_session(&mut self, rid: ReplicaId) {
+        self.end_session(rid);
+        self.send_promise(rid);
+    }
+
+    /// P2: asks for the promise of this epoch; the answer opens the session.
+    fn send_promise(&mut self, rid: ReplicaId) {
+        let Some(record) = self.cas.claimed() else { return };
+        let request = Request::Promise {
+            replica: rid,
+            lineage: record.lineage,
+            instance: self.params.instance,
+            attach_seq: record.attach.as_ref().map_or(0, |a| a.seq),
+        };
+        if self.peers.get(&rid).is_some_and(|p| p.conn.is_some()) {
+            self.call(rid, Purpose::Promise, false, request);
+        }
+    }
+
+    /// Sends a request to one replica and remembers what it was for.
+    pub(super) fn call(
+        &mut self,
+        rid: ReplicaId,
+        purpose: Purpose,
+        mutates: bool,
+        request: Request,
+    ) {
+        let seq = self.take_seq();
+        self.calls.insert(seq, Call { rid, purpose, mutates });
+        self.send(rid, seq, request, true);
+    }
+
+    /// Sends a request under the record in force (rule R1).
+    pub(super) fn send(&mut self, rid: ReplicaId, seq: Seq, body: Request, answered: bool) {
+        let (epoch, r#gen) = self.cas.record().map_or_else(Default::default, epoch_and_gen);
+        let commit = self.watermark();
+        let now = self.now;
+        let Some(peer) = self.peers.get_mut(&rid) else { return };
+        let Some(conn) = peer.conn else { return };
+        if answered {
+            peer.asked(now);
+        }
+        peer.commit_sent = commit;
+        let header = Header { volume: self.params.volume, epoch, r#gen, seq, commit };
+        self.out.push(Effect::Send { conn, message: Message { header, body } });
+    }
+
+    pub(super) fn on_reply(&mut self, conn: Conn, message: Message<Reply>) {
+        let Message { header, body } = message;
+        let Some(rid) = self.peer_of(conn) else { return };
+        if let Reply::Refused(Refusal::Epoch { promised }) = body {
+            if self.cas.record().is_some_and(|r| promised > r.epoch) {
+                return self.fence();
+            }
+        }
+        if self.cas.record().is_none_or(|r| header.epoch != r.epoch) {
+            return;
+        }
+        if let Some(peer) = self.peers.get_mut(&rid) {
+            peer.answered(self.now);
+        }
+        match self.calls.get(&header.seq) {
+            Some(call) if call.rid == rid => {
+                let purpose = call.purpose.clone();
+                self.calls.remove(&header.seq);
+                self.on_answer(rid, purpose, body);
+            }
+            Some(_) => {}
+            None => self.on_op_reply(rid, header.seq, body),
+        }
+        self.note_watermark();
+    }
+
+    fn on_op_reply(&mut self, rid: ReplicaId, seq: Seq, body: Reply) {
+        match body {
+            Reply::Done => self.on_ack(rid, seq),
+            // The answer to a call of an earlier session says nothing about this one, unless
+            // it says that the replica has failed or knows no session.
+            Reply::Refused(refusal @ (Refusal::NoSession | Refusal::Faulted)) => {
+                self.on_refused(rid, refusal);
+            }
+            Reply::Refused(refusal) if self.ops.contains(seq) => self.on_refused(rid, refusal),
+            _ => {}
+        }
+    }
+
+    fn on_answer(&mut self, rid: ReplicaId, purpose: Purpose, body: Reply) {
+        match (purpose, body) {
+            (Purpose::Promise, Reply::Promised(promised)) => self.on_promised(rid, promised),
+            (Purpose::Read(piece), body) => self.on_read(rid, piece, body),
+            (Purpose::Abandoned(lock), _) => self.release_lock(lock),
+            (Purpose::Copy(step), Reply::Refused(refusal)) => {
+                self.on_copy_refused(rid, &step, refusal);
+            }
+            (Purpose::Copy(step), body) => self.on_copied(rid, step, body),
+            (_, Reply::Refused(refusal)) => self.on_refused(rid, refusal),
+            (Purpose::Mark, _) => self.on_marked(rid),
+            (Purpose::PromotionFlush, _) => self.on_promotion_flushed(rid),
+            (Purpose::TargetFlush, _) => self.on_target_flushed(rid),
+            (Purpose::CloseFlush | Purpose::CloseLog, _) => self.on_close_step(rid),
+            (Purpose::Promise, _) => self.fail_peer(rid),
+        }
+    }
+
+    /// The replica can't go on. Nothing is retried on this session (rule R6).
+    pub(super) fn on_refused(&mut self, rid: ReplicaId, refusal: Refusal) {
+        match refusal {
+            // The session is gone at the other end; a new connection opens a new one.
+            Refusal::NoSession => self.reset_peer(rid),
+            Refusal::Epoch { .. }
+            | Refusal::NoSuchReplica
+            | Refusal::Faulted
+            | Refusal::Io
+            | Refusal::Checksum { .. }
+            | Refusal::Malformed => self.fail_peer(rid),
+        }
+    }
+
+    pub(super) fn reset_peer(&mut self, rid: ReplicaId) {
+        let conn = self.peers.get_mut(&rid).and_then(|p| p.conn.take());
+        self.end_session(rid);
+        if let Some(conn) = conn {
+            self.conns.retain(|_, c| *c != conn);
+            self.out.push(Effect::Reset(conn));
+        }
+    }
+
+    /// Its session ends and it counts as failed until it promises again.
+    pub(super) fn fail_peer(&mut self, rid: ReplicaId) {
+        self.end_session(rid);
+        if let Some(peer) = self.peers.get_mut(&rid) {
+            peer.failed = true;
+        }
+    }
+
+    /// The session is gone: nothing in flight to it will be answered.
+    fn end_session(&mut self, rid: ReplicaId) {
+        let Some(peer) = self.peers.get_mut(&rid) else { return };
+        peer.lose_session(self.now);
+        let lost: Vec<Seq> =
+            self.calls.iter().filter(|(_, c)| c.rid == rid).map(|(seq, _)| *seq).collect();
+        for seq in lost {
+            match self.calls.remove(&seq).map(|call| call.purpose) {
+                Some(Purpose::Read(piece)) => self.park_read(piece),
+                Some(Purpose::Abandoned(lock)) => self.release_lock(lock),
+                _ => {}
+            }
+        }
+        self.ops_lost(rid);
+        self.promotion_lost(rid);
+        self.resync_lost(rid);
+        self.close_lost();
+    }
+
+    fn on_promised(&mut self, rid: ReplicaId, promised: Box<Promised>) {
+        let now = self.now;
+        let open = self.is_open();
+        let Some(peer) = self.peers.get_mut(&rid) else { return };
+        let same = peer.known == Some(promised.incarnation);
+        let resumable = same || !promised.unclean || self.params.planted.has(Bug::ResumeUnclean);
+        peer.known = Some(promised.incarnation);
+        peer.session = Some(*promised);
+        peer.failed = false;
+        peer.resynced = false;
+        peer.lost_at = now;
+        if open && self.is_required(rid) {
+            if resumable {
+                self.resume(rid);
+            } else if let Some(peer) = self.peers.get_mut(&rid) {
+                // m6: it lost what it can't know; out it goes, and comes back as a target.
+                peer.failed = true;
+            }
+        } else if self.phase == Phase::Recovering {
+            self.promotion_promised();
+        }
+    }
+}
+
+fn epoch_and_gen(record: &Record) -> (crate::id::Epoch, Gen) {
+    (record.epoch, record.r#gen)
+}

@@ -1,0 +1,334 @@
+//! Promotion, rules P2 to P7: from promises to one content that every member has durably.
+//!
+//! Each step is worked out anew from what is known (`drive_promotion`), so that a session that
+//! breaks at any point needs no undoing: what it contributed and did not flush is void (P4, m20).
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+
+use super::cas::Change;
+use super::copy::CopyJob;
+use super::{Phase, Primary, Purpose};
+use crate::id::{ReplicaId, Tick};
+use crate::limits;
+use crate::message::{Promised, Request};
+use crate::planted::Bug;
+use crate::range::{BlockRange, BlockSet};
+
+/// How far one replica is in a promotion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Source only: what will be repaired is being logged there (P5).
+    Marking,
+    /// Target: its copy job runs or waits for its turn.
+    Copying,
+    /// Content is settled, not yet durable.
+    Settled,
+    /// Being flushed (P6).
+    Flushing,
+    /// Durable: fit to be a member.
+    Durable,
+}
+
+/// A promotion under way.
+#[derive(Debug, Default)]
+pub(super) struct Promotion {
+    /// When the first member of the old in-sync set answered (P3).
+    first_answer: Option<Tick>,
+    /// The source, once chosen (P4).
+    source: Option<ReplicaId>,
+    /// Source and targets.
+    stages: BTreeMap<ReplicaId, Stage>,
+    /// Members that need more repair than is done before opening.
+    left_out: BTreeSet<ReplicaId>,
+    /// The device was served by this very primary before (G4).
+    live: bool,
+}
+
+impl Promotion {
+    /// A promotion in place: the guest's device lives on.
+    pub(super) fn begin_live(&mut self) {
+        *self = Self { live: true, ..Self::default() };
+    }
+
+    fn restart(&mut self) {
+        self.source = None;
+        self.stages.clear();
+        self.left_out.clear();
+    }
+}
+
+impl Primary {
+    pub(super) fn promotion_due(&self) -> Option<Tick> {
+        if self.phase != Phase::Recovering || self.promotion.source.is_some() {
+            return None;
+        }
+        let first = self.promotion.first_answer?;
+        let waits = [limits::PROMISE_WAIT_MS, limits::LOSSY_GRACE_MS];
+        waits.iter().map(|ms| first.plus_ms(*ms)).find(|at| *at > self.now)
+    }
+
+    /// A replica promised this epoch.
+    pub(super) fn promotion_promised(&mut self) {
+        let answered = self.members().iter().any(|rid| self.session_of(*rid).is_some());
+        if answered {
+            self.promotion.first_answer.get_or_insert(self.now);
+        }
+    }
+
+    /// A session broke: what was not flushed on it is void; without its source all is (P4, m20).
+    pub(super) fn promotion_lost(&mut self, rid: ReplicaId) {
+        if self.phase != Phase::Recovering || self.cas.change() == Some(&Change::Open) {
+            return;
+        }
+        if self.promotion.source == Some(rid) {
+            self.restart_promotion();
+        } else {
+            self.promotion.stages.remove(&rid);
+            if self.copy.as_ref().is_some_and(|job| job.target() == rid) {
+                self.abort_copy();
+            }
+        }
+    }
+
+    /// Begins again with the choice of a source.
+    pub(super) fn restart_promotion(&mut self) {
+        self.abort_copy();
+        self.promotion.restart();
+        // A replica that is still being written for the old attempt has to finish that first.
+        let busy: BTreeSet<ReplicaId> =
+            self.calls.values().filter(|c| c.mutates).map(|c| c.rid).collect();
+        for rid in busy {
+            self.renew_session(rid);
+        }
+    }
+
+    fn session_of(&self, rid: ReplicaId) -> Option<&Promised> {
+        self.peers.get(&rid).and_then(|p| p.session())
+    }
+
+    pub(super) fn drive_promotion(&mut self) {
+        if self.phase != Phase::Recovering || !self.cas.is_free() {
+            return;
+        }
+        if self.promotion.source.is_none() {
+            self.choose_source();
+        }
+        if self.promotion.source.is_some() {
+            self.admit_members();
+            self.run_copies();
+            self.flush_settled();
+            self.bring_up_spares();
+            self.try_open();
+        }
+    }
+
+    /// P3 and P4.
+    fn choose_source(&mut self) {
+        let members = self.members();
+        let outside = self.params.planted.has(Bug::SourceFromOutside);
+        let eligible = |rid: &ReplicaId| outside || members.contains(rid);
+        let mut up: Vec<(ReplicaId, &Promised)> = Vec::new();
+        for (rid, peer) in self.peers.iter().filter(|(rid, _)| eligible(rid)) {
+            up.extend(peer.session().map(|s| (*rid, s)));
+        }
+        let Some(first) = self.promotion.first_answer else { return };
+        let silent = members.iter().any(|rid| !up.iter().any(|(u, _)| u == rid));
+        let all_lossy = up.iter().all(|(_, s)| s.lossy);
+        let waited = self.now.ms_since(first);
+        let wait = if all_lossy { limits::LOSSY_GRACE_MS } else { limits::PROMISE_WAIT_MS };
+        if up.is_empty() || (silent && waited < wait) {
+            return;
+        }
+        if all_lossy && self.promotion.live {
+            // G4: acknowledged data may be gone under a mounted device: better an error.
+            return self.fence();
+        }
+        let local = |rid: ReplicaId| self.peers[&rid].node() == &self.params.node;
+        let rank = |(rid, s): &(ReplicaId, &Promised)| {
+            let inside = members.contains(rid) == outside;
+            (inside, s.unclean, s.lossy, !local(*rid), *rid)
+        };
+        self.promotion.source = up.iter().min_by_key(|c| rank(c)).map(|(rid, _)| *rid);
+    }
+
+    /// P5: every other member that answered joins with what it needs repaired.
+    fn admit_members(&mut self) {
+        let Some(source) = self.promotion.source else { return };
+        let known =
+            |p: &super::Promotion, rid| p.stages.contains_key(&rid) || p.left_out.contains(&rid);
+        let fresh: Vec<ReplicaId> = self
+            .members()
+            .into_iter()
+            .filter(|rid| *rid != source && self.is_serving(*rid) && !known(&self.promotion, *rid))
+            .collect();
+        let first = !self.promotion.stages.contains_key(&source);
+        let mut marks = BlockSet::new();
+        for rid in fresh {
+            let repair = self.repair_set(source, rid);
+            if repair.len() > limits::MAX_REPAIR_BLOCKS && self.enough_without(rid) {
+                self.promotion.left_out.insert(rid);
+                continue;
+            }
+            let stage = if repair.is_empty() { Stage::Settled } else { Stage::Copying };
+            self.promotion.stages.insert(rid, stage);
+            marks.extend(&repair);
+        }
+        if first || !marks.is_empty() {
+            self.mark_source(source, marks);
+        }
+    }
+
+    /// P5: what may differ between source and target.
+    fn repair_set(&self, source: ReplicaId, target: ReplicaId) -> BlockSet {
+        let (Some(s), Some(t)) = (self.session_of(source), self.session_of(target)) else {
+            return BlockSet::new();
+        };
+        if self.params.planted.has(Bug::NoRepair) {
+            return BlockSet::new();
+        }
+        let mut repair = s.ring.clone();
+        repair.extend(&t.ring);
+        let blocks = self.cas.record().map_or(0, |r| r.blocks);
+        for region in s.unresolved.iter().chain(&t.unresolved) {
+            if let Some(range) = BlockRange::of_region(*region, blocks) {
+                repair.insert(range);
+            }
+        }
+        repair
+    }
+
+    /// Would the volume have its minimum of members without `rid`?
+    fn enough_without(&self, rid: ReplicaId) -> bool {
+        let min = self.cas.record().map_or(1, |r| usize::from(r.min_in_sync));
+        let others = self.members().into_iter().filter(|m| *m != rid && self.is_serving(*m));
+        let small = others.filter(|m| !self.promotion.left_out.contains(m));
+        small.count() >= min
+    }
+
+    /// Logs on the source what will be copied from it: the resolution must stick on both sides.
+    fn mark_source(&mut self, source: ReplicaId, marks: BlockSet) {
+        if marks.is_empty() {
+            self.promotion.stages.entry(source).or_insert(Stage::Settled);
+            return;
+        }
+        self.promotion.stages.insert(source, Stage::Marking);
+        self.call(source, Purpose::Mark, true, Request::Mark { blocks: marks });
+    }
+
+    pub(super) fn on_marked(&mut self, rid: ReplicaId) {
+        if let Some(stage) = self.promotion.stages.get_mut(&rid) {
+            *stage = Stage::Settled;
+        }
+    }
+
+    /// One copy at a time, once the source has logged what is copied.
+    fn run_copies(&mut self) {
+        let Some(source) = self.promotion.source else { return };
+        if self.promotion.stages.get(&source) == Some(&Stage::Marking) {
+            return;
+        }
+        match &mut self.copy {
+            Some(job) if job.is_done() => {
+                let target = job.target();
+                self.counters.repair_bytes += job.progress().moved_bytes;
+                self.copy = None;
+                self.promotion.stages.insert(target, Stage::Settled);
+            }
+            Some(_) => {}
+            None => {
+                let next = self.promotion.stages.iter().find(|(_, s)| **s == Stage::Copying);
+                if let Some(target) = next.map(|(rid, _)| *rid) {
+                    let explicit = self.repair_set(source, target);
+                    self.copy = Some(CopyJob::repair(source, target, explicit));
+                }
+            }
+        }
+        self.drive_copy();
+    }
+
+    /// P6: source and repaired members become durable before anything is exposed (m4).
+    fn flush_settled(&mut self) {
+        let settled = |(_, stage): &(&ReplicaId, &Stage)| **stage == Stage::Settled;
+        let rids: Vec<ReplicaId> =
+            self.promotion.stages.iter().filter(settled).map(|(rid, _)| *rid).collect();
+        for rid in rids {
+            if self.params.planted.has(Bug::NoPromotionFlush) {
+                self.promotion.stages.insert(rid, Stage::Durable);
+            } else {
+                self.promotion.stages.insert(rid, Stage::Flushing);
+                self.call(rid, Purpose::PromotionFlush, false, Request::Flush);
+            }
+        }
+    }
+
+    pub(super) fn on_promotion_flushed(&mut self, rid: ReplicaId) {
+        if let Some(stage) = self.promotion.stages.get_mut(&rid) {
+            if *stage == Stage::Flushing {
+                *stage = Stage::Durable;
+            }
+        }
+    }
+
+    /// P7: too few members answered; other copies are brought up from the flushed source.
+    fn bring_up_spares(&mut self) {
+        let Some(source) = self.promotion.source else { return };
+        let settled = self.promotion.stages.values().all(|s| *s == Stage::Durable);
+        if !settled || self.copy.is_some() || self.has_enough() {
+            return;
+        }
+        let spare = self
+            .peers
+            .keys()
+            .copied()
+            .find(|rid| !self.promotion.stages.contains_key(rid) && self.is_serving(*rid));
+        let Some(target) = spare else { return };
+        let Some(session) = self.session_of(target).cloned() else { return };
+        let record = self.cas.record();
+        let state = record.and_then(|r| r.replica(target)).map(|r| r.state);
+        self.promotion.left_out.remove(&target);
+        self.promotion.stages.insert(target, Stage::Copying);
+        self.copy = Some(match state {
+            Some(crate::record::ReplicaState::InSync) | None => {
+                CopyJob::repair(source, target, self.repair_set(source, target))
+            }
+            Some(state) => CopyJob::delta(
+                source,
+                target,
+                state.since(),
+                self.missed_beside_stamps(target),
+                session.fresh,
+                false,
+            ),
+        });
+        self.drive_copy();
+    }
+
+    fn has_enough(&self) -> bool {
+        let Some(record) = self.cas.record() else { return false };
+        let durable = self.promotion.stages.values().filter(|s| **s == Stage::Durable).count();
+        durable >= usize::from(record.min_in_sync).min(record.replicas.len())
+    }
+
+    /// T4, when nothing is left to settle.
+    fn try_open(&mut self) {
+        let settled = self.promotion.stages.values().all(|s| *s == Stage::Durable);
+        if !settled || self.copy.is_some() || !self.has_enough() {
+            return;
+        }
+        let members: Vec<ReplicaId> = self.promotion.stages.keys().copied().collect();
+        let txn = self.cas.next_txn(self.params.instance);
+        if let Some(next) = self.cas.record().map(|r| r.open(&members, txn)) {
+            self.propose(Change::Open, next);
+        }
+    }
+
+    /// P7: the first messages carry the new generation, so that members restamp what was
+    /// repaired before they forget it; then the guest is served.
+    pub(super) fn on_opened(&mut self) {
+        self.promotion = Promotion::default();
+        self.set_phase(Phase::Active);
+        self.announce_gen();
+        self.reissue_all();
+    }
+}

@@ -1,0 +1,244 @@
+//! Bringing a copy back into the in-sync set, or filling a new one: rules S1 to S7.
+
+use alloc::vec::Vec;
+
+use super::cas::Change;
+use super::copy::CopyJob;
+use super::{Phase, Primary, Purpose, ResyncProgress};
+use crate::id::{ReplicaId, Seq, Tick};
+use crate::limits;
+use crate::message::Request;
+use crate::planted::Bug;
+use crate::range::{BlockRange, BlockSet};
+use crate::record::ReplicaState;
+
+/// Where the resync under way is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// None is under way.
+    #[default]
+    Idle,
+    /// Windows are copied; new writes go to the target too (S3, S4).
+    Copying(ReplicaId),
+    /// Required for acknowledgements; waits for what was sent before that (S6).
+    Catching { target: ReplicaId, barrier: Seq },
+    /// Being flushed (S5).
+    Flushing(ReplicaId),
+    /// Flushed; its admission (S7) is proposed or will be.
+    Ready(ReplicaId),
+}
+
+/// The resync under way, and when the next may start.
+#[derive(Debug, Default)]
+pub(super) struct Resync {
+    stage: Stage,
+    not_before: Option<Tick>,
+    /// What the last copy job moved, for the status.
+    progress: ResyncProgress,
+}
+
+impl Primary {
+    /// When the next resync may start, if there is something to do.
+    pub(super) fn resync_due(&self) -> Option<Tick> {
+        let at = self.resync.not_before.filter(|at| *at > self.now)?;
+        self.next_target().map(|_| at)
+    }
+
+    /// The replica that gets every new write although it is no member (S3).
+    pub(super) fn resync_target(&self) -> Option<ReplicaId> {
+        match self.resync.stage {
+            Stage::Idle => None,
+            Stage::Copying(target)
+            | Stage::Catching { target, .. }
+            | Stage::Flushing(target)
+            | Stage::Ready(target) => Some(target),
+        }
+    }
+
+    /// The target, once it is required for acknowledgements (S6, m16).
+    pub(super) fn catching(&self) -> Option<ReplicaId> {
+        match self.resync.stage {
+            Stage::Idle | Stage::Copying(_) => None,
+            Stage::Catching { target, .. } | Stage::Flushing(target) | Stage::Ready(target) => {
+                Some(target)
+            }
+        }
+    }
+
+    pub(super) fn resync_progress(&self, rid: &ReplicaId) -> Option<ResyncProgress> {
+        let running = self.resync_target() == Some(*rid);
+        running.then(|| self.copy.as_ref().map_or(self.resync.progress, CopyJob::progress))
+    }
+
+    pub(super) fn drive_resync(&mut self) {
+        if !matches!(self.phase, Phase::Active | Phase::Suspended) {
+            return;
+        }
+        match self.resync.stage {
+            Stage::Idle => self.start_resync(),
+            Stage::Copying(target) => {
+                self.drive_copy();
+                if self.copy.as_ref().is_some_and(CopyJob::is_done) {
+                    self.begin_catching(target);
+                }
+            }
+            Stage::Catching { target, barrier } => {
+                if self.ops.has_acked_before(target, barrier) {
+                    self.flush_target(target);
+                }
+            }
+            Stage::Flushing(_) => {}
+            Stage::Ready(target) => self.propose_add(target),
+        }
+    }
+
+    /// A copy that is not in sync and has a session: those with the least to copy first.
+    fn next_target(&self) -> Option<ReplicaId> {
+        let record = self.cas.record()?;
+        let required = self.required();
+        let unused = |rid| self.peers.get(&rid).is_some_and(|p| !p.resynced);
+        let candidates = record.replicas.iter().filter(|r| {
+            !matches!(r.state, ReplicaState::InSync | ReplicaState::Leaving)
+                && !required.contains(&r.rid)
+                && self.is_serving(r.rid)
+                && unused(r.rid)
+        });
+        candidates.max_by_key(|r| (r.state.since(), r.rid)).map(|r| r.rid)
+    }
+
+    /// S1 to S3: from scratch, whatever was copied before.
+    fn start_resync(&mut self) {
+        let early = self.resync.not_before.is_some_and(|at| at > self.now);
+        if early || self.copy.is_some() || self.cas.proposed().is_some() {
+            return;
+        }
+        let Some(target) = self.next_target() else { return };
+        let local = |rid: &ReplicaId| self.peers[rid].node() != &self.params.node;
+        let mut sources: Vec<ReplicaId> =
+            self.members().into_iter().filter(|rid| self.is_serving(*rid)).collect();
+        sources.sort_by_key(local);
+        let Some(source) = sources.first().copied() else { return };
+        let Some(session) = self.peers.get(&target).and_then(|p| p.session()).cloned() else {
+            return;
+        };
+        let since = self.cas.record().and_then(|r| r.replica(target)).map(|r| r.state.since());
+        let missed = self.missed_beside_stamps(target);
+        self.resync.stage = Stage::Copying(target);
+        self.resync.progress = ResyncProgress::default();
+        let since = since.unwrap_or_default();
+        self.copy = Some(CopyJob::delta(source, target, since, missed, session.fresh, true));
+        if let Some(peer) = self.peers.get_mut(&target) {
+            peer.resynced = true;
+        }
+        self.forget_acks(target);
+        self.send_unacked(target);
+        self.drive_copy();
+    }
+
+    /// What the target may have lost or have alone: its own log and ring (m12, m14). What the
+    /// source has unresolved it lists by itself in its scan, since it installs our generation
+    /// first (m19).
+    pub(super) fn missed_beside_stamps(&self, target: ReplicaId) -> BlockSet {
+        let Some(session) = self.peers.get(&target).and_then(|p| p.session()) else {
+            return BlockSet::new();
+        };
+        let mut missed = BlockSet::new();
+        if !self.params.planted.has(Bug::IgnoreTargetRing) {
+            missed.extend(&session.ring);
+        }
+        if !self.params.planted.has(Bug::IgnoreTargetLog) {
+            let blocks = self.cas.record().map_or(0, |r| r.blocks);
+            for region in &session.unresolved {
+                if let Some(range) = BlockRange::of_region(*region, blocks) {
+                    missed.insert(range);
+                }
+            }
+        }
+        missed
+    }
+
+    /// S6 before S5's flush: from here on no flush is acknowledged without the target, so its
+    /// closing flush, which comes later, covers everything acknowledged before.
+    fn begin_catching(&mut self, target: ReplicaId) {
+        if let Some(job) = self.copy.take() {
+            self.resync.progress = job.progress();
+            let moved = job.progress().moved_bytes;
+            if job.is_fresh() {
+                self.counters.rebuild_bytes += moved;
+            } else {
+                self.counters.resync_bytes += moved;
+            }
+        }
+        self.resync.stage = Stage::Catching { target, barrier: self.next_seq };
+    }
+
+    fn flush_target(&mut self, target: ReplicaId) {
+        if self.params.planted.has(Bug::NoTargetFlush) {
+            self.resync.stage = Stage::Ready(target);
+            return;
+        }
+        self.resync.stage = Stage::Flushing(target);
+        self.call(target, Purpose::TargetFlush, false, Request::Flush);
+    }
+
+    pub(super) fn on_target_flushed(&mut self, rid: ReplicaId) {
+        if self.resync.stage == Stage::Flushing(rid) {
+            self.resync.stage = Stage::Ready(rid);
+        }
+    }
+
+    /// S7: T6, or T7 if a member has failed that may not leave alone.
+    fn propose_add(&mut self, target: ReplicaId) {
+        if !self.cas.is_free() {
+            return;
+        }
+        let Some(record) = self.cas.record().cloned() else { return };
+        let txn = self.cas.next_txn(self.params.instance);
+        let lost = self.members().into_iter().find(|rid| self.is_lost(*rid));
+        let next = match lost {
+            Some(lost) => record.swap(lost, target, txn),
+            None => record.add(target, txn),
+        };
+        self.propose(Change::Add(target), next);
+    }
+
+    /// The target is a member.
+    pub(super) fn on_added(&mut self, rid: ReplicaId) {
+        if self.resync_target() == Some(rid) {
+            self.resync.stage = Stage::Idle;
+            self.counters.resyncs_done += 1;
+        }
+        self.announce_gen();
+    }
+
+    /// S2: a session with the target that ends voids the whole resync (m18). Once its admission
+    /// is proposed it stays required until that is decided (S7).
+    pub(super) fn resync_lost(&mut self, rid: ReplicaId) {
+        let as_source = self.copy.as_ref().is_some_and(|job| job.source() == rid);
+        let as_target = self.resync_target() == Some(rid);
+        let resumes = as_target && self.params.planted.has(Bug::ResumeResync);
+        if as_source || (as_target && !resumes) {
+            self.abort_resync();
+        }
+    }
+
+    /// A member was removed: it can't be the source any more.
+    pub(super) fn abort_resync_from(&mut self, rid: ReplicaId) {
+        if self.copy.as_ref().is_some_and(|job| job.source() == rid) {
+            self.abort_resync();
+        }
+    }
+
+    /// Ends the resync. What its target reported when its session began is out of date now, so
+    /// the next attempt needs a new one, which also waits for what this one has in flight.
+    pub(super) fn abort_resync(&mut self) {
+        let Some(target) = self.resync_target() else { return };
+        self.resync.stage = Stage::Idle;
+        self.resync.not_before = Some(self.now.plus_ms(limits::RESYNC_BACKOFF_MS));
+        self.abort_copy();
+        if self.is_serving(target) && !self.is_required(target) {
+            self.renew_session(target);
+        }
+        self.sweep_ops();
+    }
+}
