@@ -248,10 +248,10 @@ impl Primary {
         self.guests.reads = self.guests.reads.saturating_sub(1);
         match reply {
             Reply::Data(payload) if self.read_fits(id, payload.blocks()) => {
-                if let Some(piece) = self.guests.pieces.get(&id) {
-                    if let Some(guest) = self.guests.requests.get_mut(&piece.request) {
-                        guest.data.insert(piece.offset, payload.data);
-                    }
+                if let Some(piece) = self.guests.pieces.get(&id)
+                    && let Some(guest) = self.guests.requests.get_mut(&piece.request)
+                {
+                    guest.data.insert(piece.offset, payload.data);
                 }
                 self.piece_done(id);
                 self.release_piece(id);

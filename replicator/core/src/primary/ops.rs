@@ -92,10 +92,10 @@ impl Primary {
     /// target.
     pub(super) fn required(&self) -> Vec<ReplicaId> {
         let mut required = self.members_in_force();
-        if self.params.planted.has(Bug::AckBeforeRemoval) {
-            if let Some(proposed) = self.cas.proposed() {
-                required = proposed.in_sync().map(|r| r.rid).collect();
-            }
+        if self.params.planted.has(Bug::AckBeforeRemoval)
+            && let Some(proposed) = self.cas.proposed()
+        {
+            required = proposed.in_sync().map(|r| r.rid).collect();
         }
         if let Some(rid) = self.catching().filter(|_| !self.params.planted.has(Bug::NoCatching)) {
             required.push(rid);

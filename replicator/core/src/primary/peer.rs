@@ -1,6 +1,5 @@
 //! One replica as its primary sees it: connection, session, and what waits for its answer.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use super::{Call, Effect, Phase, Primary, Purpose};
@@ -223,10 +222,10 @@ impl Primary {
     pub(super) fn on_reply(&mut self, conn: Conn, message: Message<Reply>) {
         let Message { header, body } = message;
         let Some(rid) = self.peer_of(conn) else { return };
-        if let Reply::Refused(Refusal::Epoch { promised }) = body {
-            if self.cas.record().is_some_and(|r| promised > r.epoch) {
-                return self.fence();
-            }
+        if let Reply::Refused(Refusal::Epoch { promised }) = body
+            && self.cas.record().is_some_and(|r| promised > r.epoch)
+        {
+            return self.fence();
         }
         if self.cas.record().is_none_or(|r| header.epoch != r.epoch) {
             return;
@@ -261,7 +260,7 @@ impl Primary {
 
     fn on_answer(&mut self, rid: ReplicaId, purpose: Purpose, body: Reply) {
         match (purpose, body) {
-            (Purpose::Promise, Reply::Promised(promised)) => self.on_promised(rid, promised),
+            (Purpose::Promise, Reply::Promised(promised)) => self.on_promised(rid, *promised),
             (Purpose::Read(piece), body) => self.on_read(rid, piece, body),
             (Purpose::Abandoned(lock), _) => self.release_lock(lock),
             (Purpose::Copy(step), Reply::Refused(refusal)) => {
@@ -327,14 +326,14 @@ impl Primary {
         self.close_lost();
     }
 
-    fn on_promised(&mut self, rid: ReplicaId, promised: Box<Promised>) {
+    fn on_promised(&mut self, rid: ReplicaId, promised: Promised) {
         let now = self.now;
         let open = self.is_open();
         let Some(peer) = self.peers.get_mut(&rid) else { return };
         let same = peer.known == Some(promised.incarnation);
         let resumable = same || !promised.unclean || self.params.planted.has(Bug::ResumeUnclean);
         peer.known = Some(promised.incarnation);
-        peer.session = Some(*promised);
+        peer.session = Some(promised);
         peer.failed = false;
         peer.resynced = false;
         peer.lost_at = now;

@@ -263,10 +263,10 @@ impl Primary {
     }
 
     pub(super) fn on_promotion_flushed(&mut self, rid: ReplicaId) {
-        if let Some(stage) = self.promotion.stages.get_mut(&rid) {
-            if *stage == Stage::Flushing {
-                *stage = Stage::Durable;
-            }
+        if let Some(stage) =
+            self.promotion.stages.get_mut(&rid).filter(|stage| **stage == Stage::Flushing)
+        {
+            *stage = Stage::Durable;
         }
     }
 
