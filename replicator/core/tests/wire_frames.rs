@@ -330,6 +330,7 @@ fn what_breaks_the_format_is_refused_by_name() {
     let one_block = [list(&[(5, 1)])[4..].to_vec(), crc32c::crc32c(&block).to_le_bytes().to_vec()];
     let two_regions = [2_u32, 7, 7].iter().flat_map(|n| n.to_le_bytes());
     let regions = [0_u8; 5].into_iter().chain(two_regions).collect::<Vec<u8>>();
+    let many = [&le32((1 << 16) + 1)[..], &vec![0; 29 * ((1 << 16) + 1)]].concat();
     type Case<'a> = (Kind, u8, Vec<u8>, &'a [u8], &'a str);
     let cases: &[Case<'_>] = &[
         (Kind::Mark, 0, list(&[(0, 0)]), &[], "an empty range"),
@@ -337,6 +338,7 @@ fn what_breaks_the_format_is_refused_by_name() {
         (Kind::Mark, 0, list(&[(u64::MAX, 1)]), &[], "beyond the largest volume"),
         (Kind::Mark, 0, list(&[(8, 1), (4, 1)]), &[], "out of order"),
         (Kind::Mark, 0, list(&[(4, 2), (6, 1)]), &[], "touching"),
+        (Kind::Mark, 0, list(&[(4, 2), (4, 2)]), &[], "overlapping"),
         (Kind::Mark, 0, u32::MAX.to_le_bytes().to_vec(), &[], "fewer entries than announced"),
         (Kind::Read, 0, list(&[(0, MAX_OP_BLOCKS + 1)]), &[], "than one answer can hold"),
         (Kind::Zero, 0, list(&[(0, 257)])[4..].to_vec(), &[], "longer than one operation"),
@@ -347,6 +349,9 @@ fn what_breaks_the_format_is_refused_by_name() {
         (Kind::Flush, 0, vec![0], &[], "bytes after the last field"),
         (Kind::Flush, 0, vec![], &block, "4096 bytes of data; whole blocks and at most 0"),
         (Kind::Regions, 0, regions, &[], "regions are not ascending"),
+        (Kind::Regions, 0, [&[0, 1], &[0; 7][..]].concat(), &[], "although there is no more"),
+        (Kind::Resync, 0, many.clone(), &[], "more blocks than one resync may name"),
+        (Kind::Digests, 0, many, &[], "more digests than one answer may hold"),
         (Kind::Refused, 0, vec![9; 9], &[], "unknown refusal"),
         (Kind::Ping, 0, vec![0; 7], &[], "ends within a field"),
         (Kind::Hello, 0, vec![0; 1025], &[], "a body of 1025 bytes; at most 1024"),
