@@ -28,7 +28,7 @@ pub(crate) const EDGES: &[Edges] = &[
     Edges {
         package: "lockstep-store",
         ours: &["lockstep-core"],
-        others: Some(&["blake3", "bytes", "crc32c", "thiserror", "tracing"]),
+        others: Some(&["blake3", "bytes", "crc32c", "thiserror", "tracing", "uuid"]),
         never: &[],
     },
     Edges {

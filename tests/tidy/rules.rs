@@ -17,6 +17,7 @@ pub(crate) struct Finding {
 
 const FUNCTION_LINES: usize = 70;
 const FILE_LINES: usize = 600;
+const FILE_LINES_WITH_TESTS: usize = 800;
 const LINE_COLUMNS: usize = 100;
 
 /// The rules, all of them.
@@ -50,11 +51,14 @@ fn function_length(source: &Source) -> Vec<Finding> {
 }
 
 fn file_length(source: &Source) -> Vec<Finding> {
-    let lines = source.production().count();
-    if lines <= FILE_LINES {
+    let (lines, all) = (source.production().count(), source.lines.len());
+    let message = if lines > FILE_LINES {
+        format!("{lines} lines without tests; split it by idea at {FILE_LINES}")
+    } else if all > FILE_LINES_WITH_TESTS {
+        format!("{all} lines with tests; move tests to a file at {FILE_LINES_WITH_TESTS}")
+    } else {
         return Vec::new();
-    }
-    let message = format!("{lines} lines without tests; split it by idea at {FILE_LINES}");
+    };
     vec![finding("file_length", source, "", message)]
 }
 
@@ -269,6 +273,7 @@ mod tests {
         assert!(breaks(file_length, "x.rs", &"b!();\n".repeat(FILE_LINES + 1)));
         let tests = format!("#[cfg(test)]\nmod t {{\n{}}}\n", "b!();\n".repeat(FILE_LINES));
         assert!(!breaks(file_length, "x.rs", &tests));
+        assert!(breaks(file_length, "tests/x.rs", &"b!();\n".repeat(FILE_LINES_WITH_TESTS + 1)));
         assert!(breaks(line_width, "x.rs", &"b".repeat(LINE_COLUMNS + 1)));
         assert!(!breaks(line_width, "x.rs", &"é".repeat(LINE_COLUMNS)));
         assert!(breaks(no_mod_rs, "proto/src/a/mod.rs", ""));
