@@ -35,7 +35,7 @@ const _: () = assert!(EXTENTS_MAX < 1 << 20);
 /// What the server allows its clients. [`Limits::default`] suits a daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most connections at once, handshakes included; more wait in the listen queue.
+    /// Most connections at once, handshakes included; more have to wait for the greeting.
     pub connections_max: usize,
     /// Time a client has to finish its handshake.
     pub handshake: Duration,

@@ -1,11 +1,12 @@
 //! The server: exports on one side, listeners on the other.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -64,6 +65,12 @@ pub enum ServerError {
         /// The name asked for.
         name: String,
     },
+}
+
+/// A client that has just arrived.
+enum Accepted {
+    Unix(UnixStream),
+    Tcp(TcpStream, SocketAddr),
 }
 
 struct Shared<B> {
@@ -183,39 +190,43 @@ impl<B: Backend> Server<B> {
 
     async fn accept_all(&self, listener: &Listener) {
         loop {
-            let Ok(place) = Arc::clone(&self.shared.places).acquire_owned().await else { return };
             let accepted = match listener {
-                Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                    let (reader, writer) = stream.into_split();
-                    self.spawn(reader, writer, "unix socket".to_owned(), place);
-                }),
-                Listener::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
-                    self.spawn_tcp(stream, peer.to_string(), place);
-                }),
+                Listener::Unix(listener) => listener.accept().await.map(|(s, _)| Accepted::Unix(s)),
+                Listener::Tcp(listener) => {
+                    listener.accept().await.map(|(s, at)| Accepted::Tcp(s, at))
+                }
             };
-            if let Err(error) = accepted {
-                tracing::warn!(%error, "cannot accept an NBD client, trying again");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+            let stream = match accepted {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept an NBD client, trying again");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            // Only now: a listener without clients must not keep a place from another one.
+            let Ok(place) = Arc::clone(&self.shared.places).acquire_owned().await else { return };
+            self.spawn(stream, place);
         }
     }
 
-    fn spawn_tcp(&self, stream: TcpStream, peer: String, place: OwnedSemaphorePermit) {
-        if let Err(error) = tune_tcp(&stream) {
-            tracing::debug!(%error, peer, "cannot tune the connection");
-        }
-        let (reader, writer) = stream.into_split();
-        self.spawn(reader, writer, peer, place);
-    }
-
-    fn spawn<R, W>(&self, reader: R, writer: W, peer: String, place: OwnedSemaphorePermit)
-    where
-        R: AsyncRead + Unpin + Send + 'static,
-        W: AsyncWrite + Unpin + Send + 'static,
-    {
+    fn spawn(&self, stream: Accepted, place: OwnedSemaphorePermit) {
         let shared = Arc::clone(&self.shared);
         self.shared.tasks.spawn(async move {
-            shared.connection(reader, writer, &peer).await;
+            match stream {
+                Accepted::Unix(stream) => {
+                    let (reader, writer) = stream.into_split();
+                    shared.connection(reader, writer, "unix socket").await;
+                }
+                Accepted::Tcp(stream, peer) => {
+                    let peer = peer.to_string();
+                    if let Err(error) = tune_tcp(&stream) {
+                        tracing::debug!(%error, peer, "cannot tune the connection");
+                    }
+                    let (reader, writer) = stream.into_split();
+                    shared.connection(reader, writer, &peer).await;
+                }
+            }
             drop(place);
         });
     }

@@ -142,6 +142,20 @@ async fn a_place_is_free_only_when_the_last_request_has_ended() {
 }
 
 #[tokio::test]
+async fn connections_are_limited_over_all_listeners() {
+    let limits = Limits { connections_max: 1, ..Limits::default() };
+    let (world, _) = gated_world(limits).await;
+    for uri in [world.tcp("disk"), world.unix("disk")] {
+        let first = soon("the first client", Client::connect(&uri)).await.unwrap();
+        let mut second = Box::pin(Client::connect(&uri));
+        let early = tokio::time::timeout(Duration::from_millis(50), &mut second).await;
+        assert!(early.is_err(), "two clients where one is allowed");
+        first.close().await.unwrap();
+        soon("the second client", second).await.unwrap().close().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn removing_an_export_fails_what_hangs() {
     let (world, backend) = gated_world(impatient()).await;
     let client = world.client("disk").await;

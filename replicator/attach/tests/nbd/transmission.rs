@@ -29,6 +29,51 @@ async fn data_comes_back_over_every_path() {
     }
 }
 
+#[tokio::test]
+async fn a_volume_behaves_like_an_array_whatever_is_mixed() {
+    let (world, _) = memory_world(MIB).await;
+    let plain = ConnectOptions { structured: false, ..ConnectOptions::default() };
+    let plain = Client::connect_with(&world.unix("disk"), plain).await.unwrap();
+    let structured = world.client("disk").await;
+    let mut model = vec![0u8; 1 << 20];
+    for (step, choice) in pattern(4 * 1000, 7).chunks_exact(4).enumerate() {
+        let first = usize::from(choice[0]);
+        let count = (1 + usize::from(choice[1]) % 40).min(256 - first);
+        let (start, end) = (first * 4096, (first + count) * 4096);
+        let (offset, len) = (start as u64, u32::try_from(end - start).unwrap());
+        let client = if choice[2] % 2 == 0 { &plain } else { &structured };
+        match choice[3] % 6 {
+            0 | 1 => {
+                let data = pattern(end - start, step as u64);
+                model[start..end].copy_from_slice(&data);
+                client.write(offset, data.into(), choice[2] > 200).await.unwrap();
+            }
+            2 => {
+                let mode = ZeroMode { no_hole: choice[2] > 128, ..ZeroMode::default() };
+                client.zero(offset, len, mode).await.unwrap();
+                model[start..end].fill(0);
+            }
+            3 => {
+                client.trim(offset, len, false).await.unwrap();
+                model[start..end].fill(0);
+            }
+            4 => assert!(client.read(offset, len).await.unwrap() == model[start..end], "{step}"),
+            _ => {
+                let mut at = start;
+                for extent in structured.block_status(offset, len, false).await.unwrap() {
+                    let next = at + usize::try_from(extent.len_bytes).unwrap();
+                    assert!(!extent.zero || model[at..next].iter().all(|&byte| byte == 0));
+                    at = next;
+                }
+                assert_eq!(at, end, "step {step}: the extents end elsewhere");
+            }
+        }
+    }
+    for client in [plain, structured] {
+        assert!(client.read(0, 1 << 20).await.unwrap() == model);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_requests_in_flight_keep_their_data_apart() {
     let (world, _) = memory_world(64 * MIB).await;
