@@ -1,0 +1,86 @@
+//! Blocks whose content tells which write they come from.
+
+use bytes::Bytes;
+use std::fmt;
+
+/// Bytes in a block.
+pub const BLOCK: usize = 4096;
+
+/// Which write a block's content comes from; 0 is zeroes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Value(pub u64);
+
+impl Value {
+    /// What a block holds that was never written, or was zeroed.
+    pub const ZERO: Self = Self(0);
+    /// What nobody wrote.
+    pub const GARBAGE: Self = Self(u64::MAX);
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::ZERO => write!(f, "zeroes"),
+            Self::GARBAGE => write!(f, "garbage"),
+            Self(n) => write!(f, "w{n}"),
+        }
+    }
+}
+
+fn unit(value: Value, block: u64) -> [u8; 16] {
+    let mut unit = [0; 16];
+    unit[..8].copy_from_slice(&value.0.to_le_bytes());
+    unit[8..].copy_from_slice(&(block ^ 0x5ee_d0b1_0c5).to_le_bytes());
+    unit
+}
+
+/// The content that write `value` gives to the `count` blocks from `start`.
+#[must_use]
+pub fn payload(value: Value, start: u64, count: u32) -> Bytes {
+    let mut out = Vec::with_capacity(count as usize * BLOCK);
+    for block in start..start + u64::from(count) {
+        let at = out.len();
+        out.extend_from_slice(&unit(value, block));
+        while out.len() - at < BLOCK {
+            let have = out.len() - at;
+            out.extend_from_within(at..at + have.min(BLOCK - have));
+        }
+    }
+    Bytes::from(out)
+}
+
+/// Which write the content of `block` comes from.
+#[must_use]
+pub fn value_of(block: u64, content: &[u8]) -> Value {
+    let Some(head) = content.get(..8).and_then(|h| h.try_into().ok()) else {
+        return Value::GARBAGE;
+    };
+    let value = Value(u64::from_le_bytes(head));
+    if value == Value::ZERO {
+        let zero = content.iter().all(|b| *b == 0);
+        return if zero { Value::ZERO } else { Value::GARBAGE };
+    }
+    let (first, rest) = (&content[..16], &content[16..]);
+    // A period of 16 bytes: the content equals itself moved by one unit.
+    let periodic = content[..content.len() - 16] == *rest;
+    if first == unit(value, block) && periodic { value } else { Value::GARBAGE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_tells_its_write_and_its_place() {
+        let data = payload(Value(42), 7, 3);
+        assert_eq!(data.len(), 3 * BLOCK);
+        for (i, chunk) in data.chunks(BLOCK).enumerate() {
+            assert_eq!(value_of(7 + i as u64, chunk), Value(42));
+            assert_eq!(value_of(8 + i as u64, chunk), Value::GARBAGE, "of another block");
+        }
+        assert_eq!(value_of(0, &[0; BLOCK]), Value::ZERO);
+        let mut torn = data[..BLOCK].to_vec();
+        torn[2048..].fill(0);
+        assert_eq!(value_of(7, &torn), Value::GARBAGE);
+    }
+}

@@ -1,0 +1,268 @@
+//! The disk under one replica: four files whose writes are visible at once and durable later.
+//!
+//! A process that is killed loses nothing that was applied. A power loss leaves each 4 KiB page at
+//! its durable content or at any later one, page by page, which is every subset of un-flushed
+//! writes; the newest un-flushed write of the meta file may also be torn at 512 bytes.
+
+use bytes::Bytes;
+use lockstep_store::layout::File;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::content::{BLOCK, Value, value_of};
+use crate::rng::Rng;
+
+const PAGE: u64 = BLOCK as u64;
+const SECTOR: usize = 512;
+
+/// One content that a page had.
+#[derive(Clone, Debug)]
+struct Version {
+    /// Counts the disk's writes.
+    order: u64,
+    /// `None` is zeroes.
+    bytes: Option<Bytes>,
+    /// Of a page of the data file: which write it comes from.
+    value: Value,
+}
+
+const NEVER: Version = Version { order: 0, bytes: None, value: Value::ZERO };
+
+/// The contents of a page: first the durable one, last the visible one.
+#[derive(Clone, Debug)]
+struct Page {
+    versions: Vec<Version>,
+}
+
+impl Page {
+    fn visible(&self) -> &Version {
+        self.versions.last().unwrap_or(&NEVER)
+    }
+
+    fn durable(&self) -> &Version {
+        self.versions.first().unwrap_or(&NEVER)
+    }
+}
+
+type Key = (u8, u64);
+
+fn number(file: File) -> u8 {
+    match file {
+        File::Meta => 0,
+        File::Data => 1,
+        File::Tags => 2,
+        File::Regions => 3,
+    }
+}
+
+/// Four files.
+#[derive(Clone, Debug, Default)]
+pub struct Disk {
+    pages: BTreeMap<Key, Page>,
+    /// Pages with more than one version.
+    dirty: BTreeSet<Key>,
+    order: u64,
+}
+
+impl Disk {
+    /// Writes `data` at `offset`; with `durable` it also survives a power loss from now on.
+    pub fn write(&mut self, file: File, offset: u64, data: &Bytes, durable: bool) {
+        for (page, start, part) in pieces(offset, data) {
+            let bytes = if part.len() == BLOCK {
+                part
+            } else {
+                let mut whole = self.page(file, page).to_vec();
+                whole[start..start + part.len()].copy_from_slice(&part);
+                Bytes::from(whole)
+            };
+            self.put(file, page, Some(bytes), durable);
+        }
+    }
+
+    /// Zeroes `len` bytes from `offset`, which are whole pages.
+    pub fn zero(&mut self, file: File, offset: u64, len: u64, durable: bool) {
+        assert!(offset.is_multiple_of(PAGE) && len.is_multiple_of(PAGE), "zeroing parts of pages");
+        for page in offset / PAGE..(offset + len) / PAGE {
+            if durable || self.pages.contains_key(&(number(file), page)) {
+                self.put(file, page, None, durable);
+            }
+        }
+    }
+
+    /// The `len` bytes from `offset`.
+    #[must_use]
+    pub fn read(&self, file: File, offset: u64, len: u64) -> Bytes {
+        let whole = offset.is_multiple_of(PAGE) && len == PAGE;
+        if whole {
+            return self.page(file, offset / PAGE);
+        }
+        let mut out = Vec::new();
+        let mut at = offset;
+        while at < offset + len {
+            let page = self.page(file, at / PAGE);
+            let start = index(at % PAGE);
+            let count = (BLOCK - start).min(index(offset + len - at));
+            out.extend_from_slice(&page[start..start + count]);
+            at += count as u64;
+        }
+        Bytes::from(out)
+    }
+
+    /// What a flush that starts now will make durable: to be given to [`Self::flushed`].
+    #[must_use]
+    pub fn mark(&self) -> u64 {
+        self.order
+    }
+
+    /// A flush of `file` that started at `mark` is done.
+    pub fn flushed(&mut self, file: File, mark: u64) {
+        let keys: Vec<Key> =
+            self.dirty.range((number(file), 0)..=(number(file), u64::MAX)).copied().collect();
+        for key in keys {
+            let Some(page) = self.pages.get_mut(&key) else { continue };
+            let covered = page.versions.iter().rposition(|v| v.order <= mark).unwrap_or(0);
+            page.versions.drain(..covered);
+            if page.versions.len() <= 1 {
+                self.dirty.remove(&key);
+            }
+        }
+    }
+
+    /// The power fails. Answers how many pages lost something.
+    pub fn power_loss(&mut self, rng: &mut Rng) -> u64 {
+        let mut lost = 0;
+        for key in std::mem::take(&mut self.dirty) {
+            let Some(page) = self.pages.get_mut(&key) else { continue };
+            let keep = match rng.below(4) {
+                0 => 0,
+                1 => page.versions.len() - 1,
+                _ => rng.index(page.versions.len()),
+            };
+            lost += u64::from(keep + 1 < page.versions.len());
+            let mut kept = page.versions.swap_remove(keep);
+            if key.0 == number(File::Meta) && rng.chance(300) {
+                kept.bytes = Some(torn(page.durable(), &kept, rng));
+            }
+            page.versions = vec![kept];
+        }
+        lost
+    }
+
+    /// Which write the block shows.
+    #[must_use]
+    pub fn visible(&self, block: u64) -> Value {
+        self.pages.get(&(1, block)).map_or(Value::ZERO, |p| p.visible().value)
+    }
+
+    /// Which write the block shows at least after a power loss.
+    #[must_use]
+    pub fn durable(&self, block: u64) -> Value {
+        self.pages.get(&(1, block)).map_or(Value::ZERO, |p| p.durable().value)
+    }
+
+    /// Blocks of the data file that were ever written.
+    pub fn blocks(&self) -> impl Iterator<Item = u64> + '_ {
+        self.pages.range((1, 0)..=(1, u64::MAX)).map(|((_, block), _)| *block)
+    }
+
+    fn page(&self, file: File, page: u64) -> Bytes {
+        static ZEROES: [u8; BLOCK] = [0; BLOCK];
+        let found = self.pages.get(&(number(file), page));
+        found.and_then(|p| p.visible().bytes.clone()).unwrap_or(Bytes::from_static(&ZEROES))
+    }
+
+    fn put(&mut self, file: File, page: u64, bytes: Option<Bytes>, durable: bool) {
+        self.order += 1;
+        let value = match (file, &bytes) {
+            (File::Data, Some(bytes)) => value_of(page, bytes),
+            _ => Value::ZERO,
+        };
+        let version = Version { order: self.order, bytes, value };
+        let key = (number(file), page);
+        let page = self.pages.entry(key).or_insert_with(|| Page { versions: vec![NEVER] });
+        if durable {
+            page.versions.clear();
+            self.dirty.remove(&key);
+        } else {
+            self.dirty.insert(key);
+        }
+        page.versions.push(version);
+    }
+}
+
+/// A write cut into pages: page, offset in it, bytes.
+pub fn pieces(offset: u64, data: &Bytes) -> Vec<(u64, usize, Bytes)> {
+    let mut out = Vec::new();
+    let mut from = 0;
+    while from < data.len() {
+        let at = offset + from as u64;
+        let start = index(at % PAGE);
+        let count = (BLOCK - start).min(data.len() - from);
+        out.push((at / PAGE, start, data.slice(from..from + count)));
+        from += count;
+    }
+    out
+}
+
+fn index(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+fn torn(old: &Version, new: &Version, rng: &mut Rng) -> Bytes {
+    let mut out = vec![0; BLOCK];
+    for sector in (0..BLOCK).step_by(SECTOR) {
+        let from = if rng.chance(500) { old } else { new };
+        if let Some(bytes) = &from.bytes {
+            out[sector..sector + SECTOR].copy_from_slice(&bytes[sector..sector + SECTOR]);
+        }
+    }
+    Bytes::from(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content::payload;
+
+    fn put(disk: &mut Disk, value: u64, durable: bool) {
+        disk.write(File::Data, 3 * PAGE, &payload(Value(value), 3, 1), durable);
+    }
+
+    #[test]
+    fn a_flush_covers_what_was_written_before_it_started() {
+        let mut disk = Disk::default();
+        put(&mut disk, 1, false);
+        let mark = disk.mark();
+        put(&mut disk, 2, false);
+        assert_eq!((disk.durable(3), disk.visible(3)), (Value::ZERO, Value(2)));
+        disk.flushed(File::Data, mark);
+        assert_eq!((disk.durable(3), disk.visible(3)), (Value(1), Value(2)));
+        disk.flushed(File::Data, disk.mark());
+        assert_eq!((disk.durable(3), disk.visible(3)), (Value(2), Value(2)));
+    }
+
+    #[test]
+    fn a_power_loss_leaves_the_durable_content_or_a_later_one() {
+        let mut seen = BTreeSet::new();
+        for seed in 0..64 {
+            let mut disk = Disk::default();
+            put(&mut disk, 1, true);
+            put(&mut disk, 2, false);
+            put(&mut disk, 3, false);
+            disk.power_loss(&mut Rng::new(seed));
+            assert_eq!(disk.visible(3), disk.durable(3));
+            seen.insert(disk.visible(3));
+        }
+        assert_eq!(seen, BTreeSet::from([Value(1), Value(2), Value(3)]));
+    }
+
+    #[test]
+    fn parts_of_pages_are_read_back_as_written() {
+        let mut disk = Disk::default();
+        let data = Bytes::from((0..=255_u8).cycle().take(9000).collect::<Vec<_>>());
+        disk.write(File::Tags, 4000, &data, false);
+        assert_eq!(disk.read(File::Tags, 4000, 9000), data);
+        assert_eq!(disk.read(File::Tags, 3992, 16)[..8], [0; 8]);
+        disk.zero(File::Tags, 4096, 4096, false);
+        assert_eq!(disk.read(File::Tags, 4095, 3)[..], [95, 0, 0]);
+    }
+}

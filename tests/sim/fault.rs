@@ -1,0 +1,133 @@
+//! Kinds of faults, each counted when it really happens, and the mixture a seed draws of them.
+
+use crate::rng::Rng;
+
+macro_rules! faults {
+    ($($(#[$doc:meta])* $name:ident = $text:literal, $typical:literal;)*) => {
+        /// What can go wrong.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Fault { $($(#[$doc])* $name,)* }
+
+        impl Fault {
+            /// All of them, with their names and the typical milliseconds between two (planned
+            /// faults) or typical number in a thousand operations (others).
+            pub const ALL: &'static [(Self, &'static str, u64)] =
+                &[$((Self::$name, $text, $typical),)*];
+        }
+    };
+}
+
+faults! {
+    /// A connection breaks; both ends learn it at different times.
+    ConnectionReset = "connection-reset", 3000;
+    /// A connection's frames are stuck while its sender goes on with a new one: they come late.
+    LateFrames = "late-frames", 3000;
+    /// Nothing passes between two nodes, for a while.
+    Partition = "partition", 8000;
+    /// Nothing passes in one direction, for a while.
+    OneWayPartition = "one-way-partition", 8000;
+    /// A node reaches nobody, nor the record store.
+    Isolation = "isolation", 12000;
+    /// The process is killed; what it wrote stays.
+    ProcessKill = "process-kill", 6000;
+    /// The node loses power; any part of what was not flushed is gone.
+    PowerLoss = "power-loss", 9000;
+    /// All nodes lose power at once.
+    ClusterPowerLoss = "cluster-power-loss", 25000;
+    /// The process stands still for a while.
+    Pause = "pause", 7000;
+    /// The primary is dropped and a new one started on the same node.
+    PrimaryRestart = "primary-restart", 8000;
+    /// A primary starts on another node while one is alive.
+    Takeover = "takeover", 7000;
+    /// The volume is closed in good order and attached again.
+    CleanDetach = "clean-detach", 9000;
+    /// Guests are quiet long enough for the activity log to be cleaned.
+    Idle = "idle", 40000;
+    /// The record store can't be reached, for a while.
+    MetaDown = "meta-down", 9000;
+    /// The record store answers slowly, for a while.
+    MetaSlow = "meta-slow", 9000;
+    /// A controller changes the record's revision and transaction, and nothing else.
+    ControllerTouch = "controller-touch", 4000;
+    /// A controller adds an empty copy.
+    ControllerAdd = "controller-add", 9000;
+    /// A controller forgets a copy that is out.
+    ControllerForget = "controller-forget", 12000;
+    /// A disk is many times slower, for a while.
+    SlowDisk = "slow-disk", 9000;
+    /// A disk answers nothing, for a while.
+    HungDisk = "hung-disk", 12000;
+    /// A copy's disk fails one write or flush; the copy is opened again later.
+    DiskError = "disk-error", 12000;
+    /// A bit of a frame flips on the way.
+    GarbledFrame = "garbled-frame", 6000;
+    /// Somebody else changes the record just before a put arrives.
+    MetaConflict = "meta-conflict", 150;
+    /// A put is applied but its answer is lost.
+    MetaUnknownApplied = "meta-unknown-applied", 150;
+    /// A put is lost and its answer too.
+    MetaUnknownLost = "meta-unknown-lost", 100;
+    /// A put is applied long after it was given up.
+    MetaUnknownLate = "meta-unknown-late", 100;
+}
+
+impl Fault {
+    /// The name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(f, _, _)| *f == self).map_or("", |(_, name, _)| name)
+    }
+
+    /// Does it happen at a time of its own, not to an operation?
+    #[must_use]
+    pub fn is_planned(self) -> bool {
+        !matches!(
+            self,
+            Self::MetaConflict
+                | Self::MetaUnknownApplied
+                | Self::MetaUnknownLost
+                | Self::MetaUnknownLate
+        )
+    }
+}
+
+/// The faults of one seed, with their rates.
+#[derive(Clone, Debug)]
+pub struct Swarm {
+    rates: Vec<(Fault, u64)>,
+}
+
+impl Swarm {
+    /// A random subset at random rates.
+    pub fn draw(rng: &mut Rng) -> Self {
+        let share = rng.pick(&[0, 150, 300, 500, 800]).unwrap_or(0);
+        let rate = |rng: &mut Rng, typical: u64| typical * rng.between(30, 250) / 100;
+        let mut rates = Vec::new();
+        for (fault, _, typical) in Fault::ALL {
+            let rate = rate(rng, *typical);
+            if rng.chance(share) {
+                rates.push((*fault, rate));
+            }
+        }
+        Self { rates }
+    }
+
+    /// No faults.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { rates: Vec::new() }
+    }
+
+    /// The faults with their rates.
+    #[must_use]
+    pub fn rates(&self) -> &[(Fault, u64)] {
+        &self.rates
+    }
+
+    /// Its rate; 0 if it is not among them.
+    #[must_use]
+    pub fn rate(&self, fault: Fault) -> u64 {
+        self.rates.iter().find(|(f, _)| *f == fault).map_or(0, |(_, rate)| *rate)
+    }
+}

@@ -1,0 +1,150 @@
+//! The guest of one attachment: bursts of reads, writes, zeroes and flushes on few blocks.
+
+use lockstep_core::guest::GuestOp;
+use lockstep_core::id::RequestId;
+use lockstep_core::message::Payload;
+use lockstep_core::range::BlockRange;
+use std::collections::BTreeSet;
+
+use crate::content::{Value, payload};
+use crate::rng::Rng;
+
+/// How the guests of a seed behave.
+#[derive(Clone, Debug)]
+pub struct Habits {
+    /// Blocks of the volume.
+    pub blocks: u64,
+    /// Where most requests start.
+    pub hot: Vec<u64>,
+    /// Most requests under way.
+    pub depth: usize,
+    /// Typical pause between two bursts, microseconds.
+    pub pause: u64,
+    /// Reads, writes, zeroes and flushes among a hundred requests.
+    pub mix: [u64; 4],
+    /// Writes with FUA among a thousand.
+    pub fua: u64,
+    /// Requests of more than 256 blocks among a thousand.
+    pub large: u64,
+    /// Reads everything that was ever written before anything else?
+    pub verifies: bool,
+}
+
+impl Habits {
+    /// Random habits.
+    pub fn draw(rng: &mut Rng) -> Self {
+        let regions = rng.between(2, 8);
+        let blocks = regions * 256 - rng.below(100);
+        let hot_blocks = rng.pick(&[3, 8, 16, 40]).unwrap_or(8);
+        let hot = (0..hot_blocks).map(|_| rng.below(blocks)).collect();
+        let mixes =
+            [[25, 55, 8, 12], [10, 80, 5, 5], [50, 40, 5, 5], [5, 90, 0, 5], [10, 60, 0, 30]];
+        Self {
+            blocks,
+            hot,
+            depth: rng.pick(&[1, 4, 8, 16, 32]).unwrap_or(8),
+            pause: rng.pick(&[5_000, 20_000, 60_000, 200_000]).unwrap_or(20_000),
+            mix: rng.pick(&mixes).unwrap_or([25, 55, 8, 12]),
+            fua: rng.pick(&[0, 50, 300]).unwrap_or(50),
+            large: rng.pick(&[0, 0, 3, 10]).unwrap_or(0),
+            verifies: rng.chance(500),
+        }
+    }
+}
+
+/// One attachment's guest.
+#[derive(Debug, Default)]
+pub struct Guest {
+    /// Requests without an answer.
+    pub pending: BTreeSet<RequestId>,
+    /// Blocks still to be read before anything else.
+    pub to_verify: Vec<BlockRange>,
+    /// Does it ask anything?
+    pub running: bool,
+    /// Number of requests so far.
+    pub requests: u64,
+    next: u64,
+}
+
+/// A request with what the oracle has to know of it.
+#[derive(Debug)]
+pub struct Asked {
+    /// Its number.
+    pub request: RequestId,
+    /// The request.
+    pub op: GuestOp,
+    /// The content of a write.
+    pub value: Value,
+}
+
+impl Guest {
+    /// The next request; `value` is for a write.
+    pub fn ask(&mut self, rng: &mut Rng, habits: &Habits, value: Value) -> Asked {
+        self.next += 1;
+        self.requests += 1;
+        let request = RequestId(self.next);
+        self.pending.insert(request);
+        let op = match self.to_verify.pop() {
+            Some(range) => GuestOp::Read { range },
+            None => draw(rng, habits, value),
+        };
+        let value = if matches!(op, GuestOp::Zero { .. }) { Value::ZERO } else { value };
+        Asked { request, op, value }
+    }
+}
+
+fn draw(rng: &mut Rng, habits: &Habits, value: Value) -> GuestOp {
+    let range = place(rng, habits);
+    let fua = rng.chance(habits.fua);
+    let mut dice = rng.below(habits.mix.iter().sum());
+    let kind = habits.mix.iter().position(|share| {
+        let hit = dice < *share;
+        dice = dice.saturating_sub(*share);
+        hit
+    });
+    match kind {
+        Some(0) => GuestOp::Read { range },
+        Some(1) => {
+            let payload = Payload::checksummed(payload(value, range.start, range.count));
+            GuestOp::Write { range, fua, payload }
+        }
+        Some(2) => GuestOp::Zero { range, fua, deallocate: rng.chance(500) },
+        _ => GuestOp::Flush,
+    }
+}
+
+fn place(rng: &mut Rng, habits: &Habits) -> BlockRange {
+    let count = if rng.chance(habits.large) { rng.between(200, 700) } else { rng.between(1, 8) };
+    let count = count.min(habits.blocks);
+    let hot = rng.pick(&habits.hot).unwrap_or(0);
+    let start = hot.saturating_sub(rng.below(4)).min(habits.blocks - count);
+    BlockRange::new(start, u32::try_from(count).unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_stay_within_the_volume_and_every_kind_comes_up() {
+        let mut seen = [0; 4];
+        for seed in 0..200 {
+            let mut rng = Rng::new(seed);
+            let habits = Habits::draw(&mut rng);
+            let mut guest = Guest::default();
+            for n in 1..20 {
+                let asked = guest.ask(&mut rng, &habits, Value(n));
+                let (kind, range) = match asked.op {
+                    GuestOp::Read { range } => (0, range),
+                    GuestOp::Write { range, .. } => (1, range),
+                    GuestOp::Zero { range, .. } => (2, range),
+                    GuestOp::Flush => (3, BlockRange::new(0, 1)),
+                };
+                seen[kind] += 1;
+                assert!(range.end() <= habits.blocks, "{range:?} of {}", habits.blocks);
+            }
+            assert_eq!(guest.pending.len(), 19);
+        }
+        assert!(seen.iter().all(|n| *n > 50), "{seen:?}");
+    }
+}

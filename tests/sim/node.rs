@@ -1,0 +1,181 @@
+//! A node: its process, its copy of the volume, and its primary.
+
+use lockstep_core::id::{Conn, InstanceId, NodeId, ReplicaId, Tick, Token};
+use lockstep_core::primary::{Phase, Primary};
+use lockstep_core::replica::Replica;
+use lockstep_store::{DiskOpId, DiskOpKind, Store};
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::disk::Disk;
+use crate::guest::Guest;
+use crate::net::Wire;
+
+/// A machine in the cluster.
+#[derive(Debug)]
+pub struct Node {
+    /// Its name.
+    pub name: NodeId,
+    /// Does its process run?
+    pub up: bool,
+    /// Random per process.
+    pub process: u64,
+    /// What its process adds to the virtual time.
+    pub clock: u64,
+    /// Changes with every loss of power.
+    pub boot: [u8; 16],
+    /// Its process stands still before then.
+    pub paused_until: u64,
+    /// Its disk is slow before then.
+    pub slow_until: u64,
+    /// Its disk answers nothing before then.
+    pub hung_until: u64,
+    /// The record store can't be reached from here before then.
+    pub meta_cut_until: u64,
+    /// When it last lost power, if it did.
+    pub lost_power: Option<u64>,
+    /// Its copy of the volume.
+    pub copy: Option<Copy>,
+    /// Its primary.
+    pub seat: Option<Seat>,
+    next_conn: u64,
+}
+
+impl Node {
+    /// A node that is down.
+    #[must_use]
+    pub fn new(name: NodeId) -> Self {
+        Self {
+            name,
+            up: false,
+            process: 0,
+            clock: 0,
+            boot: [0; 16],
+            paused_until: 0,
+            slow_until: 0,
+            hung_until: 0,
+            meta_cut_until: 0,
+            lost_power: None,
+            copy: None,
+            seat: None,
+            next_conn: 0,
+        }
+    }
+
+    /// A connection number that its process has not used yet.
+    pub fn fresh_conn(&mut self) -> Conn {
+        self.next_conn += 1;
+        Conn(self.next_conn)
+    }
+
+    /// What its clock shows at virtual time `now`.
+    #[must_use]
+    pub fn tick(&self, now: u64) -> Tick {
+        Tick(now + self.clock)
+    }
+
+    /// Its open copy, if it is the one opened as `open`.
+    pub fn host(&mut self, open: u64) -> Option<(&mut Host, &mut Disk)> {
+        let copy = self.copy.as_mut()?;
+        let host = copy.host.as_mut().filter(|h| h.open == open)?;
+        Some((host, &mut copy.disk))
+    }
+
+    /// Its primary, if it is the one called `id`.
+    pub fn seat(&mut self, id: u64) -> Option<&mut Seat> {
+        self.seat.as_mut().filter(|s| s.id == id)
+    }
+}
+
+/// One copy of the volume.
+#[derive(Debug)]
+pub struct Copy {
+    /// Which.
+    pub rid: ReplicaId,
+    /// Its files.
+    pub disk: Disk,
+    /// The machines, while it is open.
+    pub host: Option<Host>,
+    /// The next write or flush fails.
+    pub fails_next: bool,
+    /// Will be opened again.
+    pub reopening: bool,
+}
+
+/// A copy that is open.
+#[derive(Debug)]
+pub struct Host {
+    /// Unique in the world.
+    pub open: u64,
+    /// The decisions.
+    pub replica: Replica,
+    /// The plans.
+    pub store: Store,
+    /// Disk operations under way.
+    pub flights: BTreeMap<DiskOpId, Flight>,
+    /// Store operations without an answer.
+    pub asked: BTreeSet<Token>,
+    /// When the store is to be woken.
+    pub armed: Option<u64>,
+}
+
+/// A disk operation under way.
+#[derive(Debug)]
+pub struct Flight {
+    /// What.
+    pub kind: DiskOpKind,
+    /// What a flush covers.
+    pub mark: u64,
+}
+
+/// A primary with its guest.
+#[derive(Debug)]
+pub struct Seat {
+    /// Unique in the world.
+    pub id: u64,
+    /// Its claim.
+    pub instance: InstanceId,
+    /// The decisions.
+    pub primary: Primary,
+    /// As last told.
+    pub phase: Phase,
+    /// Who uses the volume.
+    pub guest: Guest,
+    /// Nodes to which connections are wanted.
+    pub wanted: BTreeSet<usize>,
+    /// Connections, by node.
+    pub wires: BTreeMap<usize, Wire>,
+    /// Questions to the record store without an answer.
+    pub asked: BTreeSet<Token>,
+    /// Requests without an answer, by connection and number, with their bytes.
+    pub sent: BTreeMap<Conn, BTreeMap<u64, u64>>,
+    /// When the primary is to be woken.
+    pub armed: Option<u64>,
+    /// Was it asked to close?
+    pub closing: bool,
+}
+
+impl Seat {
+    /// A primary that has not claimed yet.
+    #[must_use]
+    pub fn new(id: u64, instance: InstanceId, primary: Primary) -> Self {
+        Self {
+            id,
+            instance,
+            primary,
+            phase: Phase::Claiming,
+            guest: Guest::default(),
+            wanted: BTreeSet::new(),
+            wires: BTreeMap::new(),
+            asked: BTreeSet::new(),
+            sent: BTreeMap::new(),
+            armed: None,
+            closing: false,
+        }
+    }
+
+    /// Is its life over?
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Closed | Phase::Fenced)
+    }
+}

@@ -1,0 +1,416 @@
+//! What each block may hold: the reference against which reads, openings and disks are judged.
+//!
+//! Per block the oracle keeps the writes that may still be its content. A write **precedes**
+//! another if it was acknowledged before the other was submitted; writes that overlap in time are
+//! not ordered. While a volume is attached, whatever precedes an acknowledged write is gone (G1).
+//! At an opening, whatever precedes a write that must have survived is gone: a durable one always
+//! (G2), any acknowledged one unless power was lost (G3).
+
+use lockstep_core::id::{Epoch, InstanceId, RequestId};
+use lockstep_core::range::BlockRange;
+use std::collections::BTreeMap;
+
+use crate::content::Value;
+
+/// One write to one block.
+#[derive(Clone, Copy, Debug)]
+struct Write {
+    value: Value,
+    submitted: u64,
+    acked: Option<u64>,
+    /// In microseconds, to be compared with power losses.
+    acked_at: u64,
+    /// Covered by an acknowledged flush, or written with FUA.
+    durable: bool,
+    /// Preceded by an acknowledged write, or by one that was read.
+    overwritten: bool,
+}
+
+impl Write {
+    fn precedes(&self, other: &Self) -> bool {
+        self.acked.is_some_and(|acked| acked < other.submitted)
+    }
+}
+
+/// The writes that a block may show.
+#[derive(Clone, Debug)]
+struct Block {
+    writes: Vec<Write>,
+}
+
+impl Block {
+    fn opened_with(value: Value) -> Self {
+        let write = Write {
+            value,
+            submitted: 0,
+            acked: Some(0),
+            acked_at: 0,
+            durable: true,
+            overwritten: false,
+        };
+        Self { writes: vec![write] }
+    }
+
+    fn readable(&self) -> impl Iterator<Item = Value> + '_ {
+        self.writes.iter().filter(|w| !w.overwritten).map(|w| w.value)
+    }
+
+    /// Does content `value` show that `write` is missing?
+    fn lacks(&self, value: Value, write: &Write) -> bool {
+        self.writes.iter().filter(|w| w.value == value).all(|w| w.precedes(write))
+    }
+
+    fn acked(&mut self, value: Value, now: u64, at: u64, fua: bool) {
+        let Some(index) = self.writes.iter().rposition(|w| w.value == value && w.acked.is_none())
+        else {
+            return;
+        };
+        let write = &mut self.writes[index];
+        (write.acked, write.acked_at, write.durable) = (Some(now), at, fua);
+        let write = *write;
+        for other in &mut self.writes {
+            other.overwritten |= other.precedes(&write);
+        }
+        if fua {
+            self.forget_before(&write);
+        }
+    }
+
+    fn forget_before(&mut self, durable: &Write) {
+        self.writes.retain(|w| !w.precedes(durable));
+    }
+
+    /// What may be found at an opening, if writes acknowledged at or before `lost_until` may be
+    /// lost unless durable.
+    fn legal(&self, lost_until: Option<u64>) -> Vec<Value> {
+        let survives = |w: &&Write| {
+            w.durable || w.acked.is_some() && lost_until.is_none_or(|lost| w.acked_at > lost)
+        };
+        let surviving: Vec<&Write> = self.writes.iter().filter(survives).collect();
+        let possible = |w: &&Write| {
+            let gone = surviving.iter().any(|s| w.precedes(s));
+            !gone && !(lost_until.is_none() && w.overwritten)
+        };
+        self.writes.iter().filter(possible).map(|w| w.value).collect()
+    }
+}
+
+/// A request without its answer.
+#[derive(Clone, Debug)]
+enum Pending {
+    Read { range: BlockRange, submitted: u64, readable: Vec<Vec<Value>> },
+    Write { range: BlockRange, value: Value, fua: bool },
+    Flush { submitted: u64 },
+}
+
+/// What was opened and has been written since.
+#[derive(Clone, Debug)]
+struct Attachment {
+    epoch: Epoch,
+    opened_at: u64,
+    blocks: BTreeMap<u64, Block>,
+    pending: BTreeMap<RequestId, Pending>,
+    /// What the next attachment opened with, and whether power was lost before.
+    successor: Option<(BTreeMap<u64, Value>, bool)>,
+}
+
+impl Attachment {
+    fn block(&mut self, block: u64) -> &mut Block {
+        self.blocks.entry(block).or_insert_with(|| Block::opened_with(Value::ZERO))
+    }
+}
+
+/// An acknowledgement to be checked against the disks.
+#[derive(Clone, Debug, Default)]
+pub struct Claimed {
+    /// Blocks that were written, with the write.
+    pub applied: Vec<(u64, Value)>,
+    /// Blocks whose content was declared durable.
+    pub durable: Vec<u64>,
+}
+
+/// The reference.
+#[derive(Clone, Debug, Default)]
+pub struct Oracle {
+    clock: u64,
+    attachments: BTreeMap<InstanceId, Attachment>,
+    current: Option<InstanceId>,
+}
+
+impl Oracle {
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// The attachment that opened last.
+    #[must_use]
+    pub fn current(&self) -> Option<InstanceId> {
+        self.current
+    }
+
+    /// Has it opened?
+    #[must_use]
+    pub fn has_opened(&self, instance: InstanceId) -> bool {
+        self.attachments.contains_key(&instance)
+    }
+
+    /// When the attachment that opened last did so; 0 if none has.
+    #[must_use]
+    pub fn opened_at(&self) -> u64 {
+        self.current.and_then(|c| self.attachments.get(&c)).map_or(0, |a| a.opened_at)
+    }
+
+    /// `instance` opens with the given contents. Un-flushed writes acknowledged up to
+    /// `lost_until` may be lost.
+    ///
+    /// # Errors
+    /// Tells the block whose content is not legal.
+    pub fn open(
+        &mut self,
+        instance: InstanceId,
+        epoch: Epoch,
+        now: u64,
+        contents: &BTreeMap<u64, Value>,
+        lost_until: Option<u64>,
+    ) -> Result<(), String> {
+        if let Some(last) = self.current.and_then(|c| self.attachments.get_mut(&c)) {
+            if last.epoch >= epoch {
+                return Err(format!("epoch {epoch} opens after epoch {}", last.epoch));
+            }
+            for (block, known) in &last.blocks {
+                let found = contents.get(block).copied().unwrap_or(Value::ZERO);
+                let legal = known.legal(lost_until);
+                if !legal.contains(&found) {
+                    return Err(format!(
+                        "epoch {epoch} opens with {found:?} in block {block}; legal are {legal:?}"
+                    ));
+                }
+            }
+            last.successor = Some((contents.clone(), lost_until.is_some()));
+        } else if let Some((block, value)) = contents.iter().find(|(_, v)| **v != Value::ZERO) {
+            return Err(format!("the first opening finds {value:?} in block {block}"));
+        }
+        let blocks = contents.iter().map(|(b, v)| (*b, Block::opened_with(*v))).collect();
+        let attachment =
+            Attachment { epoch, opened_at: now, blocks, pending: BTreeMap::new(), successor: None };
+        self.attachments.insert(instance, attachment);
+        self.current = Some(instance);
+        Ok(())
+    }
+
+    /// Where an open read of a guest is.
+    #[must_use]
+    pub fn range_of(&self, instance: InstanceId, request: RequestId) -> Option<BlockRange> {
+        match self.attachments.get(&instance)?.pending.get(&request)? {
+            Pending::Read { range, .. } | Pending::Write { range, .. } => Some(*range),
+            Pending::Flush { .. } => None,
+        }
+    }
+
+    /// A guest asks to read.
+    pub fn read(&mut self, instance: InstanceId, request: RequestId, range: BlockRange) {
+        let submitted = self.tick();
+        let Some(a) = self.attachments.get_mut(&instance) else { return };
+        let readable = range.blocks().map(|b| a.block(b).readable().collect()).collect();
+        a.pending.insert(request, Pending::Read { range, submitted, readable });
+    }
+
+    /// A guest asks to write (zeroes are a write of [`Value::ZERO`]).
+    pub fn write(
+        &mut self,
+        instance: InstanceId,
+        request: RequestId,
+        range: BlockRange,
+        value: Value,
+        fua: bool,
+    ) {
+        let submitted = self.tick();
+        let Some(a) = self.attachments.get_mut(&instance) else { return };
+        for block in range.blocks() {
+            let write = Write {
+                value,
+                submitted,
+                acked: None,
+                acked_at: 0,
+                durable: false,
+                overwritten: false,
+            };
+            a.block(block).writes.push(write);
+            for pending in a.pending.values_mut() {
+                if let Pending::Read { range, readable, .. } = pending
+                    && range.blocks().contains(&block)
+                {
+                    let index = usize::try_from(block - range.start).unwrap_or(0);
+                    readable[index].push(value);
+                }
+            }
+        }
+        a.pending.insert(request, Pending::Write { range, value, fua });
+    }
+
+    /// A guest asks for a flush.
+    pub fn flush(&mut self, instance: InstanceId, request: RequestId) {
+        let submitted = self.tick();
+        let Some(a) = self.attachments.get_mut(&instance) else { return };
+        a.pending.insert(request, Pending::Flush { submitted });
+    }
+
+    /// A read was answered with these contents.
+    ///
+    /// # Errors
+    /// Tells the block that is not what it must be.
+    pub fn was_read(
+        &mut self,
+        instance: InstanceId,
+        request: RequestId,
+        found: &[Value],
+    ) -> Result<(), String> {
+        let Some(a) = self.attachments.get_mut(&instance) else { return Ok(()) };
+        let Some(Pending::Read { range, submitted, readable }) = a.pending.remove(&request) else {
+            return Err(format!("request {request} is answered with data but is no read"));
+        };
+        if found.len() != range.count as usize {
+            return Err(format!("a read of {range:?} is answered with {} blocks", found.len()));
+        }
+        for ((block, value), legal) in range.blocks().zip(found).zip(readable) {
+            if !legal.contains(value) {
+                return Err(format!(
+                    "epoch {} reads {value:?} from block {block}; legal are {legal:?}",
+                    a.epoch
+                ));
+            }
+            let done = |w: &Write| w.acked.is_some_and(|acked| acked < submitted);
+            for write in &mut a.block(block).writes {
+                write.overwritten |= write.value != *value && done(write);
+            }
+        }
+        Ok(())
+    }
+
+    /// A write or a flush was acknowledged.
+    ///
+    /// # Errors
+    /// If a deposed primary acknowledges what its successor did not open with (G5).
+    pub fn acked(
+        &mut self,
+        instance: InstanceId,
+        request: RequestId,
+        at: u64,
+    ) -> Result<Claimed, String> {
+        let now = self.tick();
+        let Some(a) = self.attachments.get_mut(&instance) else { return Ok(Claimed::default()) };
+        let claimed = match a.pending.remove(&request) {
+            Some(Pending::Write { range, value, fua }) => {
+                late_ack(a, range, value)?;
+                let blocks: Vec<u64> = range.blocks().collect();
+                blocks.iter().for_each(|b| a.block(*b).acked(value, now, at, fua));
+                let applied = blocks.iter().map(|b| (*b, value)).collect();
+                Claimed { applied, durable: if fua { blocks } else { Vec::new() } }
+            }
+            Some(Pending::Flush { submitted }) => {
+                let durable = flushed(a, submitted)?;
+                Claimed { applied: Vec::new(), durable }
+            }
+            Some(Pending::Read { .. }) => return Err(format!("read {request} has no data")),
+            None => return Err(format!("request {request} is answered twice or was never asked")),
+        };
+        let deposed = a.successor.is_some();
+        Ok(if deposed { Claimed::default() } else { claimed })
+    }
+
+    /// A request failed; a write may or may not have happened.
+    ///
+    /// # Errors
+    /// If it was answered before.
+    pub fn failed(&mut self, instance: InstanceId, request: RequestId) -> Result<(), String> {
+        let Some(a) = self.attachments.get_mut(&instance) else { return Ok(()) };
+        let known = a.pending.remove(&request);
+        known.map(|_| ()).ok_or_else(|| format!("request {request} fails but was not asked"))
+    }
+
+    /// Does content `value` of `block` show that the acknowledged write `write` is missing?
+    #[must_use]
+    pub fn lacks(&self, block: u64, value: Value, write: Value) -> bool {
+        let Some(known) = self.known(block) else { return false };
+        let acked = |w: &&Write| w.value == write && w.acked.is_some();
+        known.writes.iter().rfind(acked).is_some_and(|w| known.lacks(value, w))
+    }
+
+    /// Does content `value` of `block` show that a durable write is missing?
+    #[must_use]
+    pub fn lacks_durable(&self, block: u64, value: Value) -> bool {
+        let Some(known) = self.known(block) else { return value != Value::ZERO };
+        known.writes.iter().any(|w| w.durable && known.lacks(value, w))
+    }
+
+    /// May a member show `value` in `block` now?
+    #[must_use]
+    pub fn is_readable(&self, block: u64, value: Value) -> bool {
+        self.known(block).map_or(value == Value::ZERO, |k| k.readable().any(|v| v == value))
+    }
+
+    /// Blocks that were written, in any attachment.
+    pub fn blocks(&self) -> impl Iterator<Item = u64> + '_ {
+        self.current
+            .and_then(|c| self.attachments.get(&c))
+            .into_iter()
+            .flat_map(|a| a.blocks.keys().copied())
+    }
+
+    fn known(&self, block: u64) -> Option<&Block> {
+        self.attachments.get(&self.current?)?.blocks.get(&block)
+    }
+}
+
+/// G5: a primary whose successor has opened acknowledges only what that one opened with.
+fn late_ack(a: &mut Attachment, range: BlockRange, value: Value) -> Result<(), String> {
+    let Some((opened, power_lost)) = a.successor.take() else { return Ok(()) };
+    let mut result = Ok(());
+    for block in range.blocks() {
+        let found = opened.get(&block).copied().unwrap_or(Value::ZERO);
+        let known = a.block(block);
+        let acked = known.writes.iter().rfind(|w| w.value == value).copied();
+        if !power_lost && acked.is_some_and(|w| known.lacks(found, &w)) {
+            result = Err(format!(
+                "deposed epoch {} acknowledges {value:?} in block {block}, \
+                 but its successor opened with {found:?}",
+                a.epoch
+            ));
+        }
+    }
+    a.successor = Some((opened, power_lost));
+    result
+}
+
+fn flushed(a: &mut Attachment, submitted: u64) -> Result<Vec<u64>, String> {
+    let mut durable = Vec::new();
+    for (block, known) in &mut a.blocks {
+        let done = |w: &Write| !w.durable && w.acked.is_some_and(|acked| acked < submitted);
+        let covered: Vec<Write> = known.writes.iter().filter(|w| done(w)).copied().collect();
+        if covered.is_empty() {
+            continue;
+        }
+        if let Some((opened, false)) = &a.successor {
+            let found = opened.get(block).copied().unwrap_or(Value::ZERO);
+            if let Some(w) = covered.iter().find(|w| known.lacks(found, w)) {
+                return Err(format!(
+                    "deposed epoch {} acknowledges a flush of {:?} in block {block}, \
+                     but its successor opened with {found:?}",
+                    a.epoch, w.value
+                ));
+            }
+        }
+        for write in known.writes.iter_mut().filter(|w| done(w)) {
+            write.durable = true;
+        }
+        for write in &covered {
+            known.forget_before(write);
+        }
+        durable.push(*block);
+    }
+    Ok(durable)
+}
+
+#[cfg(test)]
+mod tests;

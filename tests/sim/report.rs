@@ -1,0 +1,115 @@
+//! What came of a seed.
+
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// How often each protocol path was taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Coverage {
+    /// Claims (T3).
+    pub claims: u64,
+    /// Openings (T4).
+    pub promotions: u64,
+    /// Openings for which content had to be copied (P5).
+    pub repairs: u64,
+    /// Resyncs and rebuilds finished.
+    pub resyncs: u64,
+    /// Members removed (T5).
+    pub removals: u64,
+    /// Members added (T6).
+    pub additions: u64,
+    /// Members swapped (T7).
+    pub swaps: u64,
+    /// Orderly ends (T8).
+    pub closes: u64,
+    /// Times a primary suspended writes.
+    pub suspensions: u64,
+    /// Primaries that were fenced.
+    pub fenced: u64,
+    /// Replicas opened unclean.
+    pub unclean_opens: u64,
+    /// Replicas opened after un-flushed writes may have been lost.
+    pub lossy_opens: u64,
+    /// Replicas that faulted.
+    pub faulted: u64,
+    /// Guest reads answered with data.
+    pub reads: u64,
+    /// Guest writes, zeroes and flushes acknowledged.
+    pub acks: u64,
+    /// Acknowledgements given after a successor had opened.
+    pub late_acks: u64,
+    /// Garbled frames that were noticed.
+    pub garbled_frames_noticed: u64,
+    /// Pages that a power loss took back.
+    pub pages_lost: u64,
+}
+
+impl Coverage {
+    /// Adds another seed's.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            claims,
+            promotions,
+            repairs,
+            resyncs,
+            removals,
+            additions,
+            swaps,
+            closes,
+            suspensions,
+            fenced,
+            unclean_opens,
+            lossy_opens,
+            faulted,
+            reads,
+            acks,
+            late_acks,
+            garbled_frames_noticed,
+            pages_lost,
+        } = other;
+        self.claims += claims;
+        self.promotions += promotions;
+        self.repairs += repairs;
+        self.resyncs += resyncs;
+        self.removals += removals;
+        self.additions += additions;
+        self.swaps += swaps;
+        self.closes += closes;
+        self.suspensions += suspensions;
+        self.fenced += fenced;
+        self.unclean_opens += unclean_opens;
+        self.lossy_opens += lossy_opens;
+        self.faulted += faulted;
+        self.reads += reads;
+        self.acks += acks;
+        self.late_acks += late_acks;
+        self.garbled_frames_noticed += garbled_frames_noticed;
+        self.pages_lost += pages_lost;
+    }
+}
+
+/// A broken invariant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Violation {
+    /// Virtual time, microseconds.
+    pub at_us: u64,
+    /// Which checker found it.
+    pub checker: &'static str,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// What came of a seed.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Outcome {
+    /// The first broken invariant, if any.
+    pub violation: Option<Violation>,
+    /// Events handled.
+    pub steps: u64,
+    /// Virtual time, microseconds.
+    pub virtual_us: u64,
+    /// Faults that happened, by name.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Protocol paths taken.
+    pub coverage: Coverage,
+}

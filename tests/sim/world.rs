@@ -1,0 +1,376 @@
+//! The world: nodes, network, disks, record store and guests of one seed, and what happens to them.
+
+mod chaos;
+mod checks;
+mod heal;
+mod host;
+mod records;
+mod seat;
+mod story;
+mod transport;
+
+use lockstep_core::guest::GuestError;
+use lockstep_core::id::{Lineage, NodeId, ReplicaId, RequestId, Revision, Token, VolumeId};
+use lockstep_core::planted::Planted;
+use lockstep_core::record::{NewVolume, Record};
+use lockstep_core::{primary, replica};
+use lockstep_store::{DiskOpId, Tuning};
+use std::fmt::Write as _;
+use uuid::Uuid;
+
+use crate::fault::{Fault, Swarm};
+use crate::guest::Habits;
+use crate::meta::Meta;
+use crate::net::{Net, Wire};
+use crate::node::{Copy, Node};
+use crate::oracle::Oracle;
+use crate::report::{Outcome, Violation};
+use crate::rng::Rng;
+use crate::schedule::Schedule;
+
+pub use heal::Stage;
+
+/// Microseconds in a millisecond.
+pub(crate) const MS: u64 = 1000;
+/// A world that has handled so many events is stuck in a loop.
+const MAX_STEPS: u64 = 5_000_000;
+
+/// Takes the story of a world, line by line.
+pub type Sink = Box<dyn FnMut(&str)>;
+
+/// What happens to the world.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// Something arrives at an end of a connection.
+    Arrive(Wire, usize),
+    /// One end of a connection is closed.
+    GiveUp(Wire, usize),
+    /// A link's deadline.
+    LinkWake(Wire, usize),
+    /// A primary tries again to reach a node.
+    Redial { node: usize, seat: u64, to: usize },
+    /// A disk operation is done.
+    DiskDone { node: usize, open: u64, op: DiskOpId },
+    /// A store's deadline.
+    StoreWake { node: usize, open: u64 },
+    /// A replica learns something.
+    Replica { node: usize, open: u64, event: Box<replica::Event> },
+    /// A faulted copy is opened again.
+    Reopen { node: usize, open: u64 },
+    /// A primary's deadline.
+    PrimaryWake { node: usize, seat: u64 },
+    /// A primary learns something.
+    Primary { node: usize, seat: u64, event: Box<primary::Event> },
+    /// The record store answers a primary.
+    MetaAnswer { node: usize, seat: u64, token: Token, result: Box<primary::MetaResult> },
+    /// A question reaches the record store.
+    MetaArrive { node: usize, seat: u64, token: Token, op: Box<primary::MetaOp> },
+    /// A put that was given up is applied all the same.
+    MetaLate { by: usize, expected: Revision, record: Box<Record> },
+    /// A guest may ask something.
+    GuestTurn { node: usize, seat: u64 },
+    /// A fault is due.
+    Planned(Fault),
+    /// A process starts.
+    Boot(usize),
+    /// Somebody looks whether the volume is served.
+    Supervise,
+    /// The checkers that look at everything have a look.
+    Look,
+    /// The faults end.
+    Heal,
+    /// The end phase goes on.
+    Stage,
+}
+
+/// One seed's world.
+pub struct World {
+    pub(crate) schedule: Schedule<Event>,
+    pub(crate) rng: Rng,
+    pub(crate) swarm: Swarm,
+    pub(crate) habits: Habits,
+    pub(crate) tuning: Tuning,
+    pub(crate) planted: Planted,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) net: Net,
+    /// Typical delay of a message, microseconds.
+    pub(crate) distance: u64,
+    pub(crate) meta: Meta,
+    pub(crate) oracle: Oracle,
+    pub(crate) outcome: Outcome,
+    pub(crate) stage: Stage,
+    pub(crate) volume: VolumeId,
+    pub(crate) lineage: Lineage,
+    pub(crate) cluster: Uuid,
+    /// Guests are quiet before then.
+    pub(crate) quiet_until: u64,
+    /// When a primary last served.
+    pub(crate) served_at: u64,
+    /// How long nobody may serve before another primary is started.
+    pub(crate) patience: u64,
+    /// The next frame is garbled.
+    pub(crate) garbles_next: bool,
+    next_id: u64,
+    next_value: u64,
+    sink: Option<Sink>,
+}
+
+impl World {
+    /// The world of `seed`, with `planted` in every machine, telling its story to `sink`.
+    #[must_use]
+    pub fn new(seed: u64, planted: Planted, sink: Option<Sink>) -> Self {
+        let mut rng = Rng::new(seed);
+        let swarm = Swarm::draw(&mut rng);
+        let habits = Habits::draw(&mut rng);
+        let count = usize::try_from(rng.between(3, 5)).unwrap_or(3);
+        let mut nodes: Vec<Node> =
+            (1..=count).filter_map(|n| NodeId::new(&format!("n{n}"))).map(Node::new).collect();
+        let volume = VolumeId(Uuid::from_u128(rng.bits128()));
+        let lineage = Lineage(Uuid::from_u128(rng.bits128()));
+        let repl = usize::try_from(rng.pick(&[1, 2, 2, 3, 3, 3, 3]).unwrap_or(3)).unwrap_or(3);
+        for node in nodes.iter_mut().take(repl) {
+            let rid = ReplicaId(Uuid::from_u128(rng.bits128()));
+            let disk = host::formatted(rid, volume, lineage, habits.blocks);
+            node.copy = Some(Copy { rid, disk, host: None, fails_next: false, reopening: false });
+        }
+        let record = first_record(&nodes, volume, lineage, habits.blocks, repl, &mut rng);
+        let mut world = Self {
+            schedule: Schedule::default(),
+            swarm,
+            tuning: tuning(&mut rng),
+            habits,
+            planted,
+            nodes,
+            net: Net::default(),
+            distance: rng.pick(&[30, 100, 500, 3000]).unwrap_or(100),
+            meta: Meta::new(record),
+            oracle: Oracle::default(),
+            outcome: Outcome::default(),
+            stage: Stage::Chaos,
+            volume,
+            lineage,
+            cluster: Uuid::from_u128(rng.bits128()),
+            quiet_until: 0,
+            served_at: 0,
+            patience: rng.between(4, 15) * 1000 * MS,
+            garbles_next: false,
+            next_id: 0,
+            next_value: 0,
+            sink,
+            rng,
+        };
+        world.start();
+        world
+    }
+
+    fn start(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.schedule.after(0, Event::Boot(node));
+        }
+        let chaos = self.rng.between(8, 50) * 1000 * MS;
+        let chaos = if self.rng.chance(100) { chaos * 3 } else { chaos };
+        self.schedule.after(chaos, Event::Heal);
+        self.schedule.after(MS, Event::Supervise);
+        self.schedule.after(50 * MS, Event::Look);
+        let planned: Vec<Fault> =
+            self.swarm.rates().iter().map(|(f, _)| *f).filter(|f| f.is_planned()).collect();
+        planned.into_iter().for_each(|fault| self.plan(fault));
+        let record = self.meta.record();
+        let (repl, min) = (record.repl, record.min_in_sync);
+        let faults: Vec<&str> = self.swarm.rates().iter().map(|(f, _)| f.name()).collect();
+        let (nodes, blocks) = (self.nodes.len(), self.habits.blocks);
+        self.say(|| {
+            format!("{nodes} nodes, {repl} copies ({min} at least) of {blocks} blocks; {faults:?}")
+        });
+    }
+
+    /// Runs the world to its end.
+    #[must_use]
+    pub fn run(mut self) -> Outcome {
+        while self.outcome.violation.is_none() && self.stage != Stage::Done {
+            let Some(event) = self.schedule.next() else {
+                self.fail("world", "nothing happens any more".to_owned());
+                break;
+            };
+            self.outcome.steps += 1;
+            if self.outcome.steps > MAX_STEPS {
+                self.fail("world", "too much happens: somebody is in a loop".to_owned());
+            }
+            self.dispatch(event);
+        }
+        self.outcome.virtual_us = self.now();
+        self.outcome
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        if let Some(until) = self.stands_still(&event) {
+            self.schedule.at(until, event);
+            return;
+        }
+        match event {
+            Event::Arrive(wire, side) => self.arrive(wire, side),
+            Event::GiveUp(wire, side) => self.give_up(wire, side),
+            Event::LinkWake(wire, side) => self.link_wake(wire, side),
+            Event::Redial { node, seat, to } => self.redial(node, seat, to),
+            Event::DiskDone { node, open, op } => self.disk_done(node, open, op),
+            Event::StoreWake { node, open } => self.store_wake(node, open),
+            Event::Replica { node, open, event } => self.replica_event(node, open, *event),
+            Event::Reopen { node, open } => self.reopen(node, open),
+            Event::PrimaryWake { node, seat } => self.primary_wake(node, seat),
+            Event::Primary { node, seat, event } => self.primary_event(node, seat, *event),
+            Event::MetaAnswer { node, seat, token, result } => {
+                self.meta_answer(node, seat, token, *result);
+            }
+            Event::MetaArrive { node, seat, token, op } => {
+                self.meta_arrive(node, seat, token, *op);
+            }
+            Event::MetaLate { by, expected, record } => self.meta_late(by, expected, *record),
+            Event::GuestTurn { node, seat } => self.guest_turn(node, seat),
+            Event::Planned(fault) => self.planned(fault),
+            Event::Boot(node) => self.boot(node),
+            Event::Supervise => self.supervise(),
+            Event::Look => self.look(),
+            Event::Heal => self.heal(),
+            Event::Stage => self.stage(),
+        }
+    }
+
+    /// If the event concerns a process that stands still: until when it does.
+    fn stands_still(&self, event: &Event) -> Option<u64> {
+        let node = match event {
+            Event::Arrive(wire, side) | Event::LinkWake(wire, side) => {
+                self.net.connections.get(wire)?.ends.get(*side)?.node
+            }
+            Event::Redial { node, .. }
+            | Event::DiskDone { node, .. }
+            | Event::StoreWake { node, .. }
+            | Event::Replica { node, .. }
+            | Event::PrimaryWake { node, .. }
+            | Event::Primary { node, .. }
+            | Event::MetaAnswer { node, .. }
+            | Event::GuestTurn { node, .. } => *node,
+            Event::GiveUp(..)
+            | Event::Reopen { .. }
+            | Event::MetaArrive { .. }
+            | Event::MetaLate { .. }
+            | Event::Planned(_)
+            | Event::Boot(_)
+            | Event::Supervise
+            | Event::Look
+            | Event::Heal
+            | Event::Stage => return None,
+        };
+        let until = self.nodes.get(node)?.paused_until;
+        (until > self.now()).then_some(until)
+    }
+
+    /// The virtual time, microseconds.
+    pub(crate) fn now(&self) -> u64 {
+        self.schedule.now()
+    }
+
+    /// A number that was not used yet.
+    pub(crate) fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// A write's number that was not used yet.
+    pub(crate) fn fresh_value(&mut self) -> u64 {
+        self.next_value += 1;
+        self.next_value
+    }
+
+    /// Random, for ids.
+    pub(crate) fn uuid(&mut self) -> Uuid {
+        Uuid::from_u128(self.rng.bits128())
+    }
+
+    /// A fault happened.
+    pub(crate) fn count(&mut self, fault: Fault) {
+        *self.outcome.faults.entry(fault.name()).or_default() += 1;
+    }
+
+    /// A checker found something. The first finding ends the world.
+    pub(crate) fn fail(&mut self, checker: &'static str, what: String) {
+        self.say(|| format!("VIOLATION ({checker}): {what}"));
+        let at_us = self.now();
+        self.outcome.violation.get_or_insert(Violation { at_us, checker, what });
+    }
+
+    /// As [`Self::fail`], if there is something.
+    pub(crate) fn judge(&mut self, checker: &'static str, result: Result<(), String>) {
+        if let Err(what) = result {
+            self.fail(checker, what);
+        }
+    }
+
+    /// Is somebody listening to the story?
+    pub(crate) fn is_telling(&self) -> bool {
+        self.sink.is_some()
+    }
+
+    /// Tells what happens.
+    pub(crate) fn say(&mut self, what: impl FnOnce() -> String) {
+        let now = self.now();
+        if let Some(sink) = &mut self.sink {
+            let mut line = String::new();
+            let _ = write!(line, "{:>4}.{:06} {}", now / 1_000_000, now % 1_000_000, what());
+            sink(&line);
+        }
+    }
+
+    /// A node's index by its name.
+    pub(crate) fn index_of(&self, name: &NodeId) -> Option<usize> {
+        self.nodes.iter().position(|n| n.name == *name)
+    }
+
+    /// A request failed.
+    pub(crate) fn told_failure(&mut self, node: usize, request: RequestId, error: GuestError) {
+        let name = self.nodes[node].name.clone();
+        self.say(|| format!("{name}: guest request {request} fails: {error:?}"));
+    }
+}
+
+/// Stores that clean early and often, or as in the daemon.
+fn tuning(rng: &mut Rng) -> Tuning {
+    let usual = Tuning::default();
+    if rng.chance(400) {
+        return usual;
+    }
+    let active_max = rng.pick(&[2, 3, 6, 1000]).unwrap_or(6);
+    Tuning {
+        active_max,
+        clean_above: active_max / 2,
+        idle_ms: rng.pick(&[5, 50, 500, 5000]).unwrap_or(500),
+        clean_batch: rng.pick(&[1, 2, 256]).unwrap_or(2),
+        ahead: rng.pick(&[0, 1, 16]).unwrap_or(0),
+        cached_tables: rng.pick(&[0, 1, 1000]).unwrap_or(1000),
+    }
+}
+
+fn first_record(
+    nodes: &[Node],
+    uid: VolumeId,
+    lineage: Lineage,
+    blocks: u64,
+    repl: usize,
+    rng: &mut Rng,
+) -> Record {
+    let most = u64::try_from(repl).unwrap_or(1);
+    let usual = if repl <= 2 { 1 } else { 2 };
+    let min = if rng.chance(600) { usual } else { rng.between(1, most) };
+    let copies = nodes.iter().filter_map(|n| Some((n.copy.as_ref()?.rid, n.name.clone())));
+    let new = NewVolume {
+        uid,
+        lineage,
+        blocks,
+        repl: u8::try_from(repl).unwrap_or(1),
+        min_in_sync: u8::try_from(min).unwrap_or(1),
+        replicas: copies.map(|(rid, name)| (rid, name, "default".to_owned())).collect(),
+    };
+    let record = Record::create(new, Uuid::from_u128(rng.bits128()));
+    assert!(record.is_ok(), "the first record is invalid: {record:?}");
+    let Ok(record) = record else { unreachable!("asserted above") };
+    record
+}

@@ -1,0 +1,297 @@
+//! Checkers that see the whole world: what the record says against what the disks hold.
+
+use lockstep_core::id::InstanceId;
+use lockstep_core::limits;
+use lockstep_core::primary::Phase;
+use lockstep_core::range::region_of;
+use lockstep_core::record::{Record, ReplicaState};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Event, MS, World};
+use crate::content::Value;
+use crate::node::Copy;
+use crate::oracle::Claimed;
+
+/// Time between two looks at everything.
+const LOOK: u64 = 250 * MS;
+
+type Found = Result<(), String>;
+
+impl World {
+    /// Copies that a record has in sync, with their nodes.
+    pub(crate) fn in_sync(&self, record: &Record) -> Vec<(usize, &Copy)> {
+        let copy = |(index, node): (usize, &crate::node::Node)| {
+            let copy = node.copy.as_ref()?;
+            record.is_in_sync(copy.rid).then_some(index)
+        };
+        let nodes = self.nodes.iter().enumerate().filter_map(copy);
+        nodes.filter_map(|n| Some((n, self.nodes[n].copy.as_ref()?))).collect()
+    }
+
+    /// A primary's put was applied.
+    pub(crate) fn check_put(&mut self, old: &Record, new: &Record) {
+        let judged = legal_change(old, new);
+        self.judge("fencing", judged);
+        let valid = new.validate().map_err(|e| e.to_string());
+        self.judge("record", valid);
+        let before: BTreeSet<_> = old.in_sync().map(|r| r.rid).collect();
+        let after: BTreeSet<_> = new.in_sync().map(|r| r.rid).collect();
+        let coverage = &mut self.outcome.coverage;
+        if new.epoch > old.epoch {
+            coverage.claims += 1;
+        } else if new.open_epoch > old.open_epoch {
+            coverage.promotions += 1;
+            self.check_opening(old, new);
+        } else if new.primary.is_none() && old.primary.is_some() {
+            coverage.closes += 1;
+        } else {
+            let joined: Vec<_> = after.difference(&before).collect();
+            let left = before.difference(&after).count();
+            coverage.swaps += u64::from(!joined.is_empty() && left > 0);
+            coverage.additions += u64::from(!joined.is_empty());
+            coverage.removals += u64::from(left > 0);
+            for rid in joined {
+                let judged = self.check_joined(new, *rid);
+                self.judge("join", judged);
+            }
+        }
+        let judged = self.check_superset();
+        self.judge("superset", judged);
+    }
+
+    /// I6: at an opening all members are identical and durable, and what they hold is legal.
+    fn check_opening(&mut self, old: &Record, new: &Record) {
+        let judged = self.check_identical(new);
+        self.judge("opening", judged);
+        let lost_until = self.lost_until(old);
+        let Some((_, source)) = self.in_sync(new).into_iter().next() else {
+            self.fail("opening", "no member has a disk".to_owned());
+            return;
+        };
+        let blocks: BTreeSet<u64> = source.disk.blocks().chain(self.oracle.blocks()).collect();
+        let contents: BTreeMap<u64, Value> =
+            blocks.into_iter().map(|b| (b, source.disk.visible(b))).collect();
+        let Some(instance) = new.primary.as_ref().map(|p| p.instance) else { return };
+        let now = self.now();
+        let judged = self.oracle.open(instance, new.epoch, now, &contents, lost_until);
+        self.judge("acked", judged);
+    }
+
+    /// Un-flushed writes acknowledged up to here may be lost (G3): the last time at which a
+    /// member lost power since the volume was last opened.
+    fn lost_until(&self, old: &Record) -> Option<u64> {
+        let opened = self.oracle.opened_at();
+        let losses = self.in_sync(old).into_iter().filter_map(|(n, _)| self.nodes[n].lost_power);
+        losses.filter(|at| *at >= opened).max()
+    }
+
+    fn check_identical(&self, record: &Record) -> Found {
+        let members = self.in_sync(record);
+        let Some((first, model)) = members.first() else { return Ok(()) };
+        let blocks: BTreeSet<u64> = members.iter().flat_map(|(_, c)| c.disk.blocks()).collect();
+        for block in blocks {
+            let expected = model.disk.visible(block);
+            for (node, copy) in &members {
+                let name = &self.nodes[*node].name;
+                let (shown, durable) = (copy.disk.visible(block), copy.disk.durable(block));
+                if shown != expected {
+                    let other = &self.nodes[*first].name;
+                    return Err(format!(
+                        "block {block} is {shown:?} on {name} but {expected:?} on {other}"
+                    ));
+                }
+                if durable != shown {
+                    return Err(format!(
+                        "block {block} is {shown:?} on {name}, of which only {durable:?} is durable"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// I10: a copy that joins holds what a member must, durably where that is required.
+    fn check_joined(&self, record: &Record, rid: lockstep_core::id::ReplicaId) -> Found {
+        let Some((node, copy)) = self.in_sync(record).into_iter().find(|(_, c)| c.rid == rid)
+        else {
+            return Err("a copy without a disk joins".to_owned());
+        };
+        let name = &self.nodes[node].name;
+        let blocks: BTreeSet<u64> = copy.disk.blocks().chain(self.oracle.blocks()).collect();
+        for block in blocks {
+            let (shown, durable) = (copy.disk.visible(block), copy.disk.durable(block));
+            if !self.oracle.is_readable(block, shown) {
+                return Err(format!("{name} joins with {shown:?} in block {block}"));
+            }
+            if self.oracle.lacks_durable(block, durable) {
+                return Err(format!(
+                    "{name} joins with {durable:?} durable in block {block}, older than flushed"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// I4: a block that differs between two members is in an activity log of one of them.
+    fn check_superset(&self) -> Found {
+        let record = self.meta.record();
+        let members: Vec<_> =
+            self.in_sync(record).into_iter().filter(|(_, c)| c.host.is_some()).collect();
+        let Some(((first, model), rest)) = members.split_first() else { return Ok(()) };
+        for (node, copy) in rest {
+            let blocks: BTreeSet<u64> = model.disk.blocks().chain(copy.disk.blocks()).collect();
+            for block in blocks {
+                let (a, b) = (model.disk.visible(block), copy.disk.visible(block));
+                if a != b && !is_active(model, block) && !is_active(copy, block) {
+                    let (one, other) = (&self.nodes[*first].name, &self.nodes[*node].name);
+                    return Err(format!(
+                        "block {block} is {a:?} on {one} and {b:?} on {other}, \
+                         but in no activity log"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A look at everything, now and then.
+    pub(crate) fn look(&mut self) {
+        let judged = self.check_superset();
+        self.judge("superset", judged);
+        self.schedule.after(LOOK, Event::Look);
+    }
+
+    /// I1 and I9: what was acknowledged is on every member, durably where that was promised.
+    pub(crate) fn check_ack(&mut self, node: usize, seat: u64, claimed: &Claimed) {
+        self.outcome.coverage.acks += 1;
+        let Some(instance) = self.nodes[node].seat(seat).map(|s| s.instance) else { return };
+        if self.oracle.current() != Some(instance) {
+            self.outcome.coverage.late_acks += 1;
+            return;
+        }
+        let judged = self.check_claims(instance, claimed);
+        self.judge("ack", judged);
+    }
+
+    fn check_claims(&self, instance: InstanceId, claimed: &Claimed) -> Found {
+        let record = self.meta.record();
+        let members = self.in_sync(record);
+        let min = usize::from(record.min_in_sync);
+        if members.len() < min {
+            return Err(format!("acknowledged with {} members, {min} needed", members.len()));
+        }
+        let opened = self.oracle.opened_at();
+        for (node, copy) in members {
+            let name = &self.nodes[node].name;
+            let lost = self.nodes[node].lost_power.is_some_and(|at| at >= opened);
+            for (block, value) in claimed.applied.iter().filter(|_| !lost) {
+                let shown = copy.disk.visible(*block);
+                if self.oracle.lacks(*block, shown, *value) {
+                    return Err(format!(
+                        "{value:?} in block {block} is acknowledged in {instance}, \
+                         but {name} holds {shown:?}"
+                    ));
+                }
+            }
+            for block in &claimed.durable {
+                let durable = copy.disk.durable(*block);
+                if self.oracle.lacks_durable(*block, durable) {
+                    return Err(format!(
+                        "block {block} is declared durable, but on {name} only {durable:?} is"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// After every step of a primary.
+    pub(crate) fn check_seat(&mut self, node: usize, seat: u64) {
+        let now = self.now();
+        let Some(s) = self.nodes[node].seat(seat) else { return };
+        let waiting = s.guest.pending.len();
+        let over = s.is_over();
+        let serves = s.phase == Phase::Active;
+        if serves {
+            self.served_at = now;
+        }
+        if over && waiting > 0 {
+            let what = format!("primary {seat} is done but {waiting} requests are unanswered");
+            self.fail("honest", what);
+        }
+        if waiting > limits::MAX_QUEUED_REQUESTS {
+            self.fail("limits", format!("primary {seat} queues {waiting} requests"));
+        }
+    }
+
+    /// A primary says that it closed in good order.
+    pub(crate) fn check_closed(&mut self, node: usize, seat: u64) {
+        let record = self.meta.record().clone();
+        let Some(instance) = self.nodes[node].seat(seat).map(|s| s.instance) else { return };
+        if self.oracle.current() != Some(instance) || record.primary.is_some() {
+            return;
+        }
+        if !record.clean {
+            self.fail("close", "closed, but the record is not clean".to_owned());
+        }
+        let judged = self.check_identical(&record);
+        self.judge("close", judged);
+        let busy = self
+            .in_sync(&record)
+            .into_iter()
+            .find(|(_, c)| c.host.as_ref().is_some_and(|h| h.store.status().active > 0));
+        if let Some((node, _)) = busy {
+            let what = format!("closed, but the log of {} is not empty", self.nodes[node].name);
+            self.fail("close", what);
+        }
+    }
+}
+
+fn is_active(copy: &Copy, block: u64) -> bool {
+    let region = region_of(block);
+    copy.host.as_ref().is_none_or(|host| host.store.active_regions().contains(&region))
+}
+
+/// What a primary may do to a record: T3 to T8.
+fn legal_change(old: &Record, new: &Record) -> Found {
+    let before: BTreeSet<_> = old.in_sync().map(|r| r.rid).collect();
+    let after: BTreeSet<_> = new.in_sync().map(|r| r.rid).collect();
+    let claims = new.epoch.0 == old.epoch.0 + 1;
+    let closes = old.primary.is_some() && new.primary.is_none();
+    let opens = new.open_epoch > old.open_epoch;
+    let same_primary = new.primary == old.primary;
+    let changes = claims || opens || before != after;
+    let raised = old.replicas.iter().any(|r| {
+        let (ReplicaState::Out { since: was }, Some(n)) = (r.state, new.replica(r.rid)) else {
+            return false;
+        };
+        matches!(n.state, ReplicaState::Out { since } if since > was)
+    });
+    let newly_out = new.replicas.iter().any(|r| {
+        let ReplicaState::Out { since } = r.state else { return false };
+        before.contains(&r.rid) && since != new.r#gen
+    });
+    let rules = [
+        (claims || new.epoch == old.epoch, "the epoch jumps"),
+        (claims || closes || same_primary, "a primary changes a record that another claimed"),
+        (!claims || new.primary.is_some(), "claimed by nobody"),
+        (!claims || before == after, "a claim changes the members"),
+        (!opens || new.open_epoch == new.epoch, "an epoch opens that is not claimed"),
+        (new.open_epoch >= old.open_epoch, "the open epoch falls"),
+        (!changes || new.r#gen.0 == old.r#gen.0 + 1, "the generation does not rise by one"),
+        (changes || new.r#gen == old.r#gen, "the generation rises without a reason"),
+        (!raised, "a copy that is out has its since raised (m22)"),
+        (!newly_out, "a copy that goes out has another since than the new generation (m9)"),
+        (
+            claims || before == after || after.len() >= usize::from(new.min_in_sync),
+            "too few members",
+        ),
+        (!closes || new.clean && before == after, "closed but not clean"),
+        (old.replicas.len() == new.replicas.len(), "a primary adds or forgets copies"),
+        (opens || closes || claims || old.open_epoch == old.epoch, "members change before T4"),
+    ];
+    match rules.iter().find(|(holds, _)| !holds) {
+        Some((_, broken)) => Err(format!("illegal change of the record: {broken}")),
+        None => Ok(()),
+    }
+}

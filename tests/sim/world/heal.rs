@@ -1,0 +1,150 @@
+//! The end of a world: faults stop, and everything has to come right.
+
+use lockstep_core::primary::Phase;
+use lockstep_core::record::ReplicaState;
+
+use super::{Event, MS, World};
+use crate::fault::Swarm;
+
+/// Where a world is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Faults happen.
+    Chaos,
+    /// They have stopped; all copies have to come in sync while a guest goes on (I14).
+    Healing {
+        /// Since when.
+        since: u64,
+    },
+    /// The guest has stopped; the rest has to be answered, and everything is read once more.
+    Settling {
+        /// Since when.
+        since: u64,
+    },
+    /// The volume is being closed.
+    Closing {
+        /// Since when.
+        since: u64,
+    },
+    /// Over.
+    Done,
+}
+
+/// How long healing may take.
+const HEAL_LIMIT: u64 = 60_000 * MS;
+/// How long the last requests, and the end, may take.
+const END_LIMIT: u64 = 20_000 * MS;
+/// Time for commits to arrive after the last request.
+const QUIESCE: u64 = 1000 * MS;
+const POLL: u64 = 20 * MS;
+
+impl World {
+    /// All faults end; whatever is down starts; one primary attaches the volume.
+    pub(crate) fn heal(&mut self) {
+        self.say(|| "the faults end".to_owned());
+        let now = self.now();
+        self.stage = Stage::Healing { since: now };
+        self.swarm = Swarm::none();
+        self.net.blocked.clear();
+        self.garbles_next = false;
+        (self.meta.down_until, self.meta.slow_until, self.quiet_until) = (0, 0, 0);
+        for node in 0..self.nodes.len() {
+            let n = &mut self.nodes[node];
+            (n.paused_until, n.slow_until, n.hung_until, n.meta_cut_until) = (0, 0, 0, 0);
+            if let Some(copy) = &mut n.copy {
+                copy.fails_next = false;
+            }
+            self.boot(node);
+            self.unseat(node);
+        }
+        let node = self.rng.index(self.nodes.len());
+        self.seat_primary(node);
+        self.schedule.after(POLL, Event::Stage);
+    }
+
+    pub(crate) fn stage(&mut self) {
+        let now = self.now();
+        let seat = self.nodes.iter().enumerate().find_map(|(n, node)| {
+            let seat = node.seat.as_ref()?;
+            Some((n, seat.id, seat.phase, seat.guest.pending.len(), seat.guest.to_verify.len()))
+        });
+        let Some((node, id, phase, waiting, unverified)) = seat else {
+            self.fail("converge", "the last primary vanished".to_owned());
+            return;
+        };
+        match self.stage {
+            Stage::Chaos | Stage::Done => return,
+            Stage::Healing { since } => {
+                if phase == Phase::Active && self.is_whole() {
+                    self.stop_guest(node, id);
+                    self.stage = Stage::Settling { since: now };
+                } else if phase == Phase::Fenced && now - since < HEAL_LIMIT / 2 {
+                    // A put that was given up long ago came in late; another attempt is due.
+                    self.seat_primary(node);
+                } else if now - since > HEAL_LIMIT {
+                    let record = super::records::describe(self.meta.record());
+                    self.fail("converge", format!("still {phase:?} after 60 s: {record}"));
+                }
+            }
+            Stage::Settling { since } => {
+                if waiting + unverified == 0 && now - since > QUIESCE {
+                    self.check_end();
+                    self.close(node, id);
+                    self.stage = Stage::Closing { since: now };
+                } else if now - since > END_LIMIT {
+                    let what = format!("{waiting} requests are unanswered 20 s after the last");
+                    self.fail("converge", what);
+                }
+            }
+            Stage::Closing { since } => {
+                if phase == Phase::Closed {
+                    self.check_closed(node, id);
+                    self.unseat(node);
+                    self.stage = Stage::Done;
+                    return;
+                }
+                if now - since > END_LIMIT {
+                    self.fail("converge", format!("still {phase:?} 20 s after the close"));
+                }
+            }
+        }
+        self.schedule.after(POLL, Event::Stage);
+    }
+
+    fn is_whole(&self) -> bool {
+        self.meta.record().replicas.iter().all(|r| r.state == ReplicaState::InSync)
+    }
+
+    /// No more writes; everything that was ever written is read once more.
+    fn stop_guest(&mut self, node: usize, id: u64) {
+        let blocks: Vec<u64> = self.oracle.blocks().collect();
+        let Some(seat) = self.nodes[node].seat(id) else { return };
+        let was_running = std::mem::replace(&mut seat.guest.running, false);
+        seat.guest.to_verify = super::seat::runs(&blocks);
+        if !was_running {
+            self.schedule.after(0, Event::GuestTurn { node, seat: id });
+        }
+    }
+
+    /// Everything is quiet: all copies are equal and hold what was acknowledged.
+    fn check_end(&mut self) {
+        let record = self.meta.record().clone();
+        let members: Vec<usize> = self.in_sync(&record).into_iter().map(|(n, _)| n).collect();
+        let blocks: Vec<u64> = self.oracle.blocks().collect();
+        for block in blocks {
+            let mut shown = Vec::new();
+            for node in &members {
+                let Some(copy) = self.nodes[*node].copy.as_ref() else { continue };
+                shown.push(copy.disk.visible(block));
+            }
+            if shown.windows(2).any(|w| w[0] != w[1]) {
+                self.fail("converge", format!("block {block} differs at the end: {shown:?}"));
+            }
+            if let Some(first) = shown.first()
+                && !self.oracle.is_readable(block, *first)
+            {
+                self.fail("converge", format!("block {block} ends as {first:?}"));
+            }
+        }
+    }
+}

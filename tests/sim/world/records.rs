@@ -1,0 +1,187 @@
+//! The record store as primaries see it: late, away, contested, or silent about what it did.
+
+use lockstep_core::id::{Revision, Token};
+use lockstep_core::primary::{Event as PrimaryEvent, MetaOp, MetaResult};
+use lockstep_core::record::Record;
+
+use super::{Event, MS, World};
+use crate::fault::Fault;
+
+/// After so long without an answer the driver of a primary gives a question up.
+const PATIENCE: u64 = lockstep_core::limits::CAS_TIMEOUT_MS * MS;
+
+/// How a put goes.
+enum Fate {
+    Usual,
+    Contested,
+    UnknownApplied,
+    UnknownLost,
+    UnknownLate,
+}
+
+impl World {
+    pub(crate) fn ask_meta(&mut self, node: usize, seat: u64, token: Token, op: MetaOp) {
+        let typical = if self.meta.slow_until > self.now() { 400 * MS } else { 2 * MS };
+        let delay = self.rng.latency(typical);
+        let op = Box::new(op);
+        self.schedule.after(delay, Event::MetaArrive { node, seat, token, op });
+    }
+
+    pub(crate) fn meta_arrive(&mut self, node: usize, seat: u64, token: Token, op: MetaOp) {
+        let now = self.now();
+        let away = self.meta.down_until.max(self.nodes[node].meta_cut_until) > now;
+        if away {
+            let delay = self.rng.between(10 * MS, PATIENCE);
+            // A put that got stuck on the way may still arrive, whatever its sender believes.
+            let result = match op {
+                MetaOp::PutIf { expected, record } if self.rng.chance(200) => {
+                    self.apply_late(node, expected, record);
+                    MetaResult::Unknown
+                }
+                MetaOp::PutIf { .. } if self.rng.chance(300) => MetaResult::Unknown,
+                MetaOp::Get | MetaOp::PutIf { .. } => MetaResult::Unavailable,
+            };
+            self.answer(node, seat, token, result, delay);
+            return;
+        }
+        let result = match op {
+            MetaOp::Get => {
+                let (record, revision) = (self.meta.record().clone(), self.meta.revision());
+                MetaResult::Read(Some((record, revision)))
+            }
+            MetaOp::PutIf { expected, record } => self.put(node, expected, record),
+        };
+        let typical = if self.meta.slow_until > now { 400 * MS } else { 2 * MS };
+        let mut delay = self.rng.latency(typical);
+        let result = if delay >= PATIENCE {
+            delay = PATIENCE;
+            match result {
+                MetaResult::Written(_) | MetaResult::Conflict => MetaResult::Unknown,
+                MetaResult::Read(_) | MetaResult::Unknown | MetaResult::Unavailable => {
+                    MetaResult::Unavailable
+                }
+            }
+        } else {
+            result
+        };
+        self.answer(node, seat, token, result, delay);
+    }
+
+    fn answer(&mut self, node: usize, seat: u64, token: Token, result: MetaResult, delay: u64) {
+        let result = Box::new(result);
+        self.schedule.after(delay, Event::MetaAnswer { node, seat, token, result });
+    }
+
+    pub(crate) fn meta_answer(&mut self, node: usize, seat: u64, token: Token, result: MetaResult) {
+        let Some(s) = self.nodes[node].seat(seat) else { return };
+        s.asked.remove(&token);
+        self.primary_event(node, seat, PrimaryEvent::Meta { token, result });
+    }
+
+    fn put(&mut self, by: usize, expected: Revision, record: Record) -> MetaResult {
+        match self.fate() {
+            Fate::Usual => self.apply_put(by, expected, record),
+            Fate::Contested => {
+                self.count(Fault::MetaConflict);
+                self.touch_record();
+                self.apply_put(by, expected, record)
+            }
+            Fate::UnknownApplied => {
+                self.count(Fault::MetaUnknownApplied);
+                self.apply_put(by, expected, record);
+                MetaResult::Unknown
+            }
+            Fate::UnknownLost => {
+                self.count(Fault::MetaUnknownLost);
+                MetaResult::Unknown
+            }
+            Fate::UnknownLate => {
+                self.apply_late(by, expected, record);
+                MetaResult::Unknown
+            }
+        }
+    }
+
+    fn fate(&mut self) -> Fate {
+        if self.stage != super::Stage::Chaos {
+            return Fate::Usual;
+        }
+        let fates = [
+            (Fault::MetaConflict, Fate::Contested),
+            (Fault::MetaUnknownApplied, Fate::UnknownApplied),
+            (Fault::MetaUnknownLost, Fate::UnknownLost),
+            (Fault::MetaUnknownLate, Fate::UnknownLate),
+        ];
+        for (fault, fate) in fates {
+            let rate = self.swarm.rate(fault);
+            if self.rng.chance(rate) {
+                return fate;
+            }
+        }
+        Fate::Usual
+    }
+
+    fn apply_late(&mut self, by: usize, expected: Revision, record: Record) {
+        self.count(Fault::MetaUnknownLate);
+        let delay = self.rng.pick(&[20, 150, 1000, 4000, 10_000]).unwrap_or(1000) * MS;
+        let delay = self.rng.latency(delay);
+        let record = Box::new(record);
+        self.schedule.after(delay, Event::MetaLate { by, expected, record });
+    }
+
+    pub(crate) fn meta_late(&mut self, by: usize, expected: Revision, record: Record) {
+        self.apply_put(by, expected, record);
+    }
+
+    fn apply_put(&mut self, by: usize, expected: Revision, record: Record) -> MetaResult {
+        let name = self.nodes[by].name.clone();
+        let new = record.clone();
+        let Some(old) = self.meta.put_if(expected, record) else {
+            self.say(|| format!("record: a put of {name} meets another revision"));
+            return MetaResult::Conflict;
+        };
+        self.say(|| format!("record: {name} writes {}", describe(&new)));
+        self.check_put(&old, &new);
+        MetaResult::Written(self.meta.revision())
+    }
+
+    /// A controller writes the record; primaries are told, unless the news are lost.
+    pub(crate) fn controller_writes(&mut self, record: Record) {
+        let (revision, new) = (self.meta.revision(), record.clone());
+        let valid = record.validate().map_err(|e| e.to_string());
+        self.judge("record", valid);
+        let old = self.meta.put_if(revision, record);
+        assert!(old.is_some(), "the revision was read just now");
+        self.say(|| format!("record: a controller writes {}", describe(&new)));
+        for node in 0..self.nodes.len() {
+            let Some(seat) = self.nodes[node].seat.as_ref().map(|s| s.id) else { continue };
+            if self.rng.chance(900) {
+                let delay = self.rng.latency(5 * MS);
+                let event = Box::new(PrimaryEvent::RecordChanged);
+                self.schedule.after(delay, Event::Primary { node, seat, event });
+            }
+        }
+    }
+
+    /// A controller changes nothing but revision and transaction.
+    pub(crate) fn touch_record(&mut self) {
+        let txn = self.uuid();
+        let record = Record { txn, ..self.meta.record().clone() };
+        self.controller_writes(record);
+    }
+}
+
+/// A record in a line.
+pub(crate) fn describe(record: &Record) -> String {
+    let copies: Vec<String> =
+        record.replicas.iter().map(|r| format!("{} {:?}", r.node, r.state)).collect();
+    let primary = record.primary.as_ref().map_or("none".to_owned(), |p| p.node.to_string());
+    format!(
+        "epoch {} (opened {}), gen {}, primary {primary}{}, [{}]",
+        record.epoch,
+        record.open_epoch,
+        record.r#gen,
+        if record.clean { ", clean" } else { "" },
+        copies.join(", ")
+    )
+}
