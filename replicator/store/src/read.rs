@@ -1,0 +1,340 @@
+//! What looks at blocks: read, digest and scan, and the loading of tags.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use bytes::{Bytes, BytesMut};
+use lockstep_core::id::{Gen, RegionIndex, Token};
+use lockstep_core::message::{BlockDigest, Digest, Payload};
+use lockstep_core::range::{BLOCK_SIZE, BlockRange, BlockSet, region_of};
+use lockstep_core::store::{StoreError, StoreReply};
+
+use crate::layout::{File, TABLE_BYTES, data_offset, table_offset};
+use crate::op::{DiskError, DiskOpKind};
+use crate::store::{Job, Purpose, Store, Work};
+use crate::tags::{ZERO_CRC, slot};
+
+/// Largest single read: 4 MiB.
+const READ_BLOCKS: u32 = 1024;
+/// How often a read that ran into a write is tried again.
+const READ_TRIES: u32 = 16;
+
+/// Who waits for a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Loader {
+    Job(u64),
+    Cleaner,
+}
+
+/// A read under way.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    pieces: Vec<BlockRange>,
+    /// What was read of each piece.
+    pub(crate) data: Vec<Bytes>,
+    /// Tables that must stay in memory until the end.
+    held: Vec<RegionIndex>,
+    /// Number of mutations when it began.
+    began: u64,
+    tries: u32,
+}
+
+/// A digest under way.
+#[derive(Debug)]
+pub(crate) struct Digesting {
+    blocks: BlockSet,
+    since: Gen,
+    held: Vec<RegionIndex>,
+    /// Once the tags are known.
+    picked: Option<Vec<Pick>>,
+    pieces: Vec<BlockRange>,
+    /// What was read of each piece.
+    pub(crate) data: Vec<Bytes>,
+}
+
+/// A block to be digested.
+#[derive(Clone, Copy, Debug)]
+struct Pick {
+    block: u64,
+    stamp: Gen,
+    /// Is its content unknown without a read?
+    read: bool,
+}
+
+impl Store {
+    pub(crate) fn read(&mut self, token: Token, blocks: &BlockSet) {
+        self.assert_inside(blocks);
+        let id = self.new_job();
+        let (held, loads) = self.hold_tables(blocks, id);
+        let pieces = pieces(blocks);
+        let (began, tries) = (self.tags.changes(), 1);
+        let data = vec![Bytes::new(); pieces.len()];
+        let waiting = loads + self.issue_reads(id, &pieces);
+        let work = Work::Reading(Reading { pieces, data, held, began, tries });
+        self.jobs.insert(id, Job { token, waiting, failed: None, work });
+        if waiting == 0 {
+            self.advance_reading(id);
+        }
+    }
+
+    pub(crate) fn advance_reading(&mut self, id: u64) {
+        let Some(Job { token, failed, work: Work::Reading(mut reading), .. }) =
+            self.jobs.remove(&id)
+        else {
+            return;
+        };
+        let result = match failed {
+            Some(error) => Err(error),
+            None => self.checked(&mut reading),
+        };
+        let again = match result {
+            Err(StoreError::Checksum { block }) => {
+                reading.tries <= READ_TRIES && self.may_have_changed(block, reading.began)
+            }
+            _ => false,
+        };
+        if again {
+            reading.tries += 1;
+            reading.began = self.tags.changes();
+            let waiting = self.issue_reads(id, &reading.pieces);
+            let work = Work::Reading(reading);
+            self.jobs.insert(id, Job { token, waiting, failed: None, work });
+            return;
+        }
+        self.release_tables(&reading.held);
+        self.answer(token, result.map(StoreReply::Data));
+    }
+
+    /// What was read, if it matches its tags.
+    fn checked(&self, reading: &mut Reading) -> Result<Payload, StoreError> {
+        let mut crcs = Vec::new();
+        for (piece, data) in reading.pieces.iter().zip(&reading.data) {
+            if data.len() as u64 != piece.bytes() {
+                return Err(StoreError::Io);
+            }
+            for (block, content) in piece.blocks().zip(data.chunks_exact(BLOCK_SIZE as usize)) {
+                let crc = crc32c::crc32c(content);
+                if self.expected_crc(block).is_some_and(|expected| expected != crc) {
+                    return Err(StoreError::Checksum { block });
+                }
+                crcs.push(crc);
+            }
+        }
+        Ok(Payload { data: joined(&mut reading.data), crcs })
+    }
+
+    /// The checksum that a block must have, if that is known.
+    fn expected_crc(&self, block: u64) -> Option<u32> {
+        let region = region_of(block);
+        match self.tags.get(region) {
+            Some(table) => table.crc(slot(block)),
+            None => self.is_untouched(region).then_some(ZERO_CRC),
+        }
+    }
+
+    /// Was the block's region written since, or is it being written?
+    fn may_have_changed(&self, block: u64, since: u64) -> bool {
+        let region = region_of(block);
+        let users = self.activity.get(region).map_or(0, |entry| entry.users);
+        users > 0 || self.tags.get(region).is_some_and(|table| table.changed > since)
+    }
+
+    fn issue_reads(&mut self, id: u64, pieces: &[BlockRange]) -> usize {
+        for (part, piece) in pieces.iter().enumerate() {
+            let (offset, len) = (data_offset(piece.start), piece.count * BLOCK_SIZE);
+            let kind = DiskOpKind::Read { file: File::Data, offset, len };
+            self.issue(Purpose::Part(id, part), kind);
+        }
+        pieces.len()
+    }
+
+    /// Keeps the tables that these blocks need in memory, and loads those that are missing for
+    /// the job. Returns which, and how many loads the job has to wait for.
+    fn hold_tables(&mut self, blocks: &BlockSet, job: u64) -> (Vec<RegionIndex>, usize) {
+        let mut held = Vec::new();
+        let mut loads = 0;
+        for region in blocks.regions() {
+            if self.is_untouched(region) {
+                continue;
+            }
+            let trusted = !self.is_untrusted(region);
+            let table = self.table_mut(region);
+            table.readers += 1;
+            held.push(region);
+            if trusted && !table.is_loaded() {
+                self.load_tags(region, Some(Loader::Job(job)));
+                loads += 1;
+            }
+        }
+        (held, loads)
+    }
+
+    fn release_tables(&mut self, held: &[RegionIndex]) {
+        for region in held {
+            self.table_mut(*region).readers -= 1;
+        }
+    }
+
+    pub(crate) fn load_tags(&mut self, region: RegionIndex, loader: Option<Loader>) {
+        let under_way = self.loads.contains_key(&region);
+        self.loads.entry(region).or_default().extend(loader);
+        if !under_way {
+            let (offset, len) = (table_offset(region), TABLE_BYTES);
+            let kind = DiskOpKind::Read { file: File::Tags, offset, len };
+            self.issue(Purpose::LoadTags(region), kind);
+        }
+    }
+
+    pub(crate) fn on_tags(&mut self, region: RegionIndex, result: Result<Bytes, DiskError>) {
+        let loaders = self.loads.remove(&region).unwrap_or_default();
+        let failed = match result {
+            Ok(disk) if disk.len() == TABLE_BYTES as usize => {
+                if let Some(table) = self.tags.get_mut(region) {
+                    table.merge(&disk);
+                }
+                None
+            }
+            Ok(_) => Some(StoreError::Io),
+            Err(error) => Some(StoreError::from(error)),
+        };
+        for loader in loaders {
+            match loader {
+                Loader::Cleaner => self.on_clean_loaded(region, failed.is_some()),
+                Loader::Job(id) => {
+                    if let Some(job) = self.jobs.get_mut(&id) {
+                        job.failed = job.failed.or(failed);
+                    }
+                    self.countdown(id);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn digest(&mut self, token: Token, blocks: BlockSet, since: Gen) {
+        self.assert_inside(&blocks);
+        let id = self.new_job();
+        let (held, waiting) = self.hold_tables(&blocks, id);
+        let (pieces, data) = (Vec::new(), Vec::new());
+        let work = Work::Digesting(Digesting { blocks, since, held, picked: None, pieces, data });
+        self.jobs.insert(id, Job { token, waiting, failed: None, work });
+        if waiting == 0 {
+            self.advance_digesting(id);
+        }
+    }
+
+    pub(crate) fn advance_digesting(&mut self, id: u64) {
+        let Some(Job { token, failed, work: Work::Digesting(mut digesting), .. }) =
+            self.jobs.remove(&id)
+        else {
+            return;
+        };
+        if failed.is_none() && digesting.picked.is_none() {
+            let picked = self.pick(&digesting.blocks, digesting.since);
+            let one = |pick: &Pick| BlockRange::new(pick.block, 1);
+            let to_read: BlockSet = picked.iter().filter(|pick| pick.read).map(one).collect();
+            digesting.pieces = pieces(&to_read);
+            digesting.data = vec![Bytes::new(); digesting.pieces.len()];
+            digesting.picked = Some(picked);
+            let waiting = self.issue_reads(id, &digesting.pieces);
+            if waiting > 0 {
+                let work = Work::Digesting(digesting);
+                self.jobs.insert(id, Job { token, waiting, failed, work });
+                return;
+            }
+        }
+        self.release_tables(&digesting.held);
+        let result = match failed {
+            Some(error) => Err(error),
+            None => digests(&digesting).map(StoreReply::Digests),
+        };
+        self.answer(token, result);
+    }
+
+    /// The blocks of interest.
+    fn pick(&self, blocks: &BlockSet, since: Gen) -> Vec<Pick> {
+        let mut picked = Vec::new();
+        for range in blocks.ranges() {
+            for block in range.blocks() {
+                let region = region_of(block);
+                let entry = self.activity.get(region);
+                let unresolved = entry.is_some_and(|entry| entry.unresolved);
+                let stamp = self.stamp_of(block);
+                if stamp >= since || unresolved {
+                    let read = stamp > Gen(0) || self.is_untrusted(region);
+                    picked.push(Pick { block, stamp, read });
+                }
+            }
+        }
+        picked
+    }
+
+    pub(crate) fn scan(&mut self, token: Token, since: Gen, from: RegionIndex, limit: u32) {
+        let since = since.max(Gen(1));
+        let mut regions = Vec::new();
+        let mut next = None;
+        for region in (from.0..self.regions.count()).map(RegionIndex) {
+            let unresolved = self.activity.get(region).is_some_and(|entry| entry.unresolved);
+            if self.regions.max(region) < since && !unresolved {
+                continue;
+            }
+            if regions.len() as u64 >= u64::from(limit.max(1)) {
+                next = Some(region);
+                break;
+            }
+            regions.push(region);
+        }
+        self.answer(token, Ok(StoreReply::Regions { regions, next }));
+    }
+}
+
+/// The set in pieces of bounded size.
+fn pieces(blocks: &BlockSet) -> Vec<BlockRange> {
+    let mut out = Vec::new();
+    for range in blocks.ranges() {
+        let mut start = range.start;
+        while start < range.end() {
+            let left = range.end() - start;
+            let count = u32::try_from(left).unwrap_or(READ_BLOCKS).min(READ_BLOCKS);
+            out.push(BlockRange::new(start, count));
+            start += u64::from(count);
+        }
+    }
+    out
+}
+
+/// One buffer; without a copy if it was one before.
+fn joined(data: &mut [Bytes]) -> Bytes {
+    if let [one] = data {
+        return core::mem::take(one);
+    }
+    let mut all = BytesMut::with_capacity(data.iter().map(Bytes::len).sum());
+    data.iter().for_each(|piece| all.extend_from_slice(piece));
+    all.freeze()
+}
+
+fn digests(digesting: &Digesting) -> Result<Vec<BlockDigest>, StoreError> {
+    for (piece, data) in digesting.pieces.iter().zip(&digesting.data) {
+        if data.len() as u64 != piece.bytes() {
+            return Err(StoreError::Io);
+        }
+    }
+    let zeroes = [0; BLOCK_SIZE as usize];
+    let of_zeroes = truncated(blake3::hash(&zeroes));
+    let mut contents =
+        digesting.data.iter().flat_map(|data| data.chunks_exact(BLOCK_SIZE as usize));
+    let digest = |pick: &Pick| {
+        let Pick { block, stamp, .. } = *pick;
+        let content = if pick.read { contents.next() } else { None };
+        match content {
+            Some(content) if content != zeroes => {
+                let digest = truncated(blake3::hash(content));
+                BlockDigest { block, stamp, zero: false, digest }
+            }
+            Some(_) | None => BlockDigest { block, stamp, zero: true, digest: of_zeroes },
+        }
+    };
+    Ok(digesting.picked.iter().flatten().map(digest).collect())
+}
+
+fn truncated(hash: blake3::Hash) -> Digest {
+    Digest(crate::codec::array_at(hash.as_bytes(), 0))
+}

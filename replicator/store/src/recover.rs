@@ -1,0 +1,227 @@
+//! Recovery of the activity log from the bytes of the ring.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use lockstep_core::id::{RegionIndex, ReplicaId};
+
+use crate::codec::index;
+use crate::error::OpenError;
+use crate::layout::{LOG_OFFSET, LOG_RECORD_BYTES, LOG_RECORDS, record_slot};
+use crate::log::Record;
+
+/// The activity log as found.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Number of the last good record; 0 if there is none.
+    pub(crate) seq: u64,
+    /// The active regions, with the last record that named each.
+    pub(crate) named: BTreeMap<RegionIndex, u64>,
+}
+
+/// Reads the ring from the whole of file meta.
+///
+/// The record after the last good one may be cut short: it was being written. Whatever else is
+/// not as it should be is rot.
+pub(crate) fn read_log(meta: &[u8], replica: ReplicaId, regions: u32) -> Result<Found, OpenError> {
+    let slots: Vec<&[u8]> =
+        meta[LOG_OFFSET as usize..].chunks_exact(LOG_RECORD_BYTES as usize).collect();
+    let mut records: BTreeMap<u64, Record> = BTreeMap::new();
+    for (slot, bytes) in (0..u64::from(LOG_RECORDS)).zip(&slots) {
+        let record = Record::decode(bytes);
+        let ours = |r: &Record| r.replica == replica && r.seq > 0 && record_slot(r.seq) == slot;
+        records.extend(record.filter(ours).map(|r| (r.seq, r)));
+    }
+    let last = records.last_key_value().map_or(0, |(seq, _)| *seq);
+    check_slots(&slots, &records, last)?;
+    let mut named = BTreeMap::new();
+    let first = oldest_needed(last);
+    for (seq, record) in records.range(first..) {
+        let lists = [&record.sets, &record.clears, &record.slice];
+        if let Some(beyond) = lists.into_iter().flatten().find(|r| r.0 >= regions) {
+            return Err(OpenError::LogRegion { seq: *seq, region: beyond.0, regions });
+        }
+        record.clears.iter().for_each(|region| {
+            named.remove(region);
+        });
+        named.extend(record.sets.iter().chain(&record.slice).map(|region| (*region, *seq)));
+    }
+    Ok(Found { seq: last, named })
+}
+
+/// The oldest record of the window that rebuilds the active set, if `last` is the newest.
+fn oldest_needed(last: u64) -> u64 {
+    (last + 2).saturating_sub(u64::from(LOG_RECORDS)).max(1)
+}
+
+fn check_slots(
+    slots: &[&[u8]],
+    records: &BTreeMap<u64, Record>,
+    last: u64,
+) -> Result<(), OpenError> {
+    for seq in oldest_needed(last)..=last {
+        if !records.contains_key(&seq) {
+            return Err(OpenError::LogDamaged { seq, slot: record_slot(seq) });
+        }
+    }
+    // Before the ring was once around, the slots beyond the next were never written.
+    for seq in last + 2..=u64::from(LOG_RECORDS) {
+        let slot = record_slot(seq);
+        if slots[index(slot)].iter().any(|byte| *byte != 0) {
+            return Err(OpenError::LogDamaged { seq: 0, slot });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::{LOG_CHANGES, LOG_SLICE, record_offset};
+    use crate::log::Log;
+    use alloc::collections::BTreeSet;
+    use alloc::vec;
+    use uuid::Uuid;
+
+    const REGIONS: u32 = 1 << 24;
+
+    fn replica() -> ReplicaId {
+        ReplicaId(Uuid::from_u128(5))
+    }
+
+    fn empty_meta() -> Vec<u8> {
+        vec![0; (LOG_OFFSET + LOG_RECORDS * LOG_RECORD_BYTES) as usize]
+    }
+
+    fn append(log: &mut Log, meta: &mut [u8]) -> u64 {
+        let (offset, bytes) = log.append().expect("something to append");
+        meta[index(offset)..][..bytes.len()].copy_from_slice(&bytes);
+        log.appended();
+        offset
+    }
+
+    fn found(meta: &[u8]) -> BTreeSet<RegionIndex> {
+        let found = read_log(meta, replica(), REGIONS).expect("a good log");
+        found.named.into_keys().collect()
+    }
+
+    fn new_log() -> Log {
+        Log::new(replica(), 0, BTreeMap::new())
+    }
+
+    #[test]
+    fn the_window_rebuilds_a_full_log_after_every_append() {
+        let mut log = new_log();
+        let mut meta = empty_meta();
+        let capacity = u32::try_from(crate::layout::LOG_CAPACITY).expect("fits");
+        let mut active = BTreeSet::new();
+        (0..capacity).for_each(|r| {
+            log.set(RegionIndex(r * 3));
+            active.insert(RegionIndex(r * 3));
+        });
+        while log.is_busy() {
+            append(&mut log, &mut meta);
+        }
+        assert_eq!(found(&meta), active);
+        // Churn at the cap: the longest set are cleared, others set, far more than a window.
+        for round in 0..600_u32 {
+            for i in 0..100 {
+                let old = RegionIndex((round * 100 + i) * 3);
+                let new = RegionIndex((round * 100 + i) * 3 + 1);
+                log.clear(old);
+                log.set(new);
+                active.remove(&old);
+                active.insert(new);
+            }
+            append(&mut log, &mut meta);
+            log.check();
+            if round % 50 == 49 {
+                assert_eq!(found(&meta), active, "after round {round}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_holds_as_much_as_it_says() {
+        let regions =
+            |n: usize| (0..n).map(|r| RegionIndex(u32::MAX - u32::try_from(r).expect("fits")));
+        let record = Record {
+            replica: replica(),
+            seq: u64::MAX,
+            sets: regions(LOG_CHANGES).collect(),
+            clears: Vec::new(),
+            slice: regions(LOG_SLICE).collect(),
+        };
+        assert_eq!(Record::decode(&record.encode()), Some(record));
+    }
+
+    #[test]
+    fn a_torn_newest_record_is_as_if_it_was_not_written() {
+        for rounds in [1_u32, 2, 255, 256, 257, 700] {
+            let mut log = new_log();
+            let mut meta = empty_meta();
+            for round in 0..rounds - 1 {
+                (0..200).for_each(|i| log.set(RegionIndex(round * 200 + i)));
+                append(&mut log, &mut meta);
+                (0..200).for_each(|i| log.clear(RegionIndex(round * 200 + i)));
+            }
+            let expected = found(&meta);
+            let before = meta.clone();
+            (0..500).for_each(|i| log.set(RegionIndex(1_000_000 + i)));
+            let offset = index(append(&mut log, &mut meta));
+            assert_ne!(found(&meta), expected);
+            // The record has more than 2000 bytes: none of these cuts leaves it whole.
+            for sectors in 1..4 {
+                let torn = offset + sectors * 512..offset + 4096;
+                let mut cut_short = meta.clone();
+                cut_short[torn.clone()].copy_from_slice(&before[torn]);
+                assert_eq!(found(&cut_short), expected, "{rounds} rounds, {sectors} sectors");
+            }
+        }
+    }
+
+    #[test]
+    fn rot_in_the_window_is_an_error_and_not_a_torn_tail() {
+        for rounds in [2_u64, 200, 256, 300, 512] {
+            let mut log = new_log();
+            let mut meta = empty_meta();
+            for round in 0..rounds {
+                log.set(RegionIndex(u32::try_from(round).expect("fits")));
+                append(&mut log, &mut meta);
+            }
+            for seq in rounds.saturating_sub(254).max(1)..rounds {
+                let mut damaged = meta.clone();
+                damaged[index(record_offset(seq)) + 70] ^= 4;
+                let expected = OpenError::LogDamaged { seq, slot: record_slot(seq) };
+                assert_eq!(read_log(&damaged, replica(), REGIONS), Err(expected));
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_where_nothing_was_written_yet_are_rot() {
+        let mut log = new_log();
+        let mut meta = empty_meta();
+        log.set(RegionIndex(1));
+        append(&mut log, &mut meta);
+        let next = index(record_offset(2));
+        meta[next] = 1;
+        assert_eq!(found(&meta), BTreeSet::from([RegionIndex(1)]));
+        meta[next + 4096] = 1;
+        let damaged = read_log(&meta, replica(), REGIONS);
+        assert_eq!(damaged, Err(OpenError::LogDamaged { seq: 0, slot: 3 }));
+    }
+
+    #[test]
+    fn records_of_another_replica_and_regions_beyond_the_end_are_refused() {
+        let mut log = Log::new(ReplicaId(Uuid::from_u128(6)), 0, BTreeMap::new());
+        let mut meta = empty_meta();
+        for region in 1..4 {
+            log.set(RegionIndex(region));
+            append(&mut log, &mut meta);
+        }
+        let foreign = read_log(&meta, replica(), REGIONS);
+        assert_eq!(foreign, Err(OpenError::LogDamaged { seq: 0, slot: 2 }));
+        let small = read_log(&meta, ReplicaId(Uuid::from_u128(6)), 3);
+        assert_eq!(small, Err(OpenError::LogRegion { seq: 3, region: 3, regions: 3 }));
+    }
+}
