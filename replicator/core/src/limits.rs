@@ -35,6 +35,9 @@ pub const MEMBER_GRACE_MS: u64 = 1000;
 pub const OP_FAIL_MS: u64 = 3000;
 /// P3: how long promotion waits for the other members after the first has answered.
 pub const PROMISE_WAIT_MS: u64 = 2000;
+/// P3: how long promotion waits for a member that can't even be connected to. Leaving it out costs
+/// a resync; waiting costs the guest.
+pub const CONNECT_WAIT_MS: u64 = 500;
 /// P3: how long promotion waits for a silent member when all that answered lost un-flushed data.
 pub const LOSSY_GRACE_MS: u64 = 60_000;
 /// One attempt at the record store.

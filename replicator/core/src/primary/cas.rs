@@ -272,6 +272,9 @@ impl Primary {
 
     /// The record in force is another one: whoever is no member in it may come back as a target.
     fn after_change(&mut self) {
+        if self.is_over() {
+            return;
+        }
         self.update_peers();
         let required = self.required();
         for (_, peer) in self.peers.iter_mut().filter(|(rid, _)| !required.contains(rid)) {

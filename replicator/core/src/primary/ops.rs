@@ -61,6 +61,8 @@ pub(super) struct Ops {
     ops: BTreeMap<Seq, Op>,
     bytes: u64,
     commit_due: Option<Tick>,
+    /// The last mutation issued; the watermark needs to go no further.
+    last_mutation: Seq,
     /// Last watermark worked out while the record was settled.
     watermark: Seq,
 }
@@ -74,6 +76,11 @@ impl Ops {
     /// Operations in flight.
     pub(super) fn len(&self) -> usize {
         self.ops.len()
+    }
+
+    /// A mutation was sent to one replica.
+    pub(super) fn note_mutation(&mut self, seq: Seq) {
+        self.last_mutation = seq;
     }
 
     /// Is it in flight?
@@ -136,6 +143,9 @@ impl Primary {
         let seq = self.take_seq();
         let targets = self.targets();
         self.ops.bytes += action.bytes();
+        if action.mutates() {
+            self.ops.last_mutation = seq;
+        }
         let op = Op {
             piece,
             action: action.clone(),
@@ -273,8 +283,8 @@ impl Primary {
         }
         let op = self.ops.ops.iter().find(|(_, op)| op.action.mutates()).map(|(seq, _)| *seq);
         let call = self.calls.iter().find(|(_, c)| c.mutates).map(|(seq, _)| *seq);
-        let oldest = op.into_iter().chain(call).min().unwrap_or(self.next_seq);
-        let watermark = Seq(oldest.0 - 1);
+        let last = self.ops.last_mutation;
+        let watermark = op.into_iter().chain(call).min().map_or(last, |s| last.min(Seq(s.0 - 1)));
         assert!(watermark >= self.ops.watermark, "the commit watermark went backwards");
         self.ops.watermark = watermark;
         let behind = |p: &super::Peer| p.is_up() && p.commit_sent < watermark;

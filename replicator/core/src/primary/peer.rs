@@ -200,6 +200,9 @@ impl Primary {
         request: Request,
     ) {
         let seq = self.take_seq();
+        if mutates {
+            self.ops.note_mutation(seq);
+        }
         self.calls.insert(seq, Call { rid, purpose, mutates });
         self.send(rid, seq, request, true);
     }

@@ -64,7 +64,7 @@ impl Primary {
             return None;
         }
         let first = self.promotion.first_answer?;
-        let waits = [limits::PROMISE_WAIT_MS, limits::LOSSY_GRACE_MS];
+        let waits = [limits::CONNECT_WAIT_MS, limits::PROMISE_WAIT_MS, limits::LOSSY_GRACE_MS];
         waits.iter().map(|ms| first.plus_ms(*ms)).find(|at| *at > self.now)
     }
 
@@ -133,11 +133,18 @@ impl Primary {
             up.extend(peer.session().map(|s| (*rid, s)));
         }
         let Some(first) = self.promotion.first_answer else { return };
-        let silent = members.iter().any(|rid| !up.iter().any(|(u, _)| u == rid));
+        let silent: Vec<&ReplicaId> =
+            members.iter().filter(|rid| !up.iter().any(|(u, _)| u == *rid)).collect();
         let all_lossy = up.iter().all(|(_, s)| s.lossy);
         let waited = self.now.ms_since(first);
-        let wait = if all_lossy { limits::LOSSY_GRACE_MS } else { limits::PROMISE_WAIT_MS };
-        if up.is_empty() || (silent && waited < wait) {
+        let wait = match all_lossy {
+            true => limits::LOSSY_GRACE_MS,
+            false if silent.iter().any(|rid| self.peers[*rid].is_connected()) => {
+                limits::PROMISE_WAIT_MS
+            }
+            false => limits::CONNECT_WAIT_MS,
+        };
+        if up.is_empty() || (!silent.is_empty() && waited < wait) {
             return;
         }
         if all_lossy && self.promotion.live {

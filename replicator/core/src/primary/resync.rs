@@ -71,9 +71,18 @@ impl Primary {
     }
 
     pub(super) fn drive_resync(&mut self) {
-        if !matches!(self.phase, Phase::Active | Phase::Suspended) {
-            return;
+        loop {
+            let before = self.resync.stage;
+            if matches!(self.phase, Phase::Active | Phase::Suspended) {
+                self.advance_resync();
+            }
+            if self.resync.stage == before {
+                return;
+            }
         }
+    }
+
+    fn advance_resync(&mut self) {
         match self.resync.stage {
             Stage::Idle => self.start_resync(),
             Stage::Copying(target) => {

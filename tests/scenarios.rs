@@ -1,0 +1,82 @@
+//! Golden transcripts: each file of `tests/scenarios` is a scene of the protocol, read as text.
+//! Lines that start with `> ` are commands; what follows is the dialogue they cause. To accept a
+//! changed dialogue run the test with `UPDATE_SCENARIOS=1` and review the difference.
+
+#[path = "scenarios/stage.rs"]
+mod stage;
+#[path = "scenarios/twin.rs"]
+mod twin;
+#[path = "scenarios/words.rs"]
+mod words;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use stage::Stage;
+
+fn files() -> Vec<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let mut files: Vec<PathBuf> = fs::read_dir(dir)
+        .expect("the scenarios are beside this file")
+        .map(|entry| entry.expect("a readable entry").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "txt"))
+        .collect();
+    files.sort();
+    files
+}
+
+/// Runs the commands of a script and returns it with the dialogue as it is now.
+fn play(script: &str) -> String {
+    let mut stage = Stage::default();
+    let mut out = String::new();
+    for line in script.lines() {
+        if let Some(command) = line.strip_prefix("> ") {
+            out.push_str(line);
+            out.push('\n');
+            for said in stage.perform(command) {
+                out.push_str("    ");
+                out.push_str(&said);
+                out.push('\n');
+            }
+        } else if !line.starts_with("    ") {
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
+    out
+}
+
+#[test]
+fn every_scene_plays_as_written() {
+    let update = std::env::var_os("UPDATE_SCENARIOS").is_some();
+    let mut changed = Vec::new();
+    let files = files();
+    assert!(files.len() >= 8, "scenarios are missing: {files:?}");
+    for path in files {
+        let script = fs::read_to_string(&path).expect("a readable script");
+        let now = play(&script);
+        if now == script {
+            continue;
+        }
+        if update {
+            fs::write(&path, now).expect("a writable script");
+        } else {
+            let at = script.lines().zip(now.lines()).position(|(a, b)| a != b).unwrap_or(0);
+            let said = |text: &str| text.lines().nth(at).unwrap_or("(end)").to_owned();
+            changed.push(format!(
+                "{}:{}\n  written: {}\n  now:     {}",
+                path.display(),
+                at + 1,
+                said(&script),
+                said(&now)
+            ));
+        }
+    }
+    assert!(changed.is_empty(), "scenes changed:\n{}", changed.join("\n"));
+}
+
+#[test]
+fn a_changed_dialogue_is_noticed() {
+    let script = "> create n1 repl=1 min=1\n    something that is never said\n";
+    assert_ne!(play(script), script);
+}

@@ -1,0 +1,164 @@
+//! A naive replica store: a map of blocks in memory, every operation answered at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lockstep_core::id::{Epoch, Gen, RegionIndex};
+use lockstep_core::message::{BlockDigest, Digest, Payload, ResyncContent};
+use lockstep_core::range::{BlockRange, BlockSet, region_of};
+use lockstep_core::store::{Recovered, StoreNote, StoreOp, StoreReply};
+
+/// What survives a kill of the process.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Twin {
+    content: BTreeMap<u64, u8>,
+    stamps: BTreeMap<u64, Gen>,
+    /// The activity log, with pins.
+    log: BTreeMap<RegionIndex, u32>,
+    unresolved: BTreeSet<RegionIndex>,
+    promised: Epoch,
+    attach_seq: u64,
+    member_gen: Gen,
+    blocks: u64,
+}
+
+impl Twin {
+    pub(crate) fn new(blocks: u64) -> Self {
+        Self { blocks, ..Self::default() }
+    }
+
+    /// Opens it after a kill: whatever was logged is in doubt.
+    pub(crate) fn reopen(&mut self) -> Recovered {
+        self.unresolved = self.log.keys().copied().collect();
+        self.log.values_mut().for_each(|pins| *pins = 0);
+        Recovered {
+            promised: self.promised,
+            attach_seq: self.attach_seq,
+            member_gen: self.member_gen,
+            blocks: self.blocks,
+            unresolved: self.unresolved.iter().copied().collect(),
+            lossy: false,
+            fresh: self.stamps.is_empty() && self.log.is_empty(),
+        }
+    }
+
+    pub(crate) fn content(&self) -> &BTreeMap<u64, u8> {
+        &self.content
+    }
+
+    pub(crate) fn logged(&self) -> usize {
+        self.log.len()
+    }
+
+    fn pin(&mut self, blocks: &BlockSet) {
+        for region in blocks.regions() {
+            *self.log.entry(region).or_default() += 1;
+        }
+    }
+
+    fn set(&mut self, block: u64, byte: u8, stamp: Gen) {
+        if byte == 0 {
+            self.content.remove(&block);
+        } else {
+            self.content.insert(block, byte);
+        }
+        self.stamps.insert(block, stamp);
+    }
+
+    fn stamp(&self, block: u64) -> Gen {
+        self.stamps.get(&block).copied().unwrap_or_default()
+    }
+
+    fn of_interest(&self, block: u64, since: Gen) -> bool {
+        self.unresolved.contains(&region_of(block)) || self.stamp(block) >= since
+    }
+
+    pub(crate) fn run(&mut self, op: StoreOp) -> StoreReply {
+        match op {
+            StoreOp::Promise { epoch, attach_seq, member_gen } => {
+                (self.promised, self.attach_seq, self.member_gen) = (epoch, attach_seq, member_gen);
+            }
+            StoreOp::Write { range, stamp, payload, .. } => {
+                self.pin(&range.into());
+                for (i, block) in range.blocks().enumerate() {
+                    self.set(block, payload.data[i * 4096], stamp);
+                }
+            }
+            StoreOp::Zero { range, stamp, .. } => {
+                self.pin(&range.into());
+                range.blocks().for_each(|block| self.set(block, 0, stamp));
+            }
+            StoreOp::Resync { blocks, payload } => {
+                self.pin(&blocks.iter().map(|b| BlockRange::new(b.block, 1)).collect());
+                let mut data = payload.data.chunks(4096);
+                for b in blocks {
+                    let old = self.content.get(&b.block).copied().unwrap_or(0);
+                    let byte = match b.content {
+                        ResyncContent::Data => data.next().expect("data for the block")[0],
+                        ResyncContent::Zero => 0,
+                        ResyncContent::Same => old,
+                    };
+                    self.set(b.block, byte, b.stamp);
+                }
+            }
+            StoreOp::Mark { blocks } => self.pin(&blocks),
+            StoreOp::Flush => {}
+            StoreOp::CleanAll => self.log.retain(|_, pins| *pins > 0),
+            StoreOp::Read { blocks } => return self.read(&blocks),
+            StoreOp::Scan { since, .. } => return self.scan(since),
+            StoreOp::Digest { blocks, since } => return self.digest(&blocks, since),
+        }
+        StoreReply::Done
+    }
+
+    fn read(&self, blocks: &BlockSet) -> StoreReply {
+        let byte = |block| self.content.get(&block).copied().unwrap_or(0);
+        let data: Vec<u8> = blocks.blocks().flat_map(|b| [byte(b); 4096]).collect();
+        StoreReply::Data(Payload::checksummed(data.into()))
+    }
+
+    fn scan(&self, since: Gen) -> StoreReply {
+        let stamped = self.stamps.iter().filter(|(_, s)| **s >= since).map(|(b, _)| region_of(*b));
+        let regions: BTreeSet<RegionIndex> =
+            stamped.chain(self.unresolved.iter().copied()).collect();
+        StoreReply::Regions { regions: regions.into_iter().collect(), next: None }
+    }
+
+    fn digest(&self, blocks: &BlockSet, since: Gen) -> StoreReply {
+        let wanted = blocks.blocks().filter(|b| self.of_interest(*b, since));
+        let of = |block| {
+            let byte = self.content.get(&block).copied().unwrap_or(0);
+            BlockDigest {
+                block,
+                stamp: self.stamp(block),
+                zero: byte == 0,
+                digest: Digest([byte; 16]),
+            }
+        };
+        StoreReply::Digests(wanted.map(of).collect())
+    }
+
+    pub(crate) fn note(&mut self, note: StoreNote) {
+        match note {
+            StoreNote::Restamp { blocks, stamp } => {
+                blocks.blocks().for_each(|b| {
+                    self.stamps.insert(b, stamp);
+                });
+            }
+            StoreNote::RestampUnresolved { stamp } => {
+                for region in self.unresolved.clone() {
+                    let range = BlockRange::of_region(region, self.blocks).expect("inside");
+                    range.blocks().for_each(|b| {
+                        self.stamps.insert(b, stamp);
+                    });
+                }
+            }
+            StoreNote::Release { blocks } => {
+                for region in blocks.regions() {
+                    let pins = self.log.get_mut(&region).expect("a pinned region");
+                    *pins = pins.checked_sub(1).expect("a pin to release");
+                }
+            }
+            StoreNote::Resolve => self.unresolved.clear(),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Messages and records in a few words.
+
+use lockstep_core::message::{Message, Reply, Request, ResyncContent};
+use lockstep_core::record::{Record, ReplicaState};
+
+pub(crate) fn request(m: &Message<Request>) -> String {
+    let h = &m.header;
+    let what = match &m.body {
+        Request::Promise { .. } => "PROMISE".into(),
+        Request::Read { blocks } => format!("READ {blocks:?}"),
+        Request::Write { range, fua, .. } => {
+            format!("WRITE {range:?}{}", if *fua { " FUA" } else { "" })
+        }
+        Request::Zero { range, .. } => format!("ZERO {range:?}"),
+        Request::Flush => "FLUSH".into(),
+        Request::Commit { member } => {
+            format!("COMMIT{}", if *member { " member" } else { "" })
+        }
+        Request::Mark { blocks } => format!("MARK {blocks:?}"),
+        Request::Scan { since, .. } => format!("SCAN since={since}"),
+        Request::Digest { blocks, since } => format!("DIGEST {blocks:?} since={since}"),
+        Request::Resync { blocks, .. } => {
+            let word = |c| match c {
+                ResyncContent::Data => "data",
+                ResyncContent::Zero => "zero",
+                ResyncContent::Same => "same",
+            };
+            let list = blocks.iter().map(|b| (b.block, format!("{}@{}", word(b.content), b.stamp)));
+            format!("RESYNC {}", runs(list))
+        }
+        Request::Close => "CLOSE".into(),
+    };
+    format!("{what} e{} g{} s{} c{}", h.epoch, h.r#gen, h.seq, h.commit)
+}
+
+pub(crate) fn reply(m: &Message<Reply>) -> String {
+    let what = match &m.body {
+        Reply::Promised(p) => {
+            let flag = |on, word| if on { word } else { "" };
+            format!(
+                "PROMISED{}{}{} ring={:?} unresolved={:?}",
+                flag(p.unclean, " unclean"),
+                flag(p.lossy, " lossy"),
+                flag(p.fresh, " fresh"),
+                p.ring,
+                p.unresolved.iter().map(|r| r.0).collect::<Vec<_>>()
+            )
+        }
+        Reply::Data(payload) => format!("DATA {} blocks", payload.blocks()),
+        Reply::Done => "DONE".into(),
+        Reply::Regions { regions, .. } => {
+            format!("REGIONS {:?}", regions.iter().map(|r| r.0).collect::<Vec<_>>())
+        }
+        Reply::Digests(d) => {
+            format!("DIGESTS {}", runs(d.iter().map(|d| (d.block, format!("@{}", d.stamp)))))
+        }
+        Reply::Refused(refusal) => format!("REFUSED {refusal:?}"),
+    };
+    format!("{what} s{}", m.header.seq)
+}
+
+/// Blocks with a remark each, neighbours with the same remark together.
+fn runs(list: impl Iterator<Item = (u64, String)>) -> String {
+    let mut runs: Vec<(u64, u64, String)> = Vec::new();
+    for (block, remark) in list {
+        match runs.last_mut() {
+            Some((start, count, same)) if *start + *count == block && *same == remark => {
+                *count += 1
+            }
+            _ => runs.push((block, 1, remark)),
+        }
+    }
+    let said: Vec<String> = runs.iter().map(|(s, c, remark)| format!("{s}+{c}:{remark}")).collect();
+    said.join(" ")
+}
+
+pub(crate) fn record(r: &Record) -> String {
+    let state = |s| match s {
+        ReplicaState::New => "new".into(),
+        ReplicaState::InSync => "in-sync".into(),
+        ReplicaState::Out { since } => format!("out@{since}"),
+        ReplicaState::Leaving => "leaving".into(),
+    };
+    let replicas: Vec<String> =
+        r.replicas.iter().map(|e| format!("{}:{}", e.node, state(e.state))).collect();
+    let primary = r.primary.as_ref().map_or("none".into(), |p| p.node.to_string());
+    let clean = if r.clean { " clean" } else { "" };
+    format!("e{} g{} primary={primary}{clean} {}", r.epoch, r.r#gen, replicas.join(" "))
+}
