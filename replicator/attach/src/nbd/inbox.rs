@@ -151,6 +151,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_left_at_the_end_of_the_buffer_is_kept() {
+        let (mut near, far) = tokio::io::duplex(1 << 20);
+        let sent: Vec<u8> = (0..=250u8).cycle().take(2 * INBOX_BYTES).collect();
+        near.write_all(&sent).await.unwrap();
+        let mut inbox = Inbox::new(far);
+        assert!(inbox.fill().await.unwrap());
+        assert_eq!(inbox.available().len(), INBOX_BYTES, "the buffer is full");
+        inbox.consume(INBOX_BYTES - 10);
+        assert!(inbox.fill().await.unwrap());
+        assert_eq!(inbox.available().len(), INBOX_BYTES, "and full again");
+        assert!(inbox.available() == &sent[INBOX_BYTES - 10..2 * INBOX_BYTES - 10]);
+    }
+
+    #[tokio::test]
     async fn a_large_payload_is_not_taken_beyond_its_end() {
         let (mut near, far) = tokio::io::duplex(1 << 20);
         near.write_all(&[1; 40_000]).await.unwrap();
