@@ -1,20 +1,48 @@
 //! The data path of one node: its replicas, its primaries and the links between nodes.
 
+mod alarm;
 mod config;
 mod error;
+mod keeper;
+mod opening;
+mod path;
+mod primary;
+mod records;
+mod replica;
+mod replicas;
 mod status;
+#[cfg(test)]
+mod tests;
+mod waits;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lockstep_core::id::{NodeId, ReplicaId, VolumeId};
+use lockstep_core::id::{InstanceId, NodeId, ReplicaId, VolumeId};
+use lockstep_core::primary::Phase;
 use lockstep_meta::Meta;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 pub use crate::door::VolumeHandle;
 pub use config::{EngineConfig, NewReplica, PoolConfig, Resolver};
 pub use error::EngineError;
+pub(crate) use primary::{Guest, GuestResult, Input as PrimaryInput};
 pub use status::{OpenReplica, PoolInfo, PrimaryInfo, ReplicaInfo, ReplicaState};
+
+use crate::clock::Clock;
+use crate::net::{Net, Peers, Server, Service};
+use crate::pool::{Pool, PoolError};
+use replicas::Replicas;
+
+/// Threads that wait for disks. A thread waits for one operation at a time, so this is also the
+/// most that is asked of the disks at once.
+const DISK_THREADS: usize = 32;
 
 /// Key of a volume's record in the record store.
 #[must_use]
@@ -30,10 +58,15 @@ pub struct Engine {
 
 #[derive(Debug)]
 struct Inner {
-    config: EngineConfig,
+    net: Arc<Net>,
+    peers: Arc<Peers>,
+    server: Server,
+    replicas: Arc<Replicas>,
     meta: Arc<dyn Meta>,
-    resolver: Arc<dyn Resolver>,
-    addr: SocketAddr,
+    primaries: Mutex<BTreeMap<VolumeId, VolumeHandle>>,
+    stopping: AtomicBool,
+    /// Ends the listener and all connections.
+    stop: CancellationToken,
 }
 
 impl Engine {
@@ -47,27 +80,49 @@ impl Engine {
         meta: Arc<dyn Meta>,
         resolver: Arc<dyn Resolver>,
     ) -> Result<Self, EngineError> {
-        let addr = config.listen;
-        let inner = Inner { config, meta, resolver, addr };
-        std::future::ready(Ok(Self { inner: Arc::new(inner) })).await
+        let clock = Clock::start();
+        let net = Net::new(clock, config.cluster, config.node.clone());
+        let (listen, runtime) = (config.listen, tokio::runtime::Handle::current());
+        let opening = tokio::task::spawn_blocking(move || {
+            let _tasks = runtime.enter();
+            let pools = open_pools(&config)?;
+            Replicas::open(clock, config.direct_io, pools, DISK_THREADS)
+        });
+        let replicas = opening.await.map_err(|_| EngineError::Stopped)??;
+        let stop = CancellationToken::new();
+        let service: Arc<dyn Service> = Arc::<Replicas>::clone(&replicas);
+        let server = Server::start(Arc::clone(&net), listen, service, stop.clone())
+            .await
+            .map_err(|source| EngineError::Listen { addr: listen, source })?;
+        let peers = Peers::new(Arc::clone(&net), resolver, stop.clone());
+        let inner = Inner {
+            net,
+            peers,
+            server,
+            replicas,
+            meta,
+            primaries: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            stop,
+        };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The node this engine is.
     #[must_use]
     pub fn node(&self) -> &NodeId {
-        &self.inner.config.node
+        &self.inner.net.node
     }
 
     /// Where it listens for peers: the address configured, with the port really taken.
     #[must_use]
     pub fn peer_addr(&self) -> SocketAddr {
-        let _ = (&self.inner.meta, &self.inner.resolver);
-        self.inner.addr
+        self.inner.server.addr()
     }
 
     /// The pools, in the order configured.
     pub async fn pools(&self) -> Vec<PoolInfo> {
-        std::future::ready(Vec::new()).await
+        self.inner.replicas.pools().await
     }
 
     /// Makes an empty replica and opens it; durable when it returns. Succeeds also if the very
@@ -77,8 +132,8 @@ impl Engine {
     /// [`EngineError::NoSuchPool`], [`EngineError::ReplicaExists`], [`EngineError::BadSize`], and
     /// [`EngineError::Pool`] when the pool is full or fails.
     pub async fn create_replica(&self, new: NewReplica) -> Result<ReplicaInfo, EngineError> {
-        let _ = new;
-        std::future::ready(Err(EngineError::Stopped)).await
+        self.refuse_when_stopping()?;
+        self.inner.replicas.create(new).await
     }
 
     /// Removes a replica and its data. `replica` must be the one that is there, unless it is
@@ -91,19 +146,18 @@ impl Engine {
         volume: VolumeId,
         replica: ReplicaId,
     ) -> Result<bool, EngineError> {
-        let _ = (volume, replica);
-        std::future::ready(Ok(false)).await
+        self.refuse_when_stopping()?;
+        self.inner.replicas.delete(volume, replica).await
     }
 
     /// The replica of `volume` that this node holds.
     pub async fn replica_status(&self, volume: VolumeId) -> Option<ReplicaInfo> {
-        let _ = volume;
-        std::future::ready(None).await
+        self.inner.replicas.status(volume).await
     }
 
     /// All replicas that this node holds, damaged ones included, by volume.
     pub async fn list_replicas(&self) -> Vec<ReplicaInfo> {
-        std::future::ready(Vec::new()).await
+        self.inner.replicas.list().await
     }
 
     /// Makes this node the primary of `volume` and returns at once; the handle's
@@ -116,34 +170,70 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Stopped`].
     pub fn attach(&self, volume: VolumeId) -> Result<VolumeHandle, EngineError> {
-        let _ = volume;
-        Err(EngineError::Stopped)
+        let mut primaries = self.primaries();
+        self.refuse_when_stopping()?;
+        if let Some(handle) = primaries.get(&volume) {
+            if !handle.is_over() {
+                return Ok(handle.clone());
+            }
+            end(handle);
+        }
+        let handle = self.claim(volume);
+        primaries.insert(volume, handle.clone());
+        Ok(handle)
+    }
+
+    /// Starts a primary's task.
+    fn claim(&self, volume: VolumeId) -> VolumeHandle {
+        let inner = &self.inner;
+        let instance = InstanceId(Uuid::new_v4());
+        let (phase, phases) = watch::channel(Phase::Claiming);
+        let (inputs, received) = mpsc::unbounded_channel();
+        let size_bytes = Arc::new(AtomicU64::new(0));
+        let parts = primary::Parts {
+            volume,
+            instance,
+            net: Arc::clone(&inner.net),
+            peers: Arc::clone(&inner.peers),
+            replicas: Arc::clone(&inner.replicas),
+            meta: Arc::clone(&inner.meta),
+            phase,
+            size_bytes: Arc::clone(&size_bytes),
+        };
+        tokio::spawn(primary::Driver::new(parts, inputs.clone()).run(received));
+        VolumeHandle::new(volume, instance, phases, inputs, size_bytes)
     }
 
     /// The attachment of `volume` on this node, if there is one, in whatever phase.
     #[must_use]
     pub fn attached(&self, volume: VolumeId) -> Option<VolumeHandle> {
-        let _ = volume;
-        None
+        self.primaries().get(&volume).cloned()
     }
 
     /// Status of the volume's primary on this node, also after it was fenced, until it is
     /// detached.
     pub async fn primary_status(&self, volume: VolumeId) -> Option<PrimaryInfo> {
-        let _ = volume;
-        std::future::ready(None).await
+        let handle = self.attached(volume)?;
+        let core = handle.status().await?;
+        let waits_for = waits::waits_for(&core, &self.inner.peers);
+        Some(PrimaryInfo { volume, instance: handle.instance(), core, waits_for })
     }
 
     /// Status of all primaries of this node, by volume.
     pub async fn list_primaries(&self) -> Vec<PrimaryInfo> {
-        std::future::ready(Vec::new()).await
+        let volumes: Vec<VolumeId> = self.primaries().keys().copied().collect();
+        let infos = volumes.into_iter().map(|volume| self.primary_status(volume));
+        futures::future::join_all(infos).await.into_iter().flatten().collect()
     }
 
     /// Tells the volume's primary on this node, if any, that somebody changed the record.
     /// Returns whether there is one.
     pub fn record_changed(&self, volume: VolumeId) -> bool {
-        let _ = volume;
-        false
+        let handle = self.attached(volume);
+        if let Some(handle) = &handle {
+            handle.send(PrimaryInput::RecordChanged);
+        }
+        handle.is_some()
     }
 
     /// Ends the attachment. Without `force`: finishes what is in flight, flushes, leaves the
@@ -159,15 +249,83 @@ impl Engine {
         force: bool,
         limit: Duration,
     ) -> Result<(), EngineError> {
-        let _ = (force, limit);
-        std::future::ready(Err(EngineError::NotAttached(volume))).await
+        let handle = self.attached(volume).ok_or(EngineError::NotAttached(volume))?;
+        if !force && !close(&handle, limit).await {
+            let waited_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+            return Err(EngineError::DetachTimeout { volume, waited_ms });
+        }
+        self.forget(&handle);
+        // An error means that the task has ended otherwise, which is as good.
+        let _ = end(&handle).await;
+        Ok(())
     }
 
     /// Closes all primaries in good order, for at most `limit`, then cuts off what is left, closes
     /// all connections and files. The engine answers [`EngineError::Stopped`] afterwards.
     /// Returns the volumes that were cut off.
     pub async fn shutdown(&self, limit: Duration) -> Vec<VolumeId> {
-        let _ = limit;
-        std::future::ready(Vec::new()).await
+        self.inner.stopping.store(true, Ordering::SeqCst);
+        let handles: Vec<VolumeHandle> =
+            std::mem::take(&mut *self.primaries()).into_values().collect();
+        let closing = handles.iter().map(|handle| close(handle, limit));
+        let closed = futures::future::join_all(closing).await;
+        let cut: BTreeSet<VolumeId> = handles
+            .iter()
+            .zip(closed)
+            .filter(|(_, closed)| !closed)
+            .map(|(handle, _)| handle.volume())
+            .collect();
+        for handle in &handles {
+            // As in `detach`.
+            let _ = end(handle).await;
+        }
+        self.inner.stop.cancel();
+        self.inner.replicas.stop().await;
+        cut.into_iter().collect()
     }
+
+    /// Forgets an attachment, unless another one is in its place already.
+    fn forget(&self, handle: &VolumeHandle) {
+        let mut primaries = self.primaries();
+        let same = |other: &VolumeHandle| other.instance() == handle.instance();
+        if primaries.get(&handle.volume()).is_some_and(same) {
+            primaries.remove(&handle.volume());
+        }
+    }
+
+    fn refuse_when_stopping(&self) -> Result<(), EngineError> {
+        if self.inner.stopping.load(Ordering::SeqCst) { Err(EngineError::Stopped) } else { Ok(()) }
+    }
+
+    /// The map is changed by single inserts and removals: it is whole even after a panic.
+    fn primaries(&self) -> MutexGuard<'_, BTreeMap<VolumeId, VolumeHandle>> {
+        self.inner.primaries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Asks a primary to close and waits; `false` if it took too long.
+async fn close(handle: &VolumeHandle, limit: Duration) -> bool {
+    handle.send(PrimaryInput::Close);
+    let mut phase = handle.phase();
+    let over = phase.wait_for(|p| matches!(p, Phase::Closed | Phase::Fenced));
+    timeout(limit, over).await.is_ok()
+}
+
+/// Ends a primary's task; the receiver tells when it has let go of everything.
+fn end(handle: &VolumeHandle) -> oneshot::Receiver<()> {
+    let (done, ended) = oneshot::channel();
+    handle.send(PrimaryInput::Abort(done));
+    ended
+}
+
+/// Opens every pool. Blocks.
+fn open_pools(config: &EngineConfig) -> Result<Vec<Arc<Pool>>, PoolError> {
+    let mut pools: Vec<Arc<Pool>> = Vec::new();
+    for pool in &config.pools {
+        if pools.iter().any(|p| p.config.name == pool.name || p.config.dir == pool.dir) {
+            return Err(PoolError::Twice(pool.name.clone()));
+        }
+        pools.push(Arc::new(Pool::open(pool, config.cluster, &config.node)?));
+    }
+    Ok(pools)
 }

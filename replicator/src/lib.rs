@@ -4,12 +4,17 @@
 //! - [`engine`]: the data path of one node: its replicas, its primaries, the links between nodes.
 //! - [`door`]: an attached volume as doors see it.
 //! - [`pool`]: directories that hold replicas.
+//! - [`config`], [`logging`]: what the daemon is told, and how it tells.
+//! - [`cli`]: the command `lockstep`.
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub(crate) mod buf;
 pub mod clock;
 pub mod config;
+pub(crate) mod disk;
 pub mod door;
 pub mod engine;
 pub mod logging;
+pub(crate) mod net;
 pub mod pool;

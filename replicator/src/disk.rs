@@ -1,0 +1,9 @@
+//! Executes a replica store's disk operations on a few blocking threads.
+
+mod files;
+#[cfg(test)]
+mod tests;
+mod threads;
+
+pub(crate) use files::{DirectIo, ReplicaFiles, class_of};
+pub(crate) use threads::Threads;

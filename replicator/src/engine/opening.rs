@@ -1,0 +1,139 @@
+//! Making a replica's files and opening them. Blocks.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lockstep_core::id::VolumeId;
+use lockstep_core::planted::Planted;
+use lockstep_store::{
+    File, Identity, OpenError, OpenParams, Opened, Store, Superblock, Tuning, file_bytes, format,
+};
+use thiserror::Error;
+
+use super::config::NewReplica;
+use crate::disk::{DirectIo, ReplicaFiles};
+use crate::pool::{Initial, PoolError};
+
+/// A replica whose files are open.
+#[derive(Debug)]
+pub(super) struct OpenedFiles {
+    pub(super) files: Arc<ReplicaFiles>,
+    pub(super) opened: Opened,
+}
+
+/// Why a replica can't be opened.
+#[derive(Debug, Error)]
+pub(super) enum OpeningError {
+    /// The files are there, but not usable.
+    #[error(transparent)]
+    Format(#[from] OpenError),
+    /// A file is missing or can't be used.
+    #[error(transparent)]
+    File(#[from] PoolError),
+    /// A file can't be read.
+    #[error("cannot read file {file}: {source}; check the disk")]
+    Read {
+        /// Which file.
+        file: File,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// The files of a new replica.
+pub(super) fn initial_files(new: &NewReplica, boot_id: [u8; 16]) -> Vec<Initial> {
+    let identity = identity_of(new);
+    let first = format(identity, new.blocks, boot_id);
+    File::ALL
+        .into_iter()
+        .map(|file| Initial {
+            name: file.name(),
+            len: file_bytes(file, new.blocks),
+            // Bookkeeping never meets a full disk.
+            preallocate: file != File::Data,
+            writes: first
+                .iter()
+                .filter(|(f, _, _)| *f == file)
+                .map(|(_, offset, bytes)| (*offset, bytes.clone()))
+                .collect(),
+        })
+        .collect()
+}
+
+/// Bytes that a replica takes at most.
+pub(super) fn full_bytes(blocks: u64) -> u64 {
+    File::ALL.into_iter().map(|file| file_bytes(file, blocks)).sum()
+}
+
+/// Who a new replica is.
+pub(super) fn identity_of(new: &NewReplica) -> Identity {
+    Identity { volume: new.volume, replica: new.replica, lineage: new.lineage }
+}
+
+/// Opens the files in `dir`, which must be a replica of `volume`.
+///
+/// # Errors
+/// If they are not, or can't be used.
+pub(super) fn open(
+    dir: &Path,
+    volume: VolumeId,
+    direct_io: bool,
+    boot_id: [u8; 16],
+) -> Result<OpenedFiles, OpeningError> {
+    let files = ReplicaFiles::open(dir, direct_io)?;
+    if files.direct() == DirectIo::Refused {
+        tracing::warn!(
+            dir = %dir.display(),
+            "the file system refuses direct I/O: data goes through the page cache"
+        );
+    }
+    let meta = whole(&files, File::Meta)?;
+    let superblock = Superblock::read(&meta)?;
+    let found = superblock.identity;
+    if found.volume != volume {
+        let (expected, found) = (volume, found.volume);
+        return Err(OpenError::OtherVolume { expected, found }.into());
+    }
+    if Superblock::good_copies(&meta) < 2 {
+        tracing::warn!(%volume, "one copy of the superblock is damaged; the other one is used");
+    }
+    for file in [File::Data, File::Tags] {
+        let have = files.len(file).map_err(|source| OpeningError::Read { file, source })?;
+        let need = file_bytes(file, superblock.blocks);
+        if have < need {
+            return Err(OpenError::TooShort { file, have, need }.into());
+        }
+    }
+    let regions = whole(&files, File::Regions)?;
+    let opened = Store::open(OpenParams {
+        meta: &meta,
+        regions: &regions,
+        expect: None,
+        boot_id,
+        tuning: Tuning::default(),
+        planted: Planted::NONE,
+    })?;
+    Ok(OpenedFiles { files: Arc::new(files), opened })
+}
+
+fn whole(files: &ReplicaFiles, file: File) -> Result<Bytes, OpeningError> {
+    let failed = |source| OpeningError::Read { file, source };
+    let len = usize::try_from(files.len(file).map_err(failed)?)
+        .map_err(|e| failed(std::io::Error::other(e)))?;
+    files.read(file, 0, len).map_err(failed)
+}
+
+/// Identifies this boot of the machine. Without it, every restart of the process must count as a
+/// reset, which a random value does.
+pub(super) fn boot_id() -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    let parsed = text.ok().and_then(|t| uuid::Uuid::try_parse(t.trim()).ok());
+    parsed.map_or_else(
+        || {
+            tracing::warn!("the system does not tell its boot id: a restart counts as a reset");
+            uuid::Uuid::new_v4().into_bytes()
+        },
+        uuid::Uuid::into_bytes,
+    )
+}
