@@ -33,6 +33,8 @@ pub const MEMBER_GRACE_MS: u64 = 1000;
 /// An operation unanswered for so long on a live connection fails its replica: a hung disk looks
 /// like a dead node.
 pub const OP_FAIL_MS: u64 = 3000;
+/// Pause before a replica that refused a promise is asked again: it may have been reopened.
+pub const PROMISE_RETRY_MS: u64 = 500;
 /// P3: how long promotion waits for the other members after the first has answered.
 pub const PROMISE_WAIT_MS: u64 = 2000;
 /// P3: how long promotion waits for a member that can't even be connected to. Leaving it out costs

@@ -165,6 +165,8 @@ pub enum Phase {
 pub enum Reason {
     /// To ask the record store again.
     MetaRetry,
+    /// To ask a failed replica again whether it can go on.
+    PromiseRetry,
     /// To stop waiting for promises (P3).
     PromiseWait,
     /// To remove a lost or hung member (T5).
@@ -369,7 +371,11 @@ impl Primary {
         let promise = self.promotion_due().map(|at| (at, Reason::PromiseWait));
         let member = self.member_due().map(|at| (at, Reason::MemberGrace));
         let meta = self.cas.retry_at().map(|at| (at, Reason::MetaRetry));
-        [commit, resync, promise, member, meta].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let again = self.promise_due().map(|at| (at, Reason::PromiseRetry));
+        [commit, resync, promise, again, member, meta]
+            .into_iter()
+            .flatten()
+            .min_by_key(|(at, _)| *at)
     }
 
     /// May the driver hand in another guest request? If not, it must stop reading its door
@@ -408,6 +414,7 @@ impl Primary {
             self.cas_refresh();
         }
         self.send_idle_commits();
+        self.retry_promises();
     }
 
     /// Suspended is Active with a member missing beyond its grace.

@@ -22,6 +22,8 @@ pub(super) struct Peer {
     lost_at: Tick,
     /// It said that it can't go on, or came back without what it had: no grace.
     failed: bool,
+    /// When to ask it again for a promise, after it refused or failed on a live connection.
+    ask_again_at: Option<Tick>,
     /// Since when it owes an answer and has given none.
     silent_since: Option<Tick>,
     /// Requests that it has not answered.
@@ -41,6 +43,7 @@ impl Peer {
             known: None,
             lost_at: now,
             failed: false,
+            ask_again_at: None,
             silent_since: None,
             unanswered: 0,
             commit_sent: Seq(0),
@@ -100,6 +103,7 @@ impl Peer {
         if self.session.take().is_some() {
             self.lost_at = now;
         }
+        self.ask_again_at = None;
         self.unanswered = 0;
         self.silent_since = None;
     }
@@ -186,7 +190,8 @@ impl Primary {
             instance: self.params.instance,
             attach_seq: record.attach.as_ref().map_or(0, |a| a.seq),
         };
-        if self.peers.get(&rid).is_some_and(|p| p.conn.is_some()) {
+        if let Some(peer) = self.peers.get_mut(&rid).filter(|p| p.conn.is_some()) {
+            peer.ask_again_at = None;
             self.call(rid, Purpose::Promise, false, request);
         }
     }
@@ -305,8 +310,25 @@ impl Primary {
     /// Its session ends and it counts as failed until it promises again.
     pub(super) fn fail_peer(&mut self, rid: ReplicaId) {
         self.end_session(rid);
+        let again = self.now.plus_ms(limits::PROMISE_RETRY_MS);
         if let Some(peer) = self.peers.get_mut(&rid) {
             peer.failed = true;
+            peer.ask_again_at = peer.conn.map(|_| again);
+        }
+    }
+
+    /// When the next failed replica is asked whether it can go on by now.
+    pub(super) fn promise_due(&self) -> Option<Tick> {
+        self.peers.values().filter_map(|p| p.ask_again_at).min()
+    }
+
+    pub(super) fn retry_promises(&mut self) {
+        let now = self.now;
+        let due = |p: &Peer| p.ask_again_at.is_some_and(|at| at <= now);
+        let rids: Vec<ReplicaId> =
+            self.peers.iter().filter(|(_, p)| due(p)).map(|(rid, _)| *rid).collect();
+        for rid in rids {
+            self.send_promise(rid);
         }
     }
 
