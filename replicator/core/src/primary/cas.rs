@@ -263,7 +263,12 @@ impl Primary {
     /// A proposal will never be in force; the record in force is newer than the one it built on.
     fn on_abandoned(&mut self, change: &Change) {
         match change {
-            Change::Claim => return self.claim(),
+            Change::Claim => {
+                if self.cas.claimed {
+                    self.update_peers();
+                }
+                return self.claim();
+            }
             Change::Open => self.restart_promotion(),
             Change::Remove(_) | Change::Add(_) | Change::Close => {}
         }

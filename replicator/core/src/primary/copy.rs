@@ -144,6 +144,11 @@ impl CopyJob {
         self.todo.is_empty() && self.windows.is_empty() && self.scan.is_none() && !self.scanning
     }
 
+    /// Without locks, scanned windows wait for the explicit ones that they may overlap.
+    fn may_scan(&self) -> bool {
+        self.todo.is_empty() && !self.scanning && (self.locked || self.windows.is_empty())
+    }
+
     /// Windows that have, or wait for, a lock.
     fn locks(&self) -> Vec<LockId> {
         if self.locked { self.windows.keys().copied().collect() } else { Vec::new() }
@@ -166,9 +171,7 @@ impl Primary {
         while let Some(job) = self.copy.as_mut() {
             if job.windows.len() < limits::RESYNC_WINDOWS && !job.todo.is_empty() {
                 self.start_window();
-            } else if let (Some((from, since)), true, false) =
-                (job.scan, job.todo.is_empty(), job.scanning)
-            {
+            } else if let (Some((from, since)), true) = (job.scan, job.may_scan()) {
                 job.scanning = true;
                 job.scan = None;
                 let source = job.source;
