@@ -117,6 +117,9 @@ impl Primary {
         let gone = |rid: &ReplicaId| !wanted.iter().any(|(w, _)| w == rid);
         let left: Vec<ReplicaId> = self.peers.keys().copied().filter(gone).collect();
         for rid in left {
+            if let Some(peer) = self.peers.get_mut(&rid) {
+                peer.conn = None;
+            }
             self.end_session(rid);
             if let Some(peer) = self.peers.remove(&rid) {
                 self.out.push(Effect::Disconnect(peer.node));
@@ -164,10 +167,10 @@ impl Primary {
 
     fn drop_conn(&mut self, conn: Conn) {
         if let Some(rid) = self.peer_of(conn) {
-            self.end_session(rid);
             if let Some(peer) = self.peers.get_mut(&rid) {
                 peer.conn = None;
             }
+            self.end_session(rid);
         }
     }
 
