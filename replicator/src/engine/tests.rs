@@ -1,1 +1,5 @@
+//! Whole nodes in one process: real files, real sockets, a record store in memory.
 
+mod cluster;
+mod failover;
+mod replicas;
