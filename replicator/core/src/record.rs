@@ -208,3 +208,6 @@ impl Record {
         self.replicas.iter().find(|r| r.rid == rid)
     }
 }
+
+#[cfg(test)]
+mod tests;

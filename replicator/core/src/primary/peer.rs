@@ -16,7 +16,7 @@ pub(super) struct Peer {
     conn: Option<Conn>,
     /// What it answered to the promise of this epoch on this connection: the session.
     session: Option<Promised>,
-    /// Its incarnation in its last session of this epoch.
+    /// Its incarnation when it was last accepted: what it had then it has as long as it lives.
     known: Option<Incarnation>,
     /// Since when it has had no session.
     lost_at: Tick,
@@ -31,7 +31,7 @@ pub(super) struct Peer {
     /// Commit watermark last sent to it.
     pub(super) commit_sent: Seq,
     /// Was a resync started in this session? Then its report is out of date for another one.
-    pub(super) resynced: bool,
+    resynced: bool,
 }
 
 impl Peer {
@@ -82,6 +82,17 @@ impl Peer {
             (false, false, _) => Some(self.lost_at.plus_ms(limits::MEMBER_GRACE_MS)),
             (false, true, silent) => silent.map(|at| at.plus_ms(limits::OP_FAIL_MS)),
         }
+    }
+
+    /// A resync starts in this session.
+    pub(super) fn begin_resync(&mut self) {
+        self.resynced = true;
+        self.known = self.session.as_ref().map(|s| s.incarnation);
+    }
+
+    /// Was a resync started in this session? Then its report is out of date for another one.
+    pub(super) fn is_resynced(&self) -> bool {
+        self.resynced
     }
 
     /// It is no member any more: if it has a session, it may come back as a target.
@@ -356,22 +367,22 @@ impl Primary {
 
     fn on_promised(&mut self, rid: ReplicaId, promised: Promised) {
         let now = self.now;
-        let open = self.is_open();
+        let as_member = self.is_open() && self.is_required(rid);
+        let careless = self.params.planted.has(Bug::ResumeUnclean);
         let Some(peer) = self.peers.get_mut(&rid) else { return };
         let same = peer.known == Some(promised.incarnation);
-        let resumable = same || !promised.unclean || self.params.planted.has(Bug::ResumeUnclean);
-        peer.known = Some(promised.incarnation);
+        let acceptable = !as_member || same || !promised.unclean || careless;
+        if acceptable {
+            peer.known = Some(promised.incarnation);
+        }
         peer.session = Some(promised);
-        peer.failed = false;
+        // m6: a member that lost what it can't know goes out and comes back as a target. Its new
+        // incarnation stays unknown until then, so that a reconnect can't pass for a resumption.
+        peer.failed = !acceptable;
         peer.resynced = false;
         peer.lost_at = now;
-        if open && self.is_required(rid) {
-            if resumable {
-                self.resume(rid);
-            } else if let Some(peer) = self.peers.get_mut(&rid) {
-                // m6: it lost what it can't know; out it goes, and comes back as a target.
-                peer.failed = true;
-            }
+        if as_member && acceptable {
+            self.resume(rid);
         } else if self.phase == Phase::Recovering {
             self.promotion_promised();
         }

@@ -105,7 +105,7 @@ impl Primary {
     fn next_target(&self) -> Option<ReplicaId> {
         let record = self.cas.record()?;
         let required = self.required();
-        let unused = |rid| self.peers.get(&rid).is_some_and(|p| !p.resynced);
+        let unused = |rid| self.peers.get(&rid).is_some_and(|p| !p.is_resynced());
         let candidates = record.replicas.iter().filter(|r| {
             !matches!(r.state, ReplicaState::InSync | ReplicaState::Leaving)
                 && !required.contains(&r.rid)
@@ -137,7 +137,7 @@ impl Primary {
         let since = since.unwrap_or_default();
         self.copy = Some(CopyJob::delta(source, target, since, missed, session.fresh, true));
         if let Some(peer) = self.peers.get_mut(&target) {
-            peer.resynced = true;
+            peer.begin_resync();
         }
         self.forget_acks(target);
         self.send_unacked(target);

@@ -1,1 +1,291 @@
+//! Rules R1 to R6, one test each.
 
+use super::*;
+use crate::id::Seq;
+use crate::message::Payload;
+use crate::range::{BLOCK_SIZE, BlockRange};
+use alloc::vec;
+use uuid::Uuid;
+
+const ME: Identity = Identity {
+    volume: VolumeId(Uuid::from_u128(1)),
+    replica: ReplicaId(Uuid::from_u128(2)),
+    lineage: Lineage(Uuid::from_u128(3)),
+    incarnation: Incarnation(4),
+};
+
+fn recovered() -> Recovered {
+    Recovered {
+        promised: Epoch(0),
+        attach_seq: 0,
+        member_gen: Gen(0),
+        blocks: 1024,
+        unresolved: vec![],
+        lossy: false,
+        fresh: true,
+    }
+}
+
+fn header(epoch: u64, r#gen: u32, seq: u64) -> Header {
+    let (epoch, r#gen, seq) = (Epoch(epoch), Gen(r#gen), Seq(seq));
+    Header { volume: ME.volume, epoch, r#gen, seq, commit: Seq(0) }
+}
+
+fn promise(instance: u128) -> Request {
+    Request::Promise {
+        replica: ME.replica,
+        lineage: ME.lineage,
+        instance: InstanceId(Uuid::from_u128(instance)),
+        attach_seq: 1,
+    }
+}
+
+fn write(start: u64) -> Request {
+    let data = vec![7; BLOCK_SIZE as usize];
+    let payload = Payload::checksummed(data.into());
+    Request::Write { range: BlockRange::new(start, 1), fua: false, payload }
+}
+
+/// A replica and what it has asked its store.
+struct Bench {
+    replica: Replica,
+    asked: Vec<(Token, StoreOp)>,
+    notes: Vec<StoreNote>,
+    sent: Vec<(Conn, Reply)>,
+}
+
+impl Bench {
+    fn new(recovered: Recovered) -> Self {
+        let replica = Replica::open(ME, recovered, Planted::NONE);
+        Self { replica, asked: vec![], notes: vec![], sent: vec![] }
+    }
+
+    fn step(&mut self, event: Event) {
+        let mut out = Vec::new();
+        self.replica.step(Tick(1), event, &mut out);
+        self.replica.check();
+        for effect in out {
+            match effect {
+                Effect::Send { conn, message } => self.sent.push((conn, message.body)),
+                Effect::Store { token, op } => self.asked.push((token, op)),
+                Effect::Note(note) => self.notes.push(note),
+            }
+        }
+    }
+
+    fn ask(&mut self, conn: u64, header: Header, body: Request) {
+        self.step(Event::Request { conn: Conn(conn), message: Message { header, body } });
+    }
+
+    /// The store answers its oldest operation.
+    fn answer(&mut self, result: Result<StoreReply, StoreError>) {
+        let (token, _) = self.asked.remove(0);
+        self.step(Event::Stored { token, result });
+    }
+
+    /// A session of `epoch` on `conn`.
+    fn session(&mut self, conn: u64, epoch: u64) {
+        self.ask(conn, header(epoch, 1, 1), promise(epoch.into()));
+        self.answer(Ok(StoreReply::Done));
+        assert!(matches!(self.sent.pop(), Some((_, Reply::Promised(_)))));
+    }
+
+    fn refused(&mut self) -> Option<Refusal> {
+        match self.sent.pop() {
+            Some((_, Reply::Refused(refusal))) => Some(refusal),
+            _ => None,
+        }
+    }
+}
+
+#[test]
+fn a_promise_is_answered_only_when_it_is_durable() {
+    let mut bench = Bench::new(recovered());
+    bench.ask(1, header(1, 1, 1), promise(1));
+    assert!(bench.sent.is_empty());
+    bench.answer(Ok(StoreReply::Done));
+    assert!(matches!(bench.sent.as_slice(), [(Conn(1), Reply::Promised(_))]));
+    assert_eq!(bench.replica.status().promised, Epoch(1));
+}
+
+#[test]
+fn r1_an_old_epoch_is_refused_and_told_the_new_one() {
+    let mut bench = Bench::new(recovered());
+    bench.session(1, 5);
+    bench.ask(2, header(4, 1, 9), promise(4));
+    assert_eq!(bench.refused(), Some(Refusal::Epoch { promised: Epoch(5) }));
+    bench.ask(1, header(4, 1, 9), write(0));
+    assert_eq!(bench.refused(), Some(Refusal::Epoch { promised: Epoch(5) }));
+    assert!(bench.asked.is_empty());
+}
+
+#[test]
+fn r2_a_promise_waits_for_what_older_sessions_have_in_flight() {
+    let mut bench = Bench::new(recovered());
+    bench.session(1, 1);
+    bench.ask(1, header(1, 1, 2), write(0));
+    bench.ask(2, header(2, 2, 1), promise(2));
+    assert_eq!(bench.asked.len(), 1, "persisting must wait for the write");
+    bench.ask(1, header(1, 1, 3), write(1));
+    assert_eq!(bench.refused(), Some(Refusal::NoSession), "the old session is closed at once");
+    bench.answer(Ok(StoreReply::Done));
+    assert!(matches!(bench.asked.as_slice(), [(_, StoreOp::Promise { epoch: Epoch(2), .. })]));
+    bench.answer(Ok(StoreReply::Done));
+    let Some((Conn(2), Reply::Promised(promised))) = bench.sent.pop() else { panic!("no promise") };
+    assert_eq!(promised.ring, BlockRange::new(0, 1).into(), "the drained write is in the ring");
+    assert!(bench.sent.is_empty(), "the old session's write is not answered any more");
+}
+
+#[test]
+fn r2_the_same_epoch_is_promised_to_one_claim_only() {
+    let mut bench = Bench::new(recovered());
+    bench.session(1, 3);
+    bench.ask(2, header(3, 1, 1), promise(99));
+    assert_eq!(bench.refused(), Some(Refusal::Epoch { promised: Epoch(3) }));
+    bench.session(2, 3);
+    assert_eq!(bench.replica.status().promised, Epoch(3));
+}
+
+#[test]
+fn r2_a_newer_promise_replaces_one_that_is_being_persisted() {
+    let mut bench = Bench::new(recovered());
+    bench.ask(1, header(1, 1, 1), promise(1));
+    bench.ask(2, header(2, 2, 1), promise(2));
+    bench.answer(Ok(StoreReply::Done));
+    assert!(bench.sent.is_empty(), "the older one must not be answered");
+    bench.answer(Ok(StoreReply::Done));
+    assert!(matches!(bench.sent.as_slice(), [(Conn(2), Reply::Promised(_))]));
+}
+
+#[test]
+fn r4_a_higher_generation_restamps_before_it_commits() {
+    let mut bench = Bench::new(recovered());
+    bench.session(1, 1);
+    bench.ask(1, header(1, 2, 2), write(8));
+    bench.answer(Ok(StoreReply::Done));
+    bench.notes.clear();
+    let commit = Header { commit: Seq(2), ..header(1, 3, 3) };
+    bench.ask(1, commit, Request::Commit { member: true });
+    let blocks: BlockSet = BlockRange::new(8, 1).into();
+    let restamp = StoreNote::Restamp { blocks: blocks.clone(), stamp: Gen(3) };
+    assert_eq!(bench.notes, [restamp, StoreNote::Release { blocks }]);
+    assert_eq!(bench.replica.status().ring, 0);
+}
+
+#[test]
+fn r4_a_write_that_was_overtaken_by_a_generation_is_restamped_when_done() {
+    let mut bench = Bench::new(recovered());
+    bench.session(1, 1);
+    bench.ask(1, header(1, 2, 2), write(8));
+    bench.ask(1, header(1, 3, 3), Request::Commit { member: false });
+    bench.notes.clear();
+    bench.answer(Ok(StoreReply::Done));
+    let blocks = BlockRange::new(8, 1).into();
+    assert_eq!(bench.notes, [StoreNote::Restamp { blocks, stamp: Gen(3) }]);
+}
+
+#[test]
+fn r5_a_commit_drops_its_own_epoch_and_a_membership_all_older_ones() {
+    let mut bench = Bench::new(recovered());
+    bench.session(1, 1);
+    bench.ask(1, header(1, 1, 7), write(0));
+    bench.answer(Ok(StoreReply::Done));
+    bench.session(2, 2);
+    let commit = Header { commit: Seq(9), ..header(2, 1, 10) };
+    bench.ask(2, commit, Request::Commit { member: false });
+    assert_eq!(bench.replica.status().ring, 1, "another epoch's numbers say nothing about it");
+    bench.ask(2, header(2, 2, 11), Request::Commit { member: true });
+    assert_eq!(bench.replica.status().ring, 0);
+}
+
+#[test]
+fn an_unclean_replica_is_resolved_by_membership_alone() {
+    let unresolved = vec![RegionIndex(1)];
+    let mut bench = Bench::new(Recovered { unresolved, lossy: true, ..recovered() });
+    bench.session(1, 1);
+    bench.ask(1, header(1, 1, 2), Request::Commit { member: false });
+    assert!(bench.replica.status().unclean);
+    bench.ask(1, header(1, 2, 3), Request::Commit { member: true });
+    assert!(!bench.replica.status().unclean);
+    assert_eq!(bench.notes.last(), Some(&StoreNote::Resolve));
+}
+
+#[test]
+fn r6_a_failed_flush_ends_the_replica() {
+    let mut bench = Bench::new(recovered());
+    bench.session(1, 1);
+    bench.ask(1, header(1, 1, 2), Request::Flush);
+    bench.answer(Err(StoreError::Io));
+    assert_eq!(bench.refused(), Some(Refusal::Io));
+    bench.ask(1, header(1, 1, 3), Request::Flush);
+    assert_eq!(bench.refused(), Some(Refusal::Faulted));
+    bench.ask(2, header(2, 1, 1), promise(2));
+    assert_eq!(bench.refused(), Some(Refusal::Faulted));
+}
+
+#[test]
+fn a_read_that_fails_leaves_the_replica_in_service() {
+    let mut bench = Bench::new(recovered());
+    bench.session(1, 1);
+    bench.ask(1, header(1, 1, 2), Request::Read { blocks: BlockRange::new(0, 1).into() });
+    bench.answer(Err(StoreError::Checksum { block: 0 }));
+    assert_eq!(bench.refused(), Some(Refusal::Checksum { block: 0 }));
+    bench.ask(1, header(1, 1, 3), write(0));
+    assert_eq!(bench.asked.len(), 1);
+}
+
+#[test]
+fn a_replay_takes_one_place_in_the_ring_and_gives_its_extra_pin_back() {
+    let mut bench = Bench::new(recovered());
+    bench.session(1, 1);
+    bench.ask(1, header(1, 1, 2), write(0));
+    bench.answer(Ok(StoreReply::Done));
+    bench.session(2, 1);
+    bench.ask(2, header(1, 1, 2), write(0));
+    assert_eq!(bench.replica.status().ring, 1);
+    let blocks = BlockRange::new(0, 1).into();
+    assert_eq!(bench.notes.last(), Some(&StoreNote::Release { blocks }));
+}
+
+#[test]
+fn malformed_requests_are_refused_and_change_nothing() {
+    let mut bench = Bench::new(recovered());
+    bench.session(1, 1);
+    let beyond = write(1024);
+    let short = Request::Write {
+        range: BlockRange::new(0, 2),
+        fua: false,
+        payload: Payload::checksummed(vec![0; BLOCK_SIZE as usize].into()),
+    };
+    let huge = Request::Read { blocks: BlockRange::new(0, 257).into() };
+    for request in [beyond, short, huge, Request::Read { blocks: BlockSet::new() }] {
+        bench.ask(1, header(1, 1, 2), request);
+        assert_eq!(bench.refused(), Some(Refusal::Malformed));
+    }
+    assert!(bench.asked.is_empty());
+}
+
+#[test]
+fn more_than_the_credit_is_refused() {
+    let mut bench = Bench::new(recovered());
+    bench.session(1, 1);
+    for seq in 0..u64::from(limits::CREDIT_OPS) {
+        bench.ask(1, header(1, 1, seq + 2), write(seq));
+    }
+    assert!(bench.sent.is_empty());
+    bench.ask(1, header(1, 1, 9999), write(1000));
+    assert_eq!(bench.refused(), Some(Refusal::Malformed));
+}
+
+#[test]
+fn a_replica_of_another_id_or_lineage_does_not_promise() {
+    let mut bench = Bench::new(recovered());
+    let other = Request::Promise {
+        replica: ReplicaId(Uuid::from_u128(77)),
+        lineage: ME.lineage,
+        instance: InstanceId(Uuid::from_u128(1)),
+        attach_seq: 1,
+    };
+    bench.ask(1, header(1, 1, 1), other);
+    assert_eq!(bench.refused(), Some(Refusal::NoSuchReplica));
+}

@@ -1,0 +1,111 @@
+//! The transitions and what they may not do.
+
+use super::*;
+use alloc::vec;
+
+fn volume(min_in_sync: u8) -> Record {
+    let copy = |i: u128| {
+        let name = alloc::format!("n{i}");
+        let node = NodeId::new(&name).expect("a name");
+        (ReplicaId(Uuid::from_u128(i)), node, "default".into())
+    };
+    let new = NewVolume {
+        uid: VolumeId(Uuid::from_u128(100)),
+        lineage: Lineage(Uuid::from_u128(101)),
+        blocks: 1000,
+        repl: 3,
+        min_in_sync,
+        replicas: vec![copy(1), copy(2), copy(3)],
+    };
+    Record::create(new, Uuid::nil()).expect("a valid volume")
+}
+
+fn rid(i: u128) -> ReplicaId {
+    ReplicaId(Uuid::from_u128(i))
+}
+
+fn txn() -> Uuid {
+    Uuid::from_u128(7)
+}
+
+fn primary() -> PrimaryRef {
+    PrimaryRef {
+        node: NodeId::new("n1").expect("a name"),
+        instance: InstanceId(Uuid::from_u128(8)),
+    }
+}
+
+#[test]
+fn a_claim_takes_the_next_epoch_and_generation() {
+    let next = volume(2).claim(primary(), txn());
+    assert_eq!((next.epoch, next.r#gen, next.clean), (Epoch(1), Gen(2), false));
+    assert_eq!(next.attach.map(|a| a.seq), Some(1));
+}
+
+#[test]
+fn opening_excludes_whoever_is_no_member_from_this_generation_on() {
+    let next = volume(2).claim(primary(), txn()).open(&[rid(2), rid(3)], txn());
+    let state = |i| next.replica(rid(i)).map(|r| r.state);
+    assert_eq!(state(1), Some(ReplicaState::Out { since: Gen(3) }));
+    assert_eq!(state(2), Some(ReplicaState::InSync));
+    assert_eq!(next.open_epoch, next.epoch);
+}
+
+#[test]
+fn m22_since_is_not_raised_while_a_copy_stays_out() {
+    let out = volume(1).remove(rid(3), txn()).expect("enough are left");
+    let since = out.replica(rid(3)).map(|r| r.state);
+    let again = out.claim(primary(), txn()).open(&[rid(1), rid(2)], txn());
+    assert_eq!(again.replica(rid(3)).map(|r| r.state), since);
+}
+
+#[test]
+fn too_few_members_are_never_left() {
+    let two = volume(2).remove(rid(3), txn()).expect("two are left");
+    assert_eq!(two.remove(rid(2), txn()), None, "min_in_sync is 2");
+    let one = volume(1).remove(rid(3), txn()).and_then(|r| r.remove(rid(2), txn()));
+    assert_eq!(one.expect("one is left").remove(rid(1), txn()), None, "never empty");
+    assert_eq!(two.remove(rid(3), txn()), None, "it is no member any more");
+}
+
+#[test]
+fn a_swap_never_has_fewer_members() {
+    let two = volume(2).remove(rid(3), txn()).expect("two are left");
+    let next = two.swap(rid(2), rid(3), txn());
+    assert_eq!(next.in_sync().count(), 2);
+    assert_eq!(next.r#gen, two.r#gen.next());
+}
+
+#[test]
+fn a_member_can_not_be_forgotten() {
+    assert!(volume(1).forget(rid(1), txn()).is_err());
+    let out = volume(1).remove(rid(1), txn()).expect("two are left");
+    assert!(out.forget(rid(1), txn()).is_ok_and(|r| r.replicas.len() == 2));
+}
+
+#[test]
+fn the_stored_form_reads_back() {
+    let record = volume(2).claim(primary(), txn()).open(&[rid(1), rid(2)], txn());
+    assert_eq!(Record::from_bytes(&record.to_bytes()), Ok(record));
+}
+
+#[test]
+fn a_record_from_the_future_is_refused_before_its_fields_are_looked_at() {
+    let bytes = br#"{"version": 9, "something": "new"}"#;
+    let error = Record::from_bytes(bytes).expect_err("a newer version");
+    assert_eq!(error, RecordError::FromTheFuture(9));
+    assert!(alloc::format!("{error}").contains("upgrade"));
+}
+
+#[test]
+fn garbage_is_no_record() {
+    for bytes in [&b""[..], b"{", b"[]", b"{\"version\":1}", b"\xff\xfe"] {
+        assert!(matches!(Record::from_bytes(bytes), Err(RecordError::Garbled(_))));
+    }
+}
+
+#[test]
+fn two_copies_on_one_node_are_refused() {
+    let node = NodeId::new("n1").expect("a name");
+    assert!(volume(1).add_new(rid(9), node, "default".into(), txn()).is_err());
+}
