@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use lockstep_attach::Backend;
 use lockstep_core::id::Lineage;
+use lockstep_core::range::BLOCK_SIZE;
 use lockstep_core::record::{NewVolume, Record};
 use lockstep_meta::Expect;
 use lockstep_meta::faulty::Faulty;
@@ -183,7 +184,7 @@ pub(super) async fn write(handle: &VolumeHandle, n: u64, block: u64, count: u64)
 }
 
 pub(super) async fn read(handle: &VolumeHandle, block: u64, count: u32) -> Vec<u8> {
-    let found = handle.read(block * BLOCK as u64, count * BLOCK as u32).await.unwrap();
+    let found = handle.read(block * BLOCK as u64, count * BLOCK_SIZE).await.unwrap();
     let pieces = found.segments.into_iter().map(|segment| match segment {
         lockstep_attach::Segment::Data(data) => data.to_vec(),
         lockstep_attach::Segment::Zeroes(len) => vec![0; usize::try_from(len).unwrap()],
