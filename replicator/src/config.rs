@@ -54,6 +54,9 @@ pub struct Config {
     pub nbd_address: Option<String>,
     /// How long a copy may be lost before a new one is built elsewhere.
     pub rebuild_after_ms: u64,
+    /// How long a copy that is one too many, and not in sync, is kept before it is removed. The
+    /// node of a lost copy may come back meanwhile, and bring it up to date cheaply.
+    pub forget_after_ms: u64,
     /// Whether data files are opened past the page cache.
     pub direct_io: bool,
     /// Shape of log lines.
@@ -178,9 +181,8 @@ impl Config {
             })?,
             nbd_listen: layers.optional("nbd_listen", listen)?,
             nbd_address: layers.optional("nbd_address", address)?,
-            rebuild_after_ms: layers.with_default("rebuild_after_ms", "600000", |text| {
-                text.parse().map_err(|_| "a whole number of milliseconds is needed".to_owned())
-            })?,
+            rebuild_after_ms: layers.with_default("rebuild_after_ms", "600000", milliseconds)?,
+            forget_after_ms: layers.with_default("forget_after_ms", "3600000", milliseconds)?,
             direct_io: layers.with_default("direct_io", "true", |text| {
                 text.parse().map_err(|_| "allowed are true and false".to_owned())
             })?,
@@ -226,6 +228,10 @@ fn listen(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         "an IP address and a port are needed, as in 10.0.0.1:7170 or [::]:7170".to_owned()
     })
+}
+
+fn milliseconds(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "a whole number of milliseconds is needed".to_owned())
 }
 
 fn address(text: &str) -> Result<String, String> {

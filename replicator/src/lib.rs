@@ -8,11 +8,13 @@
 //! - [`cli`]: the command `lockstep`.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod cli;
 pub(crate) mod buf;
 pub mod clock;
 pub mod config;
 pub(crate) mod disk;
+pub mod daemon;
 pub mod door;
 pub mod engine;
 pub mod logging;

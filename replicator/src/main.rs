@@ -1,2 +1,61 @@
-//! Lockstep.
-fn main() {}
+//! The daemon `lockstepd`.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use lockstep_replicator::config::{Config, Flags};
+use lockstep_replicator::{daemon, logging};
+
+/// The configuration is wrong.
+const EXIT_CONFIG: u8 = 2;
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let config = match Config::load(&flags, &|name| std::env::var(name).ok()) {
+        Ok(config) => config,
+        Err(error) => {
+            complain(&error.to_string());
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    if flags.check_config {
+        complain(&format!("the configuration is good:\n{config:#?}"));
+        return ExitCode::SUCCESS;
+    }
+    logging::start(config.log_format, &config.log_level);
+    die_on_panic();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot start the runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(daemon::run(config));
+    // A disk that hangs must not keep a daemon that is done.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says something to the person at the terminal, before there are logs.
+fn complain(text: &str) {
+    // Nobody is left to hear it if this fails.
+    let _ = writeln!(std::io::stderr().lock(), "lockstepd: {text}");
+}
+
+/// A broken invariant in one task must not leave a half-dead daemon that others wait for: its
+/// peers handle a dead one.
+fn die_on_panic() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        before(panic);
+        std::process::abort();
+    }));
+}

@@ -57,6 +57,9 @@ pub struct Flags {
     /// How long a copy may be lost before a new one is built elsewhere [default: 600000]
     #[arg(long, value_name = "MS")]
     pub rebuild_after_ms: Option<String>,
+    /// How long a copy too many, not in sync, is kept before it is removed [default: 3600000]
+    #[arg(long, value_name = "MS")]
+    pub forget_after_ms: Option<String>,
     /// Whether data files are opened past the page cache [default: true]
     #[arg(long, value_name = "BOOL")]
     pub direct_io: Option<String>,
@@ -90,6 +93,7 @@ impl Flags {
             ("nbd_listen", &self.nbd_listen),
             ("nbd_address", &self.nbd_address),
             ("rebuild_after_ms", &self.rebuild_after_ms),
+            ("forget_after_ms", &self.forget_after_ms),
             ("direct_io", &self.direct_io),
             ("log_format", &self.log_format),
             ("log_level", &self.log_level),

@@ -21,6 +21,7 @@ const KEYS: &[&str] = &[
     "nbd_listen",
     "nbd_address",
     "rebuild_after_ms",
+    "forget_after_ms",
     "direct_io",
     "log_format",
     "log_level",

@@ -1,0 +1,240 @@
+//! Attaching: which node serves a volume.
+
+use std::time::{Duration, Instant};
+
+use lockstep_core::id::VolumeId;
+use lockstep_core::primary::Phase;
+use lockstep_proto::v1;
+use tokio::sync::watch;
+use tonic::Status;
+
+use super::catalog::{Stage, VolumeObject};
+use super::liveness::Liveness;
+use super::peers::{at, pass_on, within};
+use super::{Admin, names, refuse};
+use crate::engine::{EngineError, VolumeHandle};
+
+/// How long an attachment is waited for if the caller does not say.
+const DEFAULT_WAIT: Duration = Duration::from_secs(10);
+/// Pause between two looks at whether another primary is alive.
+const LIVENESS_PAUSE: Duration = Duration::from_millis(100);
+/// What passing a call on may add to its time.
+const HOP_LIMIT: Duration = Duration::from_secs(5);
+/// How long an open volume's door may take to open.
+const DOOR_LIMIT: Duration = Duration::from_secs(5);
+
+/// What became of the door of an attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum DoorState {
+    /// The volume is not served yet.
+    Waiting,
+    /// The door is open.
+    Open,
+    /// It could not be opened; says why.
+    Failed(String),
+    /// The attachment is over.
+    Closed,
+}
+
+/// A volume that is or was attached here, until it is detached.
+#[derive(Debug)]
+pub(super) struct Attachment {
+    pub(super) name: String,
+    handle: VolumeHandle,
+    door: watch::Receiver<DoorState>,
+}
+
+/// Whether nothing more comes after this phase.
+pub(super) fn is_over(phase: Phase) -> bool {
+    matches!(phase, Phase::Closed | Phase::Fenced)
+}
+
+impl Admin {
+    /// Makes a node the primary of a volume, and waits until it serves it.
+    pub(super) async fn attach(
+        &self,
+        request: v1::AttachRequest,
+    ) -> Result<v1::AttachResponse, Status> {
+        names::volume_name(&request.name)?;
+        let wait = match request.wait_ms {
+            0 => DEFAULT_WAIT,
+            ms => Duration::from_millis(ms.min(3_600_000)),
+        };
+        let node = match request.node.as_deref() {
+            None | Some("") => self.inner.node.clone(),
+            Some(name) => names::node(name)?,
+        };
+        if node == self.inner.node {
+            return self.attach_here(&request.name, request.force, wait).await;
+        }
+        let object = self.inner.catalog.known_node(&node).await?;
+        let request = v1::AttachRequest { node: Some(node.to_string()), ..request };
+        let limit = wait + HOP_LIMIT;
+        let answer = within(limit, async {
+            let mut client = self.inner.peers.client(&object)?;
+            Ok(client.attach(pass_on(request, limit)).await?.into_inner())
+        });
+        answer.await.map_err(|status| at(&node, &status))
+    }
+
+    async fn attach_here(
+        &self,
+        name: &str,
+        force: bool,
+        wait: Duration,
+    ) -> Result<v1::AttachResponse, Status> {
+        let deadline = Instant::now() + wait;
+        let volume = self.ready_volume(name).await?;
+        let served_here = || {
+            let attached = self.inner.engine.attached(volume.uid);
+            attached.is_some_and(|handle| !is_over(*handle.phase().borrow()))
+        };
+        if !served_here() && !force {
+            self.wait_until_free(&volume, deadline).await?;
+        }
+        let (handle, mut door) = self.claim(&volume)?;
+        // A little is always given, so that a claim that took the whole wait can still be told.
+        let left = deadline.saturating_duration_since(Instant::now()).max(LIVENESS_PAUSE);
+        handle.served(left).await.map_err(|e| refuse::engine(&e))?;
+        let opened = door.wait_for(|state| *state != DoorState::Waiting);
+        let state = match tokio::time::timeout(DOOR_LIMIT, opened).await {
+            Ok(Ok(state)) => state.clone(),
+            Ok(Err(_)) => DoorState::Closed,
+            Err(_) => DoorState::Waiting,
+        };
+        match state {
+            DoorState::Open => self.attached_here(volume.uid).await,
+            DoorState::Failed(why) => Err(Status::internal(format!(
+                "volume {name} is served, but no client can reach it: {why}; then detach it and \
+                 attach it again"
+            ))),
+            DoorState::Waiting | DoorState::Closed => {
+                Err(refuse::engine(&EngineError::Fenced { volume: volume.uid, by: None }))
+            }
+        }
+    }
+
+    /// The volume, if it can be attached.
+    async fn ready_volume(&self, name: &str) -> Result<VolumeObject, Status> {
+        let found = self.inner.catalog.volume(name).await?;
+        let volume = found.ok_or_else(|| refuse::no_volume(name))?.value;
+        let why = match volume.stage {
+            Stage::Ready => return Ok(volume),
+            Stage::Creating => "is still being made; create it again, with the same values",
+            Stage::Deleting => "is being deleted",
+        };
+        Err(Status::failed_precondition(format!("volume {name} {why}")))
+    }
+
+    /// Waits until no live primary would be robbed (rule A4).
+    async fn wait_until_free(
+        &self,
+        volume: &VolumeObject,
+        deadline: Instant,
+    ) -> Result<(), Status> {
+        let name = &volume.name;
+        loop {
+            let Some(record) = self.inner.catalog.record(volume.uid).await? else {
+                let why = format!("volume {name} has no record; restore the record store");
+                return Err(Status::failed_precondition(why));
+            };
+            let refusal = match self.liveness(&record.value).await? {
+                Liveness::None | Liveness::Gone => return Ok(()),
+                Liveness::Live(why) => Status::failed_precondition(format!(
+                    "volume {name} is attached elsewhere: {why}; detach it there first, or force \
+                     it, which makes all I/O there fail"
+                )),
+                Liveness::Unknown(why) => Status::unavailable(format!(
+                    "volume {name} may be attached elsewhere: {why}; bring one of them back, or \
+                     force it"
+                )),
+            };
+            if Instant::now() + LIVENESS_PAUSE >= deadline {
+                return Err(refusal);
+            }
+            tokio::time::sleep(LIVENESS_PAUSE).await;
+        }
+    }
+
+    /// Starts the attachment, or finds the one that is there.
+    fn claim(
+        &self,
+        volume: &VolumeObject,
+    ) -> Result<(VolumeHandle, watch::Receiver<DoorState>), Status> {
+        let mut attachments = self.attachments();
+        let handle = self.inner.engine.attach(volume.uid).map_err(|e| refuse::engine(&e))?;
+        if let Some(there) = attachments.get(&volume.uid)
+            && there.handle.instance() == handle.instance()
+        {
+            return Ok((handle, there.door.clone()));
+        }
+        let (tell, door) = watch::channel(DoorState::Waiting);
+        let name = volume.name.clone();
+        let attachment =
+            Attachment { name: name.clone(), handle: handle.clone(), door: door.clone() };
+        attachments.insert(volume.uid, attachment);
+        let admin = self.clone();
+        let kept = handle.clone();
+        self.inner.tasks.spawn(async move { admin.keep_door(name, kept, tell).await });
+        Ok((handle, door))
+    }
+
+    /// Opens the door once the volume is served and closes it when the attachment is over.
+    async fn keep_door(self, name: String, handle: VolumeHandle, tell: watch::Sender<DoorState>) {
+        let mut phase = handle.phase();
+        let serves = |phase: &Phase| matches!(phase, Phase::Active | Phase::Suspended);
+        let reached = phase.wait_for(|p| serves(p) || is_over(*p)).await.map(|p| *p);
+        if let Ok(reached) = reached
+            && serves(&reached)
+        {
+            // An earlier attachment's door may still be closing.
+            self.inner.doors.close(handle.volume()).await;
+            match self.inner.doors.open(&name, &handle) {
+                Ok(()) => {
+                    tracing::info!(volume = name, "attached");
+                    tell.send_replace(DoorState::Open);
+                }
+                Err(why) => {
+                    tracing::error!(volume = name, why, "cannot open the door");
+                    tell.send_replace(DoorState::Failed(why));
+                }
+            }
+            let _ = phase.wait_for(|p| is_over(*p)).await;
+        }
+        let ended = *phase.borrow();
+        if ended == Phase::Fenced {
+            tracing::warn!(volume = name, "taken over or failed; its I/O fails from now on");
+        }
+        if !self.is_replaced(&handle) {
+            self.inner.doors.close(handle.volume()).await;
+        }
+        tell.send_replace(DoorState::Closed);
+    }
+
+    /// Whether the volume was attached here once more since.
+    fn is_replaced(&self, handle: &VolumeHandle) -> bool {
+        let attachments = self.attachments();
+        let there = attachments.get(&handle.volume());
+        there.is_some_and(|there| there.handle.instance() != handle.instance())
+    }
+
+    /// The answer for a volume that is attached here.
+    async fn attached_here(&self, volume: VolumeId) -> Result<v1::AttachResponse, Status> {
+        let door = self.inner.doors.find(volume);
+        let status = self.inner.engine.primary_status(volume).await;
+        let (Some(door), Some(status)) = (door, status) else {
+            return Err(Status::aborted("it was detached at the same time; try again"));
+        };
+        Ok(v1::AttachResponse {
+            nbd_uri: door.uri,
+            nbd_uri_tcp: door.uri_tcp,
+            node: self.inner.node.to_string(),
+            epoch: status.core.epoch.0,
+        })
+    }
+
+    /// The name of a volume that is or was attached here.
+    pub(super) fn attached_name(&self, volume: VolumeId) -> Option<String> {
+        self.attachments().get(&volume).map(|attachment| attachment.name.clone())
+    }
+}

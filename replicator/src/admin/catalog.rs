@@ -1,0 +1,354 @@
+//! What the cluster remembers of nodes and volumes: objects in the record store.
+//!
+//! - `node/<name>`: a node and where it is reached.
+//! - `volume/<name>`: a volume as its owner wanted it, and how far its making has come.
+//! - `record/<uid>`: the volume's record, of which the core knows the rules.
+//! - `gone/<node>/<rid>`: a replica that its node is to remove.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lockstep_core::id::{Lineage, NodeId, ReplicaId, Revision, VolumeId};
+use lockstep_core::record::Record;
+use lockstep_meta::{Expect, Meta, PutError, list_all};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tonic::Status;
+use uuid::Uuid;
+
+use super::refuse;
+use crate::engine::record_key;
+
+/// Version of these objects that this build writes. A higher one is refused.
+const OBJECT_VERSION: u32 = 1;
+
+/// A node as it introduced itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeObject {
+    version: u32,
+    /// Its name.
+    pub name: NodeId,
+    /// Where primaries reach its replicas: `host:port`.
+    pub peer_address: String,
+    /// Where its admin API is: `host:port`.
+    pub admin_address: String,
+    /// Names of its pools.
+    pub pools: Vec<String>,
+    /// Random per process: tells a restart.
+    pub process: Uuid,
+    /// Version of its daemon.
+    pub daemon_version: String,
+}
+
+impl NodeObject {
+    /// A node of the present version.
+    pub fn new(name: NodeId, peer_address: String, admin_address: String, process: Uuid) -> Self {
+        let daemon_version = env!("CARGO_PKG_VERSION").to_owned();
+        let (version, pools) = (OBJECT_VERSION, Vec::new());
+        Self { version, name, peer_address, admin_address, pools, process, daemon_version }
+    }
+}
+
+/// How far a volume's making or unmaking has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Stage {
+    Creating,
+    Ready,
+    Deleting,
+}
+
+/// One copy that a new volume is to have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Place {
+    pub(super) rid: ReplicaId,
+    pub(super) node: NodeId,
+}
+
+/// A volume as its owner wanted it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct VolumeObject {
+    version: u32,
+    pub(super) name: String,
+    pub(super) uid: VolumeId,
+    pub(super) lineage: Lineage,
+    pub(super) size_bytes: u64,
+    pub(super) repl: u8,
+    pub(super) min_in_sync: u8,
+    pub(super) pool: String,
+    /// Where its owner wanted the copies; empty: anywhere.
+    pub(super) asked_nodes: Vec<NodeId>,
+    pub(super) stage: Stage,
+    /// Where the first copies are made. Kept, so that a retry makes the same.
+    pub(super) placement: Vec<Place>,
+}
+
+impl VolumeObject {
+    /// A volume that is to be made.
+    pub(super) fn new(wanted: &super::names::Wanted, placement: Vec<Place>) -> Self {
+        Self {
+            version: OBJECT_VERSION,
+            name: wanted.name.clone(),
+            uid: VolumeId(Uuid::new_v4()),
+            lineage: Lineage(Uuid::new_v4()),
+            size_bytes: wanted.size_bytes,
+            repl: wanted.repl,
+            min_in_sync: wanted.min_in_sync,
+            pool: wanted.pool.clone(),
+            asked_nodes: wanted.nodes.clone(),
+            stage: Stage::Creating,
+            placement,
+        }
+    }
+
+    /// The same at another stage.
+    pub(super) fn at(self, stage: Stage) -> Self {
+        Self { stage, ..self }
+    }
+}
+
+/// A replica that its node is to remove.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Gone {
+    version: u32,
+    pub(super) uid: VolumeId,
+    pub(super) rid: ReplicaId,
+    pub(super) volume_name: String,
+}
+
+/// A value and the revision to change it by.
+#[derive(Clone, Debug)]
+pub(super) struct Stored<T> {
+    pub(super) value: T,
+    pub(super) revision: Revision,
+}
+
+/// The record store, seen as these objects.
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    meta: Arc<dyn Meta>,
+}
+
+fn node_key(node: &NodeId) -> String {
+    format!("node/{node}")
+}
+
+fn volume_key(name: &str) -> String {
+    format!("volume/{name}")
+}
+
+fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, Status> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let garbled = |e: serde_json::Error| {
+        Status::internal(format!("object `{key}` of the record store cannot be read: {e}"))
+    };
+    let found = serde_json::from_slice::<Versioned>(value).map_err(garbled)?.version;
+    if found > OBJECT_VERSION {
+        return Err(Status::failed_precondition(format!(
+            "object `{key}` is of version {found}, this daemon knows {OBJECT_VERSION}: upgrade it"
+        )));
+    }
+    serde_json::from_slice(value).map_err(garbled)
+}
+
+fn encode<T: Serialize>(value: &T) -> Result<Bytes, Status> {
+    let bytes = serde_json::to_vec(value).map_err(|e| Status::internal(e.to_string()))?;
+    Ok(Bytes::from(bytes))
+}
+
+impl Catalog {
+    /// Objects in this store.
+    pub fn new(meta: Arc<dyn Meta>) -> Self {
+        Self { meta }
+    }
+
+    async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<Stored<T>>, Status> {
+        match self.meta.get(key).await.map_err(|e| refuse::unread(&e))? {
+            None => Ok(None),
+            Some(found) => {
+                let value = decode(key, &found.value)?;
+                Ok(Some(Stored { value, revision: found.revision }))
+            }
+        }
+    }
+
+    async fn list<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<Stored<T>>, Status> {
+        let entries = list_all(self.meta.as_ref(), prefix).await.map_err(|e| refuse::unread(&e))?;
+        let mut all = Vec::new();
+        for entry in entries {
+            match decode(&entry.key, &entry.value) {
+                Ok(value) => all.push(Stored { value, revision: entry.revision }),
+                // One bad object must not hide all others.
+                Err(status) => tracing::warn!(key = entry.key, why = status.message(), "skipped"),
+            }
+        }
+        Ok(all)
+    }
+
+    async fn put(&self, key: &str, expected: Option<Revision>, value: Bytes) -> Result<(), Status> {
+        let expected = expected.map_or(Expect::Absent, Expect::Revision);
+        match self.meta.put_if(key, expected, value).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(refuse::unwritten(&error)),
+        }
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), Status> {
+        let Some(found) = self.meta.get(key).await.map_err(|e| refuse::unread(&e))? else {
+            return Ok(());
+        };
+        match self.meta.delete_if(key, found.revision).await {
+            Ok(()) | Err(PutError::Conflict { current: None }) => Ok(()),
+            Err(error) => Err(refuse::unwritten(&error)),
+        }
+    }
+
+    /// Fails if the record store does not answer.
+    pub async fn ping(&self) -> Result<(), Status> {
+        self.meta.list("node/", None, 1).await.map(drop).map_err(|e| refuse::unread(&e))
+    }
+
+    /// All nodes, by name.
+    pub(super) async fn nodes(&self) -> Result<Vec<NodeObject>, Status> {
+        Ok(self.list("node/").await?.into_iter().map(|stored| stored.value).collect())
+    }
+
+    /// One node.
+    pub async fn node(&self, name: &NodeId) -> Result<Option<NodeObject>, Status> {
+        Ok(self.get(&node_key(name)).await?.map(|stored| stored.value))
+    }
+
+    /// One node, or NOT_FOUND.
+    pub(super) async fn known_node(&self, name: &NodeId) -> Result<NodeObject, Status> {
+        self.node(name).await?.ok_or_else(|| {
+            Status::not_found(format!("there is no node `{name}`; `lockstep node list` shows them"))
+        })
+    }
+
+    /// Introduces a node, or corrects what is known of it.
+    pub(super) async fn put_node(&self, node: &NodeObject) -> Result<(), Status> {
+        let key = node_key(&node.name);
+        let found = self.get::<NodeObject>(&key).await?;
+        if found.as_ref().is_some_and(|stored| stored.value == *node) {
+            return Ok(());
+        }
+        self.put(&key, found.map(|stored| stored.revision), encode(node)?).await
+    }
+
+    /// All volumes, by name.
+    pub(super) async fn volumes(&self) -> Result<Vec<VolumeObject>, Status> {
+        Ok(self.list("volume/").await?.into_iter().map(|stored| stored.value).collect())
+    }
+
+    /// One volume.
+    pub(super) async fn volume(&self, name: &str) -> Result<Option<Stored<VolumeObject>>, Status> {
+        self.get(&volume_key(name)).await
+    }
+
+    /// Writes a volume that is as expected.
+    pub(super) async fn put_volume(
+        &self,
+        expected: Option<Revision>,
+        volume: &VolumeObject,
+    ) -> Result<(), Status> {
+        self.put(&volume_key(&volume.name), expected, encode(volume)?).await
+    }
+
+    /// Forgets a volume.
+    pub(super) async fn delete_volume(&self, name: &str) -> Result<(), Status> {
+        self.delete(&volume_key(name)).await
+    }
+
+    /// The record of a volume.
+    pub(super) async fn record(&self, uid: VolumeId) -> Result<Option<Stored<Record>>, Status> {
+        let key = record_key(uid);
+        let Some(found) = self.meta.get(&key).await.map_err(|e| refuse::unread(&e))? else {
+            return Ok(None);
+        };
+        let value = Record::from_bytes(&found.value)
+            .map_err(|e| Status::internal(format!("{key} of the record store: {e}")))?;
+        Ok(Some(Stored { value, revision: found.revision }))
+    }
+
+    /// Writes a record that is as expected.
+    pub(super) async fn put_record(
+        &self,
+        expected: Option<Revision>,
+        record: &Record,
+    ) -> Result<(), Status> {
+        self.put(&record_key(record.uid), expected, Bytes::from(record.to_bytes())).await
+    }
+
+    /// Forgets a record.
+    pub(super) async fn delete_record(&self, uid: VolumeId) -> Result<(), Status> {
+        self.delete(&record_key(uid)).await
+    }
+
+    /// Asks a node to remove a replica, now or when it is back.
+    pub(super) async fn put_gone(
+        &self,
+        node: &NodeId,
+        uid: VolumeId,
+        rid: ReplicaId,
+        volume_name: &str,
+    ) -> Result<(), Status> {
+        let key = format!("gone/{node}/{rid}");
+        let volume_name = volume_name.to_owned();
+        let value = encode(&Gone { version: OBJECT_VERSION, uid, rid, volume_name })?;
+        match self.meta.put_if(&key, Expect::Absent, value).await {
+            Ok(_) | Err(PutError::Conflict { current: Some(_) }) => Ok(()),
+            Err(error) => Err(refuse::unwritten(&error)),
+        }
+    }
+
+    /// The replicas that a node is to remove.
+    pub(super) async fn gone(&self, node: &NodeId) -> Result<Vec<Gone>, Status> {
+        let found = self.list(&format!("gone/{node}/")).await?;
+        Ok(found.into_iter().map(|stored| stored.value).collect())
+    }
+
+    /// A node removed a replica.
+    pub(super) async fn delete_gone(&self, node: &NodeId, rid: ReplicaId) -> Result<(), Status> {
+        self.delete(&format!("gone/{node}/{rid}")).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lockstep_meta::memory::Memory;
+    use tonic::Code;
+
+    #[tokio::test]
+    async fn nodes_are_introduced_corrected_and_listed() {
+        let catalog = Catalog::new(Arc::new(Memory::default()));
+        let name = NodeId::new("n1").unwrap();
+        let mut node = NodeObject::new(name.clone(), "a:1".into(), "a:2".into(), Uuid::nil());
+        catalog.put_node(&node).await.unwrap();
+        node.peer_address = "b:1".to_owned();
+        catalog.put_node(&node).await.unwrap();
+        catalog.put_node(&node).await.unwrap();
+        assert_eq!(catalog.nodes().await.unwrap(), [node.clone()]);
+        assert_eq!(catalog.known_node(&name).await.unwrap(), node);
+        let other = NodeId::new("n2").unwrap();
+        assert_eq!(catalog.known_node(&other).await.unwrap_err().code(), Code::NotFound);
+    }
+
+    #[tokio::test]
+    async fn an_object_from_the_future_is_refused_and_does_not_hide_others() {
+        let meta: Arc<dyn Meta> = Arc::new(Memory::default());
+        let future = Bytes::from_static(br#"{"version": 2}"#);
+        meta.put_if("node/future", Expect::Absent, future).await.unwrap();
+        let catalog = Catalog::new(meta);
+        let name = NodeId::new("n1").unwrap();
+        let node = NodeObject::new(name, "a:1".into(), "a:2".into(), Uuid::nil());
+        catalog.put_node(&node).await.unwrap();
+        assert_eq!(catalog.nodes().await.unwrap(), [node]);
+        let future = NodeId::new("future").unwrap();
+        let refused = catalog.node(&future).await.unwrap_err();
+        assert!(refused.message().contains("upgrade"), "{}", refused.message());
+    }
+}

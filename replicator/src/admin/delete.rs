@@ -1,0 +1,98 @@
+//! Unmaking a volume and its replicas.
+
+use std::collections::BTreeMap;
+
+use futures::future::join_all;
+use lockstep_core::id::{NodeId, ReplicaId};
+use lockstep_proto::v1;
+use tonic::Status;
+
+use super::Admin;
+use super::catalog::{Stage, VolumeObject};
+use super::liveness::Liveness;
+use super::peers::{DO_LIMIT, pass_on, plain, within};
+
+impl Admin {
+    /// Removes a volume with all its data. Returns whether there was one, and which nodes are
+    /// still to remove their replicas.
+    pub(super) async fn delete(&self, name: &str) -> Result<(bool, Vec<String>), Status> {
+        super::names::volume_name(name)?;
+        let Some(found) = self.inner.catalog.volume(name).await? else {
+            return Ok((false, Vec::new()));
+        };
+        let volume = found.value;
+        let record = self.inner.catalog.record(volume.uid).await?.map(|stored| stored.value);
+        if let Some(record) = &record {
+            match self.liveness(record).await? {
+                Liveness::None | Liveness::Gone => {}
+                Liveness::Live(why) => {
+                    return Err(Status::failed_precondition(format!(
+                        "volume {name} is attached: {why}; detach it first"
+                    )));
+                }
+                Liveness::Unknown(why) => {
+                    return Err(Status::unavailable(format!(
+                        "volume {name} may be attached: {why}; bring one of them back, or detach \
+                         it by force"
+                    )));
+                }
+            }
+        }
+        if volume.stage != Stage::Deleting {
+            let next = volume.clone().at(Stage::Deleting);
+            self.inner.catalog.put_volume(Some(found.revision), &next).await?;
+        }
+        let mut replicas: BTreeMap<ReplicaId, NodeId> = BTreeMap::new();
+        replicas.extend(volume.placement.iter().map(|place| (place.rid, place.node.clone())));
+        if let Some(record) = &record {
+            replicas.extend(record.replicas.iter().map(|r| (r.rid, r.node.clone())));
+        }
+        // Written down first: whatever happens from here on, each node learns what to remove.
+        for (rid, node) in &replicas {
+            self.inner.catalog.put_gone(node, volume.uid, *rid, name).await?;
+        }
+        self.inner.catalog.delete_record(volume.uid).await?;
+        let removed =
+            join_all(replicas.iter().map(|(rid, node)| self.remove_replica(&volume, node, *rid)));
+        let mut pending: Vec<String> = removed.await.into_iter().flatten().collect();
+        pending.sort();
+        self.inner.catalog.delete_volume(name).await?;
+        tracing::info!(volume = name, uid = %volume.uid, ?pending, "deleted");
+        Ok((true, pending))
+    }
+
+    /// Has a node remove a replica that is written down as gone. Returns its name if it could not
+    /// be reached; it removes the replica when it is back.
+    pub(super) async fn remove_replica(
+        &self,
+        volume: &VolumeObject,
+        node: &NodeId,
+        rid: ReplicaId,
+    ) -> Option<String> {
+        let request = v1::DeleteReplicaRequest {
+            uid: volume.uid.to_string(),
+            rid: rid.to_string(),
+            force: true,
+        };
+        let removed = async {
+            if *node == self.inner.node {
+                self.delete_own_replica(&request).await?;
+            } else {
+                let object = self.inner.catalog.known_node(node).await?;
+                within(DO_LIMIT, async {
+                    let mut client = self.inner.peers.client(&object)?;
+                    client.delete_replica(pass_on(request, DO_LIMIT)).await.map(drop)
+                })
+                .await?;
+            }
+            self.inner.catalog.delete_gone(node, rid).await
+        };
+        match removed.await {
+            Ok(()) => None,
+            Err(status) => {
+                tracing::warn!(%node, replica = %rid, why = plain(&status), "not removed yet");
+                Some(node.to_string())
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Whether the primary that a record names is alive: rule A4, no live primary is robbed.
+//!
+//! This is politeness, not safety: epochs alone keep two primaries apart.
+
+use std::collections::BTreeSet;
+
+use lockstep_core::limits::SESSION_DEAD_MS;
+use lockstep_core::record::{PrimaryRef, Record};
+use lockstep_proto::v1;
+use tonic::Status;
+
+use super::Admin;
+use super::survey::Survey;
+
+/// What is known of the primary in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Liveness {
+    /// There is none.
+    None,
+    /// It serves the volume, or is about to.
+    Live(String),
+    /// It is gone, or no copy with all data has heard of it for long enough.
+    Gone,
+    /// Nobody who would know can be asked.
+    Unknown(String),
+}
+
+impl Admin {
+    /// Asks the primary's own daemon and every node with an in-sync copy.
+    pub(super) async fn liveness(&self, record: &Record) -> Result<Liveness, Status> {
+        let Some(primary) = &record.primary else { return Ok(Liveness::None) };
+        if primary.node == self.inner.node {
+            let attached = self.inner.engine.attached(record.uid);
+            let same = attached.filter(|handle| handle.instance() == primary.instance);
+            return Ok(match same {
+                Some(handle) if !super::attach::is_over(*handle.phase().borrow()) => {
+                    Liveness::Live(format!("this node, {}, serves it", primary.node))
+                }
+                _ => Liveness::Gone,
+            });
+        }
+        let mut nodes: BTreeSet<_> = record.in_sync().map(|r| r.node.clone()).collect();
+        nodes.insert(primary.node.clone());
+        let survey = self.survey_some(&nodes).await?;
+        Ok(judge(record, primary, &survey))
+    }
+}
+
+/// Decides from what the nodes said.
+fn judge(record: &Record, primary: &PrimaryRef, survey: &Survey) -> Liveness {
+    let uid = record.uid.to_string();
+    let info = |node: &str| survey.get(node).and_then(|status| status.info.as_ref());
+    let own_word = info(primary.node.as_str()).map(|node| {
+        node.primaries.iter().any(|p| {
+            let over = [v1::AttachPhase::Fenced, v1::AttachPhase::Detached];
+            p.uid == uid && p.epoch <= record.epoch.0 && !over.map(i32::from).contains(&p.phase)
+        })
+    });
+    if own_word == Some(false) {
+        return Liveness::Gone;
+    }
+    let mut asked = 0;
+    let mut silent = Vec::new();
+    for entry in record.in_sync() {
+        let Some(node) = info(entry.node.as_str()) else {
+            silent.push(entry.node.as_str());
+            continue;
+        };
+        let rid = entry.rid.to_string();
+        let Some(replica) = node.replicas.iter().find(|r| r.rid == rid) else { continue };
+        asked += 1;
+        let in_force = replica.promised_epoch == record.epoch.0;
+        if in_force && replica.primary_heard_ms.is_some_and(|ms| ms < SESSION_DEAD_MS) {
+            let ago = replica.primary_heard_ms.unwrap_or_default();
+            return Liveness::Live(format!(
+                "{} serves it: {} heard it {ago} ms ago",
+                primary.node, entry.node
+            ));
+        }
+    }
+    // It claimed the volume and has not reached a replica yet, or reaches none any more. Its own
+    // word counts only as long as nobody's word is against it.
+    if own_word == Some(true) && record.open_epoch < record.epoch {
+        return Liveness::Live(format!("{} is about to serve it", primary.node));
+    }
+    if asked == 0 {
+        return Liveness::Unknown(format!(
+            "none of the nodes with all its data can be asked ({}), nor can {}",
+            silent.join(", "),
+            primary.node
+        ));
+    }
+    Liveness::Gone
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lockstep_core::id::{InstanceId, Lineage, NodeId, ReplicaId, VolumeId};
+    use lockstep_core::record::NewVolume;
+    use uuid::Uuid;
+
+    fn record() -> Record {
+        let node = |i: u128| NodeId::new(&format!("n{i}")).unwrap();
+        let place = |i: u128| (ReplicaId(Uuid::from_u128(i)), node(i), "default".to_owned());
+        let new = NewVolume {
+            uid: VolumeId(Uuid::from_u128(9)),
+            lineage: Lineage(Uuid::nil()),
+            blocks: 256,
+            repl: 3,
+            min_in_sync: 2,
+            replicas: (1..=3).map(place).collect(),
+        };
+        let primary = PrimaryRef { node: node(1), instance: InstanceId(Uuid::nil()) };
+        let claimed = Record::create(new, Uuid::nil()).unwrap().claim(primary, Uuid::nil());
+        let all: Vec<_> = claimed.replicas.iter().map(|r| r.rid).collect();
+        claimed.open(&all, Uuid::nil())
+    }
+
+    /// What each node says: the epoch its replica promised and when it heard the primary.
+    fn survey(heard: &[(u128, u64, Option<u64>)], serving: Option<bool>) -> Survey {
+        let uid = record().uid.to_string();
+        let mut survey = Survey::new();
+        for i in 1..=3u128 {
+            let said = heard.iter().find(|(node, ..)| *node == i);
+            let mut info = said.map(|(_, epoch, ms)| v1::Node {
+                replicas: vec![v1::LocalReplica {
+                    uid: uid.clone(),
+                    rid: Uuid::from_u128(i).to_string(),
+                    promised_epoch: *epoch,
+                    primary_heard_ms: *ms,
+                    ..Default::default()
+                }],
+                ..Default::default()
+            });
+            if i == 1
+                && let Some(serving) = serving
+            {
+                let info = info.get_or_insert_default();
+                let phase = i32::from(v1::AttachPhase::Active);
+                let primary =
+                    v1::LocalPrimary { uid: uid.clone(), epoch: 1, phase, ..Default::default() };
+                info.primaries = if serving { vec![primary] } else { Vec::new() };
+            }
+            let name = format!("n{i}");
+            survey.insert(name.clone(), v1::NodeStatus { name, info, ..Default::default() });
+        }
+        survey
+    }
+
+    fn judged(record: &Record, survey: &Survey) -> Liveness {
+        judge(record, record.primary.as_ref().unwrap(), survey)
+    }
+
+    #[test]
+    fn a_primary_that_was_just_heard_is_live() {
+        let seen = judged(&record(), &survey(&[(2, 1, Some(100)), (3, 1, None)], None));
+        assert!(matches!(&seen, Liveness::Live(why) if why.contains("n2 heard")), "{seen:?}");
+    }
+
+    #[test]
+    fn a_primary_that_was_silent_for_long_or_is_of_an_older_epoch_is_gone() {
+        let long = survey(&[(2, 1, Some(SESSION_DEAD_MS)), (3, 1, None)], None);
+        assert_eq!(judged(&record(), &long), Liveness::Gone);
+        let older = survey(&[(2, 0, Some(1))], None);
+        assert_eq!(judged(&record(), &older), Liveness::Gone);
+    }
+
+    #[test]
+    fn its_own_daemon_knows_best_that_it_is_gone() {
+        let seen = judged(&record(), &survey(&[(2, 1, Some(1))], Some(false)));
+        assert_eq!(seen, Liveness::Gone);
+    }
+
+    #[test]
+    fn one_that_has_just_claimed_is_live_though_no_copy_has_heard_it() {
+        let mut record = record();
+        record.open_epoch = lockstep_core::id::Epoch(0);
+        let seen = judged(&record, &survey(&[(2, 0, None), (3, 0, None)], Some(true)));
+        assert!(matches!(seen, Liveness::Live(_)), "{seen:?}");
+    }
+
+    #[test]
+    fn if_nobody_can_be_asked_it_is_unknown() {
+        let seen = judged(&record(), &survey(&[], None));
+        assert!(matches!(&seen, Liveness::Unknown(why) if why.contains("n1, n2, n3")), "{seen:?}");
+    }
+}

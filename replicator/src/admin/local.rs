@@ -1,0 +1,188 @@
+//! What this node tells of itself, and what it does with its own replicas.
+
+use lockstep_core::id::VolumeId;
+use lockstep_core::primary::Phase;
+use lockstep_core::replica::Role;
+use lockstep_proto::v1;
+use tonic::Status;
+
+use super::{Admin, names, refuse};
+use crate::engine::{NewReplica, PoolInfo, PrimaryInfo, ReplicaInfo, ReplicaState};
+
+impl Admin {
+    /// This node, as it tells others.
+    pub(super) async fn own_node(&self) -> v1::Node {
+        let (ready, not_ready_reason) = self.readiness();
+        let primaries = self.inner.engine.list_primaries().await;
+        v1::Node {
+            name: self.inner.node.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: self.uptime_ms(),
+            peer_address: self.inner.addresses.peer.clone(),
+            admin_address: self.inner.addresses.admin.clone(),
+            pools: self.inner.engine.pools().await.iter().map(pool).collect(),
+            ready,
+            not_ready_reason,
+            replicas: self.inner.engine.list_replicas().await.iter().map(replica).collect(),
+            primaries: primaries.iter().map(|info| self.own_primary(info)).collect(),
+        }
+    }
+
+    /// A volume that is attached here.
+    fn own_primary(&self, info: &PrimaryInfo) -> v1::LocalPrimary {
+        let volume = info.volume;
+        let door = self.inner.doors.find(volume);
+        let core = &info.core;
+        let running: Vec<_> =
+            core.replicas.iter().filter_map(|(rid, r)| Some((*rid, r.resync?))).collect();
+        let rids: Vec<_> = running.iter().map(|(rid, _)| *rid).collect();
+        self.inner.pace.retain(volume, &rids);
+        let resyncs = running.iter().map(|(rid, progress)| {
+            let eta_ms = self.inner.pace.eta_ms((volume, *rid), progress, self.uptime_ms());
+            let progress = v1::Resync {
+                done_bytes: progress.done_bytes,
+                total_bytes: progress.total_bytes,
+                moved_bytes: progress.moved_bytes,
+                eta_ms,
+            };
+            v1::ReplicaResync { rid: rid.to_string(), progress: Some(progress) }
+        });
+        let connected = core.replicas.iter().filter(|(_, r)| r.connected);
+        v1::LocalPrimary {
+            uid: volume.to_string(),
+            volume_name: self.attached_name(volume).unwrap_or_default(),
+            phase: i32::from(phase(core.phase)),
+            epoch: core.epoch.0,
+            r#gen: core.r#gen.0,
+            inflight_ops: u64::try_from(core.pending_requests).unwrap_or(u64::MAX),
+            clients: door.as_ref().map_or(0, |d| d.clients),
+            counters: Some(v1::Counters {
+                acked_writes: core.counters.acked_writes,
+                acked_flushes: core.counters.acked_flushes,
+                resync_bytes: core.counters.resync_bytes,
+                rebuild_bytes: core.counters.rebuild_bytes,
+                repair_bytes: core.counters.repair_bytes,
+                ..Default::default()
+            }),
+            resyncs: resyncs.collect(),
+            connected_rids: connected.map(|(rid, _)| rid.to_string()).collect(),
+            nbd_uri: door.as_ref().map(|d| d.uri.clone()).unwrap_or_default(),
+            nbd_uri_tcp: door.and_then(|d| d.uri_tcp),
+            phase_reason: info.waits_for.clone(),
+        }
+    }
+
+    /// Makes a replica here.
+    pub(super) async fn create_own_replica(
+        &self,
+        request: v1::CreateReplicaRequest,
+    ) -> Result<v1::LocalReplica, Status> {
+        let new = NewReplica {
+            volume: names::uid(&request.uid)?,
+            replica: names::rid(&request.rid)?,
+            lineage: names::lineage(&request.lineage)?,
+            blocks: names::blocks(names::size(request.size_bytes)?),
+            pool: names::pool(&request.pool),
+            volume_name: request.volume_name,
+        };
+        let made = self.inner.engine.create_replica(new).await;
+        made.map(|info| replica(&info)).map_err(|e| refuse::engine(&e))
+    }
+
+    /// Removes a replica here. Returns whether there was one.
+    pub(super) async fn delete_own_replica(
+        &self,
+        request: &v1::DeleteReplicaRequest,
+    ) -> Result<bool, Status> {
+        let (uid, rid) = (names::uid(&request.uid)?, names::rid(&request.rid)?);
+        if !request.force {
+            let record = self.inner.catalog.record(uid).await?;
+            if record.is_some_and(|stored| stored.value.replica(rid).is_some()) {
+                return Err(Status::failed_precondition(format!(
+                    "the record of volume {uid} names replica {rid}; removing it may lose data; \
+                     delete the volume, or force it"
+                )));
+            }
+        }
+        let deleted = self.inner.engine.delete_replica(uid, rid).await;
+        deleted.map_err(|e| refuse::engine(&e))
+    }
+
+    /// The replica of a volume that this node holds.
+    pub(super) async fn own_replica(&self, uid: VolumeId) -> Result<v1::LocalReplica, Status> {
+        let found = self.inner.engine.replica_status(uid).await;
+        let missing = || {
+            Status::not_found(format!("node {} has no replica of volume {uid}", self.inner.node))
+        };
+        found.map(|info| replica(&info)).ok_or_else(missing)
+    }
+}
+
+fn pool(pool: &PoolInfo) -> v1::Pool {
+    v1::Pool {
+        name: pool.name.clone(),
+        dir: pool.dir.display().to_string(),
+        capacity_bytes: pool.capacity_bytes,
+        free_bytes: pool.free_bytes,
+        reserved_bytes: pool.reserved_bytes,
+    }
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+fn replica(info: &ReplicaInfo) -> v1::LocalReplica {
+    let common = v1::LocalReplica {
+        uid: info.volume.to_string(),
+        volume_name: info.volume_name.clone(),
+        pool: info.pool.clone(),
+        bytes_used: info.bytes_used,
+        ..Default::default()
+    };
+    match &info.state {
+        ReplicaState::Damaged(why) => v1::LocalReplica {
+            role: i32::from(v1::ReplicaRole::Faulted),
+            fault: why.clone(),
+            ..common
+        },
+        ReplicaState::Open(open) => v1::LocalReplica {
+            rid: open.replica.to_string(),
+            size_bytes: names::bytes(open.blocks),
+            role: i32::from(role(open.core.role)),
+            promised_epoch: open.core.promised.0,
+            r#gen: open.core.r#gen.0,
+            primary_heard_ms: open.primary_heard_ms,
+            primary_node: open.primary_node.as_ref().map(ToString::to_string),
+            unclean: open.core.unclean,
+            lossy: open.lossy,
+            activity_log_regions: count(open.activity_log_regions),
+            ring_entries: count(open.core.ring),
+            fault: open.fault.clone().unwrap_or_default(),
+            lineage: open.lineage.to_string(),
+            ..common
+        },
+    }
+}
+
+fn role(role: Role) -> v1::ReplicaRole {
+    match role {
+        Role::Idle => v1::ReplicaRole::Idle,
+        Role::Promised => v1::ReplicaRole::Promised,
+        Role::Member => v1::ReplicaRole::Member,
+        Role::Faulted => v1::ReplicaRole::Faulted,
+    }
+}
+
+/// A primary's phase in the words of the API.
+pub(super) fn phase(phase: Phase) -> v1::AttachPhase {
+    match phase {
+        Phase::Claiming => v1::AttachPhase::Claiming,
+        Phase::Recovering => v1::AttachPhase::Recovering,
+        Phase::Active => v1::AttachPhase::Active,
+        Phase::Suspended => v1::AttachPhase::Suspended,
+        Phase::Draining => v1::AttachPhase::Draining,
+        Phase::Closed => v1::AttachPhase::Detached,
+        Phase::Fenced => v1::AttachPhase::Fenced,
+    }
+}

@@ -1,0 +1,151 @@
+//! The gRPC service: one line per call, and a log line for each that changes something.
+
+use async_trait::async_trait;
+use lockstep_proto::v1;
+use lockstep_proto::v1::control_server::Control;
+use tonic::{Request, Response, Status};
+
+use super::peers::was_passed_on;
+use super::{Admin, names};
+
+/// Logs a call that failed, where it is answered.
+fn told<T>(call: &str, name: &str, outcome: Result<T, Status>) -> Result<Response<T>, Status> {
+    if let Err(status) = &outcome {
+        tracing::info!(call, name, code = ?status.code(), why = status.message(), "refused");
+    }
+    outcome.map(Response::new)
+}
+
+#[async_trait]
+impl Control for Admin {
+    async fn get_node(
+        &self,
+        _: Request<v1::GetNodeRequest>,
+    ) -> Result<Response<v1::GetNodeResponse>, Status> {
+        Ok(Response::new(v1::GetNodeResponse { node: Some(self.own_node().await) }))
+    }
+
+    async fn list_nodes(
+        &self,
+        _: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        let nodes = self.survey_all().await?.into_values().collect();
+        Ok(Response::new(v1::ListNodesResponse { nodes }))
+    }
+
+    async fn create_replica(
+        &self,
+        request: Request<v1::CreateReplicaRequest>,
+    ) -> Result<Response<v1::CreateReplicaResponse>, Status> {
+        let request = request.into_inner();
+        let name = request.volume_name.clone();
+        let made = self.create_own_replica(request).await;
+        let answer = made.map(|r| v1::CreateReplicaResponse { replica: Some(r) });
+        told("create replica", &name, answer)
+    }
+
+    async fn delete_replica(
+        &self,
+        request: Request<v1::DeleteReplicaRequest>,
+    ) -> Result<Response<v1::DeleteReplicaResponse>, Status> {
+        let request = request.into_inner();
+        let deleted = self.delete_own_replica(&request).await;
+        let answer = deleted.map(|existed| v1::DeleteReplicaResponse { existed });
+        told("delete replica", &request.rid, answer)
+    }
+
+    async fn replica_status(
+        &self,
+        request: Request<v1::ReplicaStatusRequest>,
+    ) -> Result<Response<v1::ReplicaStatusResponse>, Status> {
+        let uid = names::uid(&request.into_inner().uid)?;
+        let replicas = vec![self.own_replica(uid).await?];
+        Ok(Response::new(v1::ReplicaStatusResponse { replicas }))
+    }
+
+    async fn create_volume(
+        &self,
+        request: Request<v1::CreateVolumeRequest>,
+    ) -> Result<Response<v1::CreateVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let name = request.name.clone();
+        let made = self.create(request).await;
+        told("create", &name, made.map(|v| v1::CreateVolumeResponse { volume: Some(v) }))
+    }
+
+    async fn list_volumes(
+        &self,
+        _: Request<v1::ListVolumesRequest>,
+    ) -> Result<Response<v1::ListVolumesResponse>, Status> {
+        let survey = self.survey_all().await?;
+        let volumes = self.look_at_all(&survey).await?;
+        Ok(Response::new(v1::ListVolumesResponse { volumes }))
+    }
+
+    async fn get_volume(
+        &self,
+        request: Request<v1::GetVolumeRequest>,
+    ) -> Result<Response<v1::GetVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let name = names::volume_name(&request.name)?;
+        let volume = Some(self.look_at(name).await?);
+        Ok(Response::new(v1::GetVolumeResponse { volume }))
+    }
+
+    async fn delete_volume(
+        &self,
+        request: Request<v1::DeleteVolumeRequest>,
+    ) -> Result<Response<v1::DeleteVolumeResponse>, Status> {
+        let name = request.into_inner().name;
+        let deleted = self.delete(&name).await;
+        let answer = deleted
+            .map(|(existed, pending_nodes)| v1::DeleteVolumeResponse { existed, pending_nodes });
+        told("delete", &name, answer)
+    }
+
+    async fn add_replica(
+        &self,
+        request: Request<v1::AddReplicaRequest>,
+    ) -> Result<Response<v1::AddReplicaResponse>, Status> {
+        let passed_on = was_passed_on(&request);
+        let request = request.into_inner();
+        let name = request.name.clone();
+        let answer = async {
+            let rid = self.add_replica(request, passed_on).await?.to_string();
+            let volume = Some(self.look_at(&name).await?);
+            Ok(v1::AddReplicaResponse { rid, volume })
+        };
+        told("add replica", &name, answer.await)
+    }
+
+    async fn attach(
+        &self,
+        request: Request<v1::AttachRequest>,
+    ) -> Result<Response<v1::AttachResponse>, Status> {
+        let request = request.into_inner();
+        let name = request.name.clone();
+        told("attach", &name, self.attach(request).await)
+    }
+
+    async fn detach(
+        &self,
+        request: Request<v1::DetachRequest>,
+    ) -> Result<Response<v1::DetachResponse>, Status> {
+        let passed_on = was_passed_on(&request);
+        let request = request.into_inner();
+        let name = request.name.clone();
+        let detached = self.detach(request, passed_on).await;
+        let answer = detached.map(|was_attached| v1::DetachResponse { was_attached });
+        told("detach", &name, answer)
+    }
+
+    async fn status(
+        &self,
+        _: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusResponse>, Status> {
+        let survey = self.survey_all().await?;
+        let volumes = self.look_at_all(&survey).await?;
+        let (nodes, node) = (survey.into_values().collect(), self.inner.node.to_string());
+        Ok(Response::new(v1::StatusResponse { nodes, volumes, node }))
+    }
+}

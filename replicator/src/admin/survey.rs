@@ -1,0 +1,143 @@
+//! Asks the other daemons how they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::future::join_all;
+use lockstep_core::cluster::placement::Candidate;
+use lockstep_core::id::NodeId;
+use lockstep_proto::v1;
+use tonic::Status;
+
+use super::catalog::NodeObject;
+use super::peers::{ASK_LIMIT, plain, within};
+use super::{Admin, view};
+
+/// What nodes said, by name.
+pub(super) type Survey = BTreeMap<String, v1::NodeStatus>;
+
+impl Admin {
+    /// Asks every known node.
+    pub(super) async fn survey_all(&self) -> Result<Survey, Status> {
+        Ok(self.ask(self.inner.catalog.nodes().await?).await)
+    }
+
+    /// Asks some nodes; one that the record store does not know is told as unreachable.
+    pub(super) async fn survey_some(&self, names: &BTreeSet<NodeId>) -> Result<Survey, Status> {
+        let mut survey = Survey::new();
+        for name in names {
+            let unreachable_reason = "the record store does not know this node".to_owned();
+            let (name, live) = (name.to_string(), false);
+            let unknown = v1::NodeStatus {
+                name: name.clone(),
+                live,
+                unreachable_reason,
+                ..Default::default()
+            };
+            survey.insert(name, unknown);
+        }
+        let found = join_all(names.iter().map(|name| self.inner.catalog.node(name))).await;
+        let known: Result<Vec<_>, Status> =
+            found.into_iter().filter_map(Result::transpose).collect();
+        survey.extend(self.ask(known?).await);
+        Ok(survey)
+    }
+
+    async fn ask(&self, nodes: Vec<NodeObject>) -> Survey {
+        let answers = join_all(nodes.iter().map(|node| self.ask_one(node))).await;
+        answers.into_iter().map(|status| (status.name.clone(), status)).collect()
+    }
+
+    async fn ask_one(&self, node: &NodeObject) -> v1::NodeStatus {
+        let status = v1::NodeStatus {
+            name: node.name.to_string(),
+            peer_address: node.peer_address.clone(),
+            admin_address: node.admin_address.clone(),
+            ..Default::default()
+        };
+        if node.name == self.inner.node {
+            return v1::NodeStatus { live: true, info: Some(self.own_node().await), ..status };
+        }
+        let answer = within(ASK_LIMIT, async {
+            let mut client = self.inner.peers.client(node)?;
+            Ok(client.get_node(v1::GetNodeRequest {}).await?.into_inner().node)
+        });
+        match answer.await {
+            Ok(Some(info)) if info.name == status.name => {
+                v1::NodeStatus { live: true, info: Some(info), ..status }
+            }
+            Ok(Some(info)) => {
+                let unreachable_reason = format!("node {} answers at its address", info.name);
+                v1::NodeStatus { unreachable_reason, ..status }
+            }
+            Ok(None) => {
+                v1::NodeStatus { unreachable_reason: "it answered nothing".to_owned(), ..status }
+            }
+            Err(why) => v1::NodeStatus { unreachable_reason: plain(&why), ..status },
+        }
+    }
+
+    /// One volume as it is now.
+    pub(super) async fn look_at(&self, name: &str) -> Result<v1::VolumeStatus, Status> {
+        let found = self.inner.catalog.volume(name).await?;
+        let object = found.ok_or_else(|| super::refuse::no_volume(name))?.value;
+        let record = self.inner.catalog.record(object.uid).await?.map(|stored| stored.value);
+        let mut nodes: BTreeSet<NodeId> = BTreeSet::new();
+        if let Some(record) = &record {
+            nodes.extend(record.replicas.iter().map(|replica| replica.node.clone()));
+            nodes.extend(record.primary.iter().map(|primary| primary.node.clone()));
+        }
+        let survey = self.survey_some(&nodes).await?;
+        Ok(view::volume(&object, record.as_ref(), &survey, self.inner.rebuild_after_ms))
+    }
+
+    /// All volumes as they are now, given what the nodes said.
+    pub(super) async fn look_at_all(
+        &self,
+        survey: &Survey,
+    ) -> Result<Vec<v1::VolumeStatus>, Status> {
+        let objects = self.inner.catalog.volumes().await?;
+        let records = join_all(objects.iter().map(|o| self.inner.catalog.record(o.uid))).await;
+        let mut volumes = Vec::new();
+        for (object, record) in objects.iter().zip(records) {
+            let record = record?.map(|stored| stored.value);
+            let grace_ms = self.inner.rebuild_after_ms;
+            volumes.push(view::volume(object, record.as_ref(), survey, grace_ms));
+        }
+        Ok(volumes)
+    }
+}
+
+/// Every pool of every node, for the placement of copies. A silent node is a candidate that does
+/// not answer, so that a refusal can name it.
+pub(super) fn candidates(survey: &Survey, pool: &str) -> Vec<Candidate> {
+    let mut all = Vec::new();
+    for (name, status) in survey {
+        let Some(node) = NodeId::new(name) else { continue };
+        match &status.info {
+            Some(info) => {
+                for pool in &info.pools {
+                    let replicas = info.replicas.iter().filter(|r| r.pool == pool.name).count();
+                    all.push(Candidate {
+                        node: node.clone(),
+                        pool: pool.name.clone(),
+                        free_bytes: pool.free_bytes,
+                        total_bytes: pool.capacity_bytes,
+                        zone: None,
+                        live: info.ready,
+                        replicas: u32::try_from(replicas).unwrap_or(u32::MAX),
+                    });
+                }
+            }
+            None => all.push(Candidate {
+                node,
+                pool: pool.to_owned(),
+                free_bytes: 0,
+                total_bytes: 0,
+                zone: None,
+                live: false,
+                replicas: 0,
+            }),
+        }
+    }
+    all
+}

@@ -1,0 +1,182 @@
+//! The life of `lockstepd`: what is started in which order, and how it ends.
+
+mod listen;
+mod ready;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use lockstep_meta::redb::Redb;
+use lockstep_meta::remote::{Deadlines, Remote};
+use lockstep_meta::{Meta, server as meta_server};
+use lockstep_proto::v1::control_server::ControlServer;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Code;
+
+use crate::admin::{Addresses, Admin, Catalog, CatalogResolver, Parts};
+use crate::config::{Config, MetaConfig};
+use crate::engine::{Engine, EngineConfig};
+use listen::Listeners;
+
+/// How long primaries get to close in good order.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+/// How long calls under way get to be answered when the daemon stops.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// Pause before the record store is asked again at the start.
+const META_PAUSE: Duration = Duration::from_millis(200);
+
+/// Runs a daemon until it is told to stop. The error says what was wrong and what to do.
+///
+/// # Errors
+/// If it cannot start: a pool, a socket or the record store's file cannot be used, or another
+/// daemon is this node already.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
+    let (meta, owned) = open_meta(&config.meta)?;
+    let listeners = Listeners::bind(&config).await?;
+    let catalog = Catalog::new(Arc::clone(&meta));
+    let resolver = Arc::new(CatalogResolver::new(catalog.clone()));
+    let engine = Engine::start(engine_config(&config), meta, resolver).await?;
+    let addresses = Addresses {
+        peer: listen::advertised(config.peer_address.as_deref(), engine.peer_addr()),
+        admin: listen::advertised(config.admin_address.as_deref(), listeners.admin_addr),
+    };
+    tracing::info!(
+        node = %config.node,
+        peer = addresses.peer,
+        admin = addresses.admin,
+        socket = %config.socket.display(),
+        version = env!("CARGO_PKG_VERSION"),
+        "started"
+    );
+    let admin = Admin::new(Parts {
+        engine,
+        catalog: catalog.clone(),
+        addresses,
+        nbd_dir: &config.nbd_dir,
+        nbd_tcp: listeners.nbd,
+        rebuild_after_ms: config.rebuild_after_ms,
+        forget_after_ms: config.forget_after_ms,
+    })
+    .with_context(|| format!("cannot make nbd_dir {}", config.nbd_dir.display()))?;
+
+    let stop = CancellationToken::new();
+    let servers = TaskTracker::new();
+    let control = ControlServer::new(admin.clone());
+    let service = owned.map(meta_server::service);
+    let tcp = tonic::transport::server::TcpIncoming::from(listeners.admin).with_nodelay(Some(true));
+    servers.spawn(listen::serve(control.clone(), service.clone(), tcp, stop.clone()));
+    let unix = tokio_stream::wrappers::UnixListenerStream::new(listeners.socket);
+    servers.spawn(listen::serve(control, service, unix, stop.clone()));
+
+    let outcome = tokio::select! {
+        started = serve(&admin, &catalog, &config) => started,
+        () = signals.wait() => Ok(()),
+    };
+    tracing::info!("stopping");
+    ready::withdraw(config.ready_file.as_deref());
+    tokio::select! {
+        () = shut_down(&admin, &stop, &servers) => {}
+        () = signals.wait() => tracing::warn!("told twice to stop: stopping at once"),
+    }
+    remove_socket(&config.socket);
+    outcome
+}
+
+/// Joins the cluster and then waits for ever.
+async fn serve(admin: &Admin, catalog: &Catalog, config: &Config) -> anyhow::Result<()> {
+    let mut told = false;
+    while let Err(status) = join(admin, catalog).await {
+        // The name is taken by a living daemon: waiting would not help.
+        anyhow::ensure!(status.code() != Code::FailedPrecondition, "{}", status.message());
+        if !told {
+            tracing::warn!(why = status.message(), "waiting for the record store");
+            told = true;
+        }
+        tokio::time::sleep(META_PAUSE).await;
+    }
+    admin.begin();
+    ready::announce(config.ready_file.as_deref(), config.ready_fd)?;
+    tracing::info!(node = %config.node, "ready");
+    std::future::pending().await
+}
+
+async fn join(admin: &Admin, catalog: &Catalog) -> Result<(), tonic::Status> {
+    catalog.ping().await?;
+    admin.introduce().await
+}
+
+async fn shut_down(admin: &Admin, stop: &CancellationToken, servers: &TaskTracker) {
+    let cut_off = admin.end(CLOSE_LIMIT).await;
+    if !cut_off.is_empty() {
+        let volumes: Vec<_> = cut_off.iter().map(ToString::to_string).collect();
+        tracing::warn!(?volumes, "not closed in time; they are recovered when next attached");
+    }
+    stop.cancel();
+    servers.close();
+    if tokio::time::timeout(ANSWER_LIMIT, servers.wait()).await.is_err() {
+        tracing::debug!("clients of the admin API stayed connected");
+    }
+}
+
+/// The record store, and the same once more if this daemon owns it and serves it to others.
+type OpenMeta = (Arc<dyn Meta>, Option<Arc<dyn Meta>>);
+
+fn open_meta(config: &MetaConfig) -> anyhow::Result<OpenMeta> {
+    match config {
+        MetaConfig::Embedded(path) => {
+            if let Some(dir) = path.parent() {
+                std::fs::create_dir_all(dir)
+                    .with_context(|| format!("cannot make {} for `meta`", dir.display()))?;
+            }
+            let store: Arc<dyn Meta> = Arc::new(Redb::open(path)?);
+            Ok((Arc::clone(&store), Some(store)))
+        }
+        MetaConfig::Remote(uri) => Ok((Arc::new(Remote::new(uri, Deadlines::default())?), None)),
+    }
+}
+
+fn engine_config(config: &Config) -> EngineConfig {
+    EngineConfig {
+        cluster: config.cluster,
+        node: config.node.clone(),
+        listen: config.peer_listen,
+        pools: config.pools.clone(),
+        direct_io: config.direct_io,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+fn remove_socket(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, path = %path.display(), "cannot remove the socket");
+    }
+}
+
+/// The signals that stop a daemon.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
