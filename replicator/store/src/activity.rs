@@ -92,9 +92,9 @@ impl Activity {
         }
     }
 
-    /// A region found in the log at open.
+    /// A region found in the log at open. Its set record may not be durable yet.
     pub(crate) fn add_unresolved(&mut self, region: RegionIndex, floor: Gen) {
-        let mut entry = Active::new(Phase::Set, Tick(0));
+        let mut entry = Active::new(Phase::Setting, Tick(0));
         (entry.unresolved, entry.untrusted, entry.floor, entry.dirty) = (true, true, floor, true);
         self.entries.insert(region, entry);
         self.unresolved += 1;
@@ -305,7 +305,8 @@ impl Activity {
         assert_eq!(idle, self.idle.len(), "the idle index is wrong");
         for (region, entry) in &self.entries {
             let pinned = self.pins.contains_key(region) && !self.ignore_pins;
-            let leaving = entry.cleaning || entry.idle_since.is_some();
+            let comes_back = entry.phase == Phase::Clearing { again: true };
+            let leaving = entry.cleaning && !comes_back || entry.idle_since.is_some();
             assert!(!(leaving && pinned), "m3: pinned region {region} may be cleaned");
             assert!(!(leaving && entry.unresolved), "m3: unresolved {region} may be cleaned");
             assert!(!entry.unresolved || entry.untrusted, "unresolved {region} is trusted");

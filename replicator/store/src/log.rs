@@ -96,10 +96,13 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Goes on after record `seq`, with these regions active.
+    /// Goes on after record `seq`, with these regions active. The records found may be those of a
+    /// process that was killed before they were durable: nothing builds on them until
+    /// [`Log::appended`] says that they are.
     pub(crate) fn new(replica: ReplicaId, seq: u64, named: BTreeMap<RegionIndex, u64>) -> Self {
         let mut queue: Vec<(u64, RegionIndex)> = named.iter().map(|(r, s)| (*s, *r)).collect();
         queue.sort_unstable();
+        let sets = named.keys().copied().collect();
         Self {
             replica,
             seq,
@@ -107,7 +110,7 @@ impl Log {
             queue: queue.into(),
             sets: BTreeSet::new(),
             clears: BTreeSet::new(),
-            in_flight: None,
+            in_flight: (seq > 0).then_some(Appended { sets, clears: Vec::new() }),
         }
     }
 
@@ -153,7 +156,12 @@ impl Log {
         Some((record_offset(self.seq), bytes))
     }
 
-    /// The record being written is durable.
+    /// Are there records whose durability is not known?
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
+    /// The record being written is durable, or those found are.
     pub(crate) fn appended(&mut self) -> Appended {
         assert!(self.in_flight.is_some(), "no record is being written");
         self.in_flight.take().unwrap_or_default()

@@ -11,6 +11,7 @@ use lockstep_core::store::{StoreError, StoreNote, StoreOp, StoreReply};
 use crate::activity::{Activity, Phase};
 use crate::clean::Cleaner;
 use crate::flush::Flushes;
+use crate::layout::File;
 use crate::log::Log;
 use crate::mutate::Mutation;
 use crate::op::{DiskError, DiskOp, DiskOpId, DiskOpKind};
@@ -23,8 +24,9 @@ use crate::tuning::Tuning;
 
 /// The store of one replica whose files are open.
 ///
-/// Call [`Store::submit`], [`Store::note`], [`Store::done`] and [`Store::tick`] as things happen,
-/// and after each of them poll [`Store::poll_disk`] and [`Store::poll_done`] until both are empty.
+/// Call [`Store::submit`], [`Store::note`], [`Store::done`] and [`Store::tick`] as things happen.
+/// After each of them, and once after [`Store::open`], poll [`Store::poll_disk`] and
+/// [`Store::poll_done`] until both are empty.
 ///
 /// The first write, zeroing or fdatasync that fails latches the store: whatever is under way fails
 /// with that error, and whatever is submitted later with [`StoreError::Faulted`]. Such a replica
@@ -61,7 +63,7 @@ pub struct Store {
 pub(crate) enum Purpose {
     /// One place of the superblock.
     Superblock,
-    /// A record of the activity log.
+    /// A record of the activity log; or those found at open, made durable.
     Append,
     /// The fdatasync of the data.
     FlushData,
@@ -131,7 +133,8 @@ pub(crate) struct Parts {
 impl Store {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { superblock, log, activity, regions, tuning, planted } = parts;
-        Self {
+        let in_doubt = log.is_in_doubt();
+        let mut store = Self {
             superblock,
             promises: Promises::default(),
             log,
@@ -151,7 +154,11 @@ impl Store {
             in_flight: BTreeMap::new(),
             replies: VecDeque::new(),
             faulted: false,
+        };
+        if in_doubt {
+            store.issue(Purpose::Append, DiskOpKind::Sync { file: File::Meta });
         }
+        store
     }
 
     /// Starts an operation; its answer comes out of [`Store::poll_done`] under `token`.
@@ -316,7 +323,7 @@ impl Store {
         }
         self.clean_if_due();
         if let Some((offset, data)) = self.log.append() {
-            let file = crate::layout::File::Meta;
+            let file = File::Meta;
             self.issue(Purpose::Append, DiskOpKind::Write { file, offset, data, durable: true });
         }
         self.answer_clean_all();
