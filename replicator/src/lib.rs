@@ -4,17 +4,18 @@
 //! - [`engine`]: the data path of one node: its replicas, its primaries, the links between nodes.
 //! - [`door`]: an attached volume as doors see it.
 //! - [`pool`]: directories that hold replicas.
-//! - [`config`], [`logging`]: what the daemon is told, and how it tells.
+//! - [`admin`]: what the daemon answers people and other daemons, and does for the cluster.
+//! - [`config`], [`logging`], [`daemon`]: what the daemon is told, how it tells, how it lives.
 //! - [`cli`]: the command `lockstep`.
 #![forbid(unsafe_code)]
 
 pub mod admin;
-pub mod cli;
 pub(crate) mod buf;
+pub mod cli;
 pub mod clock;
 pub mod config;
-pub(crate) mod disk;
 pub mod daemon;
+pub(crate) mod disk;
 pub mod door;
 pub mod engine;
 pub mod logging;
