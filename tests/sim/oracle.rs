@@ -19,7 +19,7 @@ struct Write {
     submitted: u64,
     acked: Option<u64>,
     /// In microseconds, to be compared with power losses.
-    acked_at: u64,
+    submitted_at: u64,
     /// Covered by an acknowledged flush, or written with FUA.
     durable: bool,
     /// Preceded by an acknowledged write, or by one that was read.
@@ -44,7 +44,7 @@ impl Block {
             value,
             submitted: 0,
             acked: Some(0),
-            acked_at: 0,
+            submitted_at: 0,
             durable: true,
             overwritten: false,
         };
@@ -60,13 +60,12 @@ impl Block {
         self.writes.iter().filter(|w| w.value == value).all(|w| w.precedes(write))
     }
 
-    fn acked(&mut self, value: Value, now: u64, at: u64, fua: bool) {
-        let Some(index) = self.writes.iter().rposition(|w| w.value == value && w.acked.is_none())
-        else {
+    fn acked(&mut self, submitted: u64, now: u64, fua: bool) {
+        let Some(index) = self.writes.iter().position(|w| w.submitted == submitted) else {
             return;
         };
         let write = &mut self.writes[index];
-        (write.acked, write.acked_at, write.durable) = (Some(now), at, fua);
+        (write.acked, write.durable) = (Some(now), fua);
         let write = *write;
         for other in &mut self.writes {
             other.overwritten |= other.precedes(&write);
@@ -80,11 +79,11 @@ impl Block {
         self.writes.retain(|w| !w.precedes(durable));
     }
 
-    /// What may be found at an opening, if writes acknowledged at or before `lost_until` may be
-    /// lost unless durable.
+    /// What may be found at an opening, if writes submitted at or before `lost_until` may be lost
+    /// unless durable.
     fn legal(&self, lost_until: Option<u64>) -> Vec<Value> {
         let survives = |w: &&Write| {
-            w.durable || w.acked.is_some() && lost_until.is_none_or(|lost| w.acked_at > lost)
+            w.durable || w.acked.is_some() && lost_until.is_none_or(|lost| w.submitted_at > lost)
         };
         let surviving: Vec<&Write> = self.writes.iter().filter(survives).collect();
         let possible = |w: &&Write| {
@@ -99,7 +98,7 @@ impl Block {
 #[derive(Clone, Debug)]
 enum Pending {
     Read { range: BlockRange, submitted: u64, readable: Vec<Vec<Value>> },
-    Write { range: BlockRange, value: Value, fua: bool },
+    Write { range: BlockRange, submitted: u64, fua: bool },
     Flush { submitted: u64 },
 }
 
@@ -115,6 +114,28 @@ struct Attachment {
 }
 
 impl Attachment {
+    /// May `epoch` open with `contents`?
+    fn check_opening(
+        &self,
+        epoch: Epoch,
+        contents: &BTreeMap<u64, Value>,
+        lost_until: Option<u64>,
+    ) -> Result<(), String> {
+        if self.epoch >= epoch {
+            return Err(format!("epoch {epoch} opens after epoch {}", self.epoch));
+        }
+        for (block, known) in &self.blocks {
+            let found = contents.get(block).copied().unwrap_or(Value::ZERO);
+            let legal = known.legal(lost_until);
+            if !legal.contains(&found) {
+                return Err(format!(
+                    "epoch {epoch} opens with {found:?} in block {block}; legal are {legal:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn block(&mut self, block: u64) -> &mut Block {
         self.blocks.entry(block).or_insert_with(|| Block::opened_with(Value::ZERO))
     }
@@ -123,8 +144,8 @@ impl Attachment {
 /// An acknowledgement to be checked against the disks.
 #[derive(Clone, Debug, Default)]
 pub struct Claimed {
-    /// Blocks that were written, with the write.
-    pub applied: Vec<(u64, Value)>,
+    /// Blocks that were written, with the number of the write.
+    pub applied: Vec<(u64, u64)>,
     /// Blocks whose content was declared durable.
     pub durable: Vec<u64>,
 }
@@ -161,7 +182,7 @@ impl Oracle {
         self.current.and_then(|c| self.attachments.get(&c)).map_or(0, |a| a.opened_at)
     }
 
-    /// `instance` opens with the given contents. Un-flushed writes acknowledged up to
+    /// `instance` opens with the given contents. Un-flushed writes submitted up to
     /// `lost_until` may be lost.
     ///
     /// # Errors
@@ -174,19 +195,11 @@ impl Oracle {
         contents: &BTreeMap<u64, Value>,
         lost_until: Option<u64>,
     ) -> Result<(), String> {
+        if self.current == Some(instance) {
+            return self.reopen(instance, epoch, contents);
+        }
         if let Some(last) = self.current.and_then(|c| self.attachments.get_mut(&c)) {
-            if last.epoch >= epoch {
-                return Err(format!("epoch {epoch} opens after epoch {}", last.epoch));
-            }
-            for (block, known) in &last.blocks {
-                let found = contents.get(block).copied().unwrap_or(Value::ZERO);
-                let legal = known.legal(lost_until);
-                if !legal.contains(&found) {
-                    return Err(format!(
-                        "epoch {epoch} opens with {found:?} in block {block}; legal are {legal:?}"
-                    ));
-                }
-            }
+            last.check_opening(epoch, contents, lost_until)?;
             last.successor = Some((contents.clone(), lost_until.is_some()));
         } else if let Some((block, value)) = contents.iter().find(|(_, v)| **v != Value::ZERO) {
             return Err(format!("the first opening finds {value:?} in block {block}"));
@@ -208,6 +221,26 @@ impl Oracle {
         }
     }
 
+    /// The same primary opens again for the same device: nothing acknowledged may be missing
+    /// (G4), and what is under way will be done again.
+    fn reopen(
+        &mut self,
+        instance: InstanceId,
+        epoch: Epoch,
+        contents: &BTreeMap<u64, Value>,
+    ) -> Result<(), String> {
+        let Some(a) = self.attachments.get_mut(&instance) else { return Ok(()) };
+        a.check_opening(epoch, contents, None)?;
+        a.epoch = epoch;
+        for (block, known) in &mut a.blocks {
+            let found = contents.get(block).copied().unwrap_or(Value::ZERO);
+            for write in known.writes.iter_mut().filter(|w| w.value != found) {
+                write.overwritten |= write.acked.is_some();
+            }
+        }
+        Ok(())
+    }
+
     /// A guest asks to read.
     pub fn read(&mut self, instance: InstanceId, request: RequestId, range: BlockRange) {
         let submitted = self.tick();
@@ -216,7 +249,8 @@ impl Oracle {
         a.pending.insert(request, Pending::Read { range, submitted, readable });
     }
 
-    /// A guest asks to write (zeroes are a write of [`Value::ZERO`]).
+    /// A guest asks to write (zeroes are a write of [`Value::ZERO`]), at this time in
+    /// microseconds.
     pub fn write(
         &mut self,
         instance: InstanceId,
@@ -224,6 +258,7 @@ impl Oracle {
         range: BlockRange,
         value: Value,
         fua: bool,
+        at: u64,
     ) {
         let submitted = self.tick();
         let Some(a) = self.attachments.get_mut(&instance) else { return };
@@ -232,7 +267,7 @@ impl Oracle {
                 value,
                 submitted,
                 acked: None,
-                acked_at: 0,
+                submitted_at: at,
                 durable: false,
                 overwritten: false,
             };
@@ -246,7 +281,7 @@ impl Oracle {
                 }
             }
         }
-        a.pending.insert(request, Pending::Write { range, value, fua });
+        a.pending.insert(request, Pending::Write { range, submitted, fua });
     }
 
     /// A guest asks for a flush.
@@ -292,20 +327,15 @@ impl Oracle {
     ///
     /// # Errors
     /// If a deposed primary acknowledges what its successor did not open with (G5).
-    pub fn acked(
-        &mut self,
-        instance: InstanceId,
-        request: RequestId,
-        at: u64,
-    ) -> Result<Claimed, String> {
+    pub fn acked(&mut self, instance: InstanceId, request: RequestId) -> Result<Claimed, String> {
         let now = self.tick();
         let Some(a) = self.attachments.get_mut(&instance) else { return Ok(Claimed::default()) };
         let claimed = match a.pending.remove(&request) {
-            Some(Pending::Write { range, value, fua }) => {
-                late_ack(a, range, value)?;
+            Some(Pending::Write { range, submitted, fua }) => {
+                late_ack(a, range, submitted)?;
                 let blocks: Vec<u64> = range.blocks().collect();
-                blocks.iter().for_each(|b| a.block(*b).acked(value, now, at, fua));
-                let applied = blocks.iter().map(|b| (*b, value)).collect();
+                blocks.iter().for_each(|b| a.block(*b).acked(submitted, now, fua));
+                let applied = blocks.iter().map(|b| (*b, submitted)).collect();
                 Claimed { applied, durable: if fua { blocks } else { Vec::new() } }
             }
             Some(Pending::Flush { submitted }) => {
@@ -329,12 +359,12 @@ impl Oracle {
         known.map(|_| ()).ok_or_else(|| format!("request {request} fails but was not asked"))
     }
 
-    /// Does content `value` of `block` show that the acknowledged write `write` is missing?
+    /// Does content `value` of `block` show that write number `write` is missing?
     #[must_use]
-    pub fn lacks(&self, block: u64, value: Value, write: Value) -> bool {
+    pub fn lacks(&self, block: u64, value: Value, write: u64) -> bool {
         let Some(known) = self.known(block) else { return false };
-        let acked = |w: &&Write| w.value == write && w.acked.is_some();
-        known.writes.iter().rfind(acked).is_some_and(|w| known.lacks(value, w))
+        let found = known.writes.iter().find(|w| w.submitted == write);
+        found.is_some_and(|w| known.lacks(value, w))
     }
 
     /// Does content `value` of `block` show that a durable write is missing?
@@ -364,18 +394,18 @@ impl Oracle {
 }
 
 /// G5: a primary whose successor has opened acknowledges only what that one opened with.
-fn late_ack(a: &mut Attachment, range: BlockRange, value: Value) -> Result<(), String> {
+fn late_ack(a: &mut Attachment, range: BlockRange, submitted: u64) -> Result<(), String> {
     let Some((opened, power_lost)) = a.successor.take() else { return Ok(()) };
     let mut result = Ok(());
     for block in range.blocks() {
         let found = opened.get(&block).copied().unwrap_or(Value::ZERO);
         let known = a.block(block);
-        let acked = known.writes.iter().rfind(|w| w.value == value).copied();
-        if !power_lost && acked.is_some_and(|w| known.lacks(found, &w)) {
+        let acked = known.writes.iter().find(|w| w.submitted == submitted).copied();
+        if let Some(w) = acked.filter(|w| !power_lost && known.lacks(found, w)) {
             result = Err(format!(
-                "deposed epoch {} acknowledges {value:?} in block {block}, \
+                "deposed epoch {} acknowledges {:?} in block {block}, \
                  but its successor opened with {found:?}",
-                a.epoch
+                a.epoch, w.value
             ));
         }
     }

@@ -19,11 +19,11 @@ fn opened() -> (Oracle, InstanceId) {
 }
 
 fn write(oracle: &mut Oracle, i: InstanceId, request: u64, value: u64) {
-    oracle.write(i, RequestId(request), one(), Value(value), false);
+    oracle.write(i, RequestId(request), one(), Value(value), false, 10);
 }
 
 fn ack(oracle: &mut Oracle, i: InstanceId, request: u64) {
-    oracle.acked(i, RequestId(request), 10).unwrap();
+    oracle.acked(i, RequestId(request)).unwrap();
 }
 
 fn reads(oracle: &Oracle, i: InstanceId, value: u64) -> bool {
@@ -73,7 +73,7 @@ fn an_opening_keeps_what_was_acknowledged_unless_power_was_lost() {
     ack(&mut oracle, i, 3);
     assert!(!opens(&oracle, 11, None) && opens(&oracle, 13, None));
     assert!(opens(&oracle, 11, Some(10)) && opens(&oracle, 13, Some(10)));
-    assert!(!opens(&oracle, 11, Some(9)), "acknowledged after the power loss");
+    assert!(!opens(&oracle, 11, Some(9)), "submitted after the power loss");
     assert!(!opens(&oracle, 0, Some(10)), "what was flushed stays");
 }
 
@@ -84,10 +84,10 @@ fn a_deposed_primary_acknowledges_only_what_its_successor_opened_with() {
     let contents = |value| BTreeMap::from([(BLOCK, Value(value))]);
     let mut without = oracle.clone();
     without.open(instance(2), Epoch(2), 0, &contents(0), None).unwrap();
-    assert!(without.acked(i, RequestId(1), 10).is_err());
+    assert!(without.acked(i, RequestId(1)).is_err());
     let mut with = oracle.clone();
     with.open(instance(2), Epoch(2), 0, &contents(11), None).unwrap();
-    assert!(with.acked(i, RequestId(1), 10).is_ok());
+    assert!(with.acked(i, RequestId(1)).is_ok());
     assert!(!reads(&with, instance(2), 0), "what it opened with stays");
 }
 
@@ -96,7 +96,7 @@ fn a_request_is_answered_once() {
     let (mut oracle, i) = opened();
     write(&mut oracle, i, 1, 11);
     ack(&mut oracle, i, 1);
-    assert!(oracle.acked(i, RequestId(1), 10).is_err());
+    assert!(oracle.acked(i, RequestId(1)).is_err());
     assert!(oracle.failed(i, RequestId(2)).is_err());
 }
 
@@ -105,11 +105,11 @@ fn a_disk_that_lacks_an_acknowledged_write_is_found_out() {
     let (mut oracle, i) = opened();
     write(&mut oracle, i, 1, 11);
     ack(&mut oracle, i, 1);
-    assert!(oracle.lacks(BLOCK, Value(0), Value(11)));
-    assert!(!oracle.lacks(BLOCK, Value(11), Value(11)));
-    assert!(oracle.lacks(BLOCK, Value::GARBAGE, Value(11)));
+    assert!(oracle.lacks(BLOCK, Value(0), 1));
+    assert!(!oracle.lacks(BLOCK, Value(11), 1));
+    assert!(oracle.lacks(BLOCK, Value::GARBAGE, 1));
     assert!(!oracle.lacks_durable(BLOCK, Value(0)));
     oracle.flush(i, RequestId(2));
-    assert_eq!(oracle.acked(i, RequestId(2), 10).unwrap().durable, [BLOCK]);
+    assert_eq!(oracle.acked(i, RequestId(2)).unwrap().durable, [BLOCK]);
     assert!(oracle.lacks_durable(BLOCK, Value(0)));
 }

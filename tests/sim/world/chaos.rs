@@ -10,6 +10,9 @@ use crate::fault::Fault;
 use crate::net::{DIALER, Wire};
 use crate::node::Copy;
 
+/// Does a copy that is opened again always get new connections?
+const REOPEN_RESETS: bool = true;
+
 impl World {
     /// The next time that a fault happens.
     pub(crate) fn plan(&mut self, fault: Fault) {
@@ -298,7 +301,7 @@ impl World {
 
     /// Closes what was dialled towards a node, as seen from there.
     pub(crate) fn reset_acceptors(&mut self, node: usize) {
-        if self.rng.chance(500) {
+        if !REOPEN_RESETS && self.rng.chance(500) {
             return;
         }
         let here = |c: &crate::net::Connection| c.ends[1].open && c.ends[1].node == node;

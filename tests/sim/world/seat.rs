@@ -138,9 +138,10 @@ impl World {
         if self.is_telling() {
             self.tell_request(node, conn, &message);
         }
+        let answered = !matches!(message.body, Request::Commit { .. });
         let Some(s) = self.nodes[node].seat(seat) else { return };
         let sent = s.sent.entry(conn).or_default();
-        if sent.insert(message.header.seq.0, bytes).is_some() {
+        if answered && sent.insert(message.header.seq.0, bytes).is_some() {
             let what = format!("two requests in flight on {conn} have seq {}", message.header.seq);
             self.fail("honest", what);
             return;
@@ -206,7 +207,7 @@ impl World {
     }
 
     fn guest_asks(&mut self, node: usize, seat: u64) -> bool {
-        let value = Value(self.fresh_value());
+        let (value, now) = (Value(self.fresh_value()), self.now());
         let depth = self.habits.depth;
         let Some(s) = self.nodes[node].seat.as_mut().filter(|s| s.id == seat) else { return false };
         if s.guest.pending.len() >= depth || !s.primary.has_room() {
@@ -220,7 +221,7 @@ impl World {
         match &asked.op {
             GuestOp::Read { range } => self.oracle.read(instance, request, *range),
             GuestOp::Write { range, fua, .. } | GuestOp::Zero { range, fua, .. } => {
-                self.oracle.write(instance, request, *range, asked.value, *fua);
+                self.oracle.write(instance, request, *range, asked.value, *fua, now);
             }
             GuestOp::Flush => self.oracle.flush(instance, request),
         }
@@ -238,7 +239,6 @@ impl World {
         request: RequestId,
         result: Result<GuestReply, GuestError>,
     ) {
-        let now = self.now();
         let Some(s) = self.nodes[node].seat(seat) else { return };
         let instance = s.instance;
         if !s.guest.pending.remove(&request) {
@@ -252,7 +252,7 @@ impl World {
                 self.outcome.coverage.reads += 1;
                 self.judge("register", judged);
             }
-            Ok(GuestReply::Done) => match self.oracle.acked(instance, request, now) {
+            Ok(GuestReply::Done) => match self.oracle.acked(instance, request) {
                 Ok(claimed) => self.check_ack(node, seat, &claimed),
                 Err(what) => self.fail("fencing", what),
             },
