@@ -218,6 +218,10 @@ impl Primary {
         mutates: bool,
         request: Request,
     ) {
+        if !self.peers.get(&rid).is_some_and(Peer::is_connected) {
+            // Its session is ending; whoever asks is about to be told.
+            return;
+        }
         let seq = self.take_seq();
         if mutates {
             self.ops.note_mutation(seq);
