@@ -165,7 +165,7 @@ pub(crate) fn wrong_declarations(package: &Package, manifest: &str) -> Vec<Strin
             wrong.push(format!("{name}: take {} without std", dependency.name));
         }
         let planted = dependency.features.iter().any(|f| f == "planted-bugs");
-        if planted && name.as_str() != "lockstep-tests" {
+        if planted && normal && name.as_str() != "lockstep-tests" {
             wrong.push(format!("{name}: only the simulator may plant bugs in {}", dependency.name));
         }
         if dependency.source.as_ref().is_some_and(|s| s.to_string().starts_with("git+")) {
