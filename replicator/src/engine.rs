@@ -83,6 +83,7 @@ impl Engine {
         let clock = Clock::start();
         let net = Net::new(clock, config.cluster, config.node.clone());
         let (listen, runtime) = (config.listen, tokio::runtime::Handle::current());
+        let version = config.version.clone();
         let opening = tokio::task::spawn_blocking(move || {
             let _tasks = runtime.enter();
             let pools = open_pools(&config)?;
@@ -95,6 +96,7 @@ impl Engine {
             .await
             .map_err(|source| EngineError::Listen { addr: listen, source })?;
         let peers = Peers::new(Arc::clone(&net), resolver, stop.clone());
+        tracing::info!(node = %net.node, addr = %server.addr(), version, "engine started");
         let inner = Inner {
             net,
             peers,

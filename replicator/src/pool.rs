@@ -14,11 +14,12 @@ mod identity;
 mod replicas;
 mod space;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use lockstep_core::id::NodeId;
 use uuid::Uuid;
@@ -44,7 +45,7 @@ pub(crate) struct Pool {
     pub(crate) config: PoolConfig,
     pub(crate) uuid: Uuid,
     /// Keeps other daemons out for as long as it is open.
-    _lock: File,
+    lock: Mutex<Option<File>>,
 }
 
 impl Pool {
@@ -78,7 +79,8 @@ impl Pool {
             create_dir(dir, &dir.join(sub))?;
         }
         fs::flush_dir(dir)?;
-        let pool = Self { config: config.clone(), uuid: identity.uuid, _lock: lock };
+        let pool =
+            Self { config: config.clone(), uuid: identity.uuid, lock: Mutex::new(Some(lock)) };
         pool.remove_leftovers()?;
         Ok(pool)
     }
@@ -88,12 +90,26 @@ impl Pool {
         &self.config.name
     }
 
+    /// Lets other daemons have the pool; nothing may be done with it afterwards.
+    pub(crate) fn release(&self) {
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Closing alone does not do it while a process that is just being started holds a copy
+        // of the descriptor. If it fails, closing has to do.
+        let _ = lock.map(|file| file.unlock());
+    }
+
     fn replicas_dir(&self) -> PathBuf {
         self.config.dir.join(REPLICAS)
     }
 
     fn trash_dir(&self) -> PathBuf {
         self.config.dir.join(TRASH)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 

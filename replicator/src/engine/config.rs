@@ -21,7 +21,7 @@ pub struct EngineConfig {
     pub pools: Vec<PoolConfig>,
     /// Bypass the page cache for replica data where the file system can.
     pub direct_io: bool,
-    /// Version of the program, for logs and pool identities.
+    /// Version of the program, for the log.
     pub version: String,
 }
 

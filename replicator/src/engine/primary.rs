@@ -160,7 +160,7 @@ impl Driver {
                     let now = clock.now();
                     for input in batch.drain(..) {
                         if let Input::Abort(done) = input {
-                            self.end();
+                            drop(self);
                             // Whoever asked may have gone.
                             let _ = done.send(());
                             return;
@@ -369,9 +369,12 @@ impl Driver {
         self.local_down();
         self.paths.clear();
     }
+}
 
-    /// Ends without a word to anybody; what waits is answered by the channel's end.
-    fn end(&mut self) {
+/// However the task ends: nobody keeps a connection for it, and the replica on this node knows.
+/// Guests that wait learn it from their channels.
+impl Drop for Driver {
+    fn drop(&mut self) {
         self.leave();
         tracing::info!(volume = %self.parts.volume, "primary ended");
     }

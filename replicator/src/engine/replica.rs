@@ -105,7 +105,6 @@ impl Driver {
         loop {
             if self.disk_ops == 0 {
                 if let Some(done) = self.stop.take() {
-                    self.break_connections();
                     return Outcome::Stopped(done);
                 }
                 if self.fault.is_some() {
@@ -224,11 +223,6 @@ impl Driver {
         }
     }
 
-    /// Whoever has a session learns that it is void.
-    fn break_connections(&mut self) {
-        self.take_paths().values().for_each(ReplyPath::reset);
-    }
-
     /// The connections on which the replica was asked for something.
     pub(super) fn take_paths(&mut self) -> BTreeMap<Conn, ReplyPath> {
         std::mem::take(&mut self.paths)
@@ -252,6 +246,13 @@ impl Driver {
             fault: self.fault.clone(),
             core,
         }
+    }
+}
+
+/// However the task ends: whoever has a session learns that it is void.
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.paths.values().for_each(ReplyPath::reset);
     }
 }
 

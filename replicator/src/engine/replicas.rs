@@ -222,14 +222,16 @@ impl Replicas {
         Ok(blocking(move || slot.pool.delete(volume)).await?)
     }
 
-    /// Stops all replicas and waits until their disks are quiet.
+    /// Stops all replicas, waits until their disks are quiet, and lets go of the pools.
     pub(super) async fn stop(&self) {
+        let _changing = self.changing.lock().await;
         let slots = std::mem::take(&mut *self.write());
         for slot in slots.into_values() {
             if let Kind::Open { inputs, .. } = slot.kind {
                 stop(&inputs).await;
             }
         }
+        self.pools.iter().for_each(|pool| pool.release());
     }
 
     /// How the replica of a volume is.

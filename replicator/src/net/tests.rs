@@ -130,6 +130,19 @@ fn hello(cluster: Uuid, name: &str, versions: (u16, u16)) -> Frame {
     })
 }
 
+/// Asks again and again until there is an answer; panics if there is none for very long.
+async fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let asking = async {
+        loop {
+            if let Some(answer) = ask() {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(LONG, asking).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}
+
 /// The dialling end, with one volume that uses it.
 struct Client {
     peers: Arc<Peers>,
@@ -209,15 +222,7 @@ impl Client {
 
     /// Why there is no connection, as soon as there is a reason.
     async fn trouble(&self) -> String {
-        let told = async {
-            loop {
-                if let Some(why) = self.peers.trouble(&node("server")) {
-                    return why;
-                }
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        timeout(LONG, told).await.expect("no trouble")
+        wait_for("trouble", || self.peers.trouble(&node("server"))).await
     }
 }
 
@@ -357,12 +362,7 @@ async fn a_peer_that_is_not_needed_any_more_is_left() {
     let mut client = Client::connect(port.addr, "client", CLUSTER).await;
     client.connected().await;
     client.peers.disconnect(&node("server"), volume());
-    let left = async {
-        while port.echo.gone.lock().unwrap().is_empty() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    timeout(LONG, left).await.expect("the connection stays");
+    wait_for("the end", || port.echo.gone.lock().unwrap().pop()).await;
     assert_eq!(client.peers.trouble(&node("server")), None);
 }
 

@@ -1,5 +1,8 @@
+pub(crate) mod mount;
+
 use super::*;
 use lockstep_core::id::VolumeId;
+use mount::Mount;
 use std::fs;
 use tempfile::TempDir;
 
@@ -124,39 +127,15 @@ fn space_is_promised_once() {
     assert_eq!(space.room(), space.free - 4096, "without a capacity, what there is");
 }
 
-/// A file system of its own, unmounted when dropped; `None` where mounting is not allowed.
-struct Mount(TempDir);
-
-impl Mount {
-    fn tmpfs(options: &str) -> Option<Self> {
-        let dir = TempDir::new().unwrap();
-        let mut mount = std::process::Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir.path());
-        mount.status().ok().filter(std::process::ExitStatus::success).map(|_| Self(dir))
-    }
-
-    fn remount(&self, options: &str) {
-        let mut mount = std::process::Command::new("mount");
-        mount.args(["-o", &format!("remount,{options}")]).arg(self.0.path());
-        assert!(mount.status().unwrap().success());
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_read_only_pool_is_refused() {
     let Some(mount) = Mount::tmpfs("size=1m") else {
         eprintln!("SKIPPED a_read_only_pool_is_refused: mounting needs root");
         return;
     };
-    drop(open(mount.0.path()).unwrap());
+    drop(open(mount.path()).unwrap());
     mount.remount("ro");
-    let error = open(mount.0.path()).unwrap_err();
+    let error = open(mount.path()).unwrap_err();
     assert!(matches!(error, PoolError::ReadOnly { .. }), "{error}");
 }
 
@@ -166,7 +145,7 @@ fn a_full_pool_says_how_much_is_missing() {
         eprintln!("SKIPPED a_full_pool_says_how_much_is_missing: mounting needs root");
         return;
     };
-    let pool = open(mount.0.path()).unwrap();
+    let pool = open(mount.path()).unwrap();
     let big = Initial { name: "tags", len: 1 << 20, preallocate: true, writes: vec![] };
     let error = pool.create(VolumeId(Uuid::from_u128(7)), "db", &[big]).unwrap_err();
     assert!(matches!(error, PoolError::Full { needed_bytes: 1_048_576, .. }), "{error}");

@@ -79,9 +79,14 @@ impl Cluster {
 
     /// Starts a node.
     pub(super) async fn up(&mut self, i: u8) -> Engine {
+        self.up_with(i, self.config(i)).await
+    }
+
+    /// Starts a node that is configured otherwise than usual.
+    pub(super) async fn up_with(&mut self, i: u8, config: EngineConfig) -> Engine {
         let meta: Arc<dyn Meta> = Arc::<Faulty>::clone(&self.meta);
         let resolver: Arc<dyn Resolver> = Arc::<Addresses>::clone(&self.addresses);
-        let engine = Engine::start(self.config(i), meta, resolver).await.unwrap();
+        let engine = Engine::start(config, meta, resolver).await.unwrap();
         self.addresses.0.lock().unwrap().insert(node(i), engine.peer_addr());
         self.engines.insert(i, engine.clone());
         engine
@@ -145,13 +150,11 @@ impl Cluster {
 
     /// Waits until `count` copies are in sync.
     pub(super) async fn in_sync(&self, volume: VolumeId, count: usize) {
-        let reached = async {
-            while self.record(volume).await.in_sync().count() != count {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+        let reached = async || {
+            let record = self.record(volume).await;
+            (record.in_sync().count() == count).then_some(())
         };
-        let result = timeout(LONG, reached).await;
-        assert!(result.is_ok(), "never {count} in sync: {:?}", self.record(volume).await);
+        wait_for(&format!("{count} copies in sync"), reached).await;
     }
 
     /// The data file of a copy.
@@ -190,4 +193,17 @@ pub(super) async fn read(handle: &VolumeHandle, block: u64, count: u32) -> Vec<u
         lockstep_attach::Segment::Zeroes(len) => vec![0; usize::try_from(len).unwrap()],
     });
     pieces.collect::<Vec<_>>().concat()
+}
+
+/// Asks again and again until there is an answer; panics if there is none for very long.
+pub(super) async fn wait_for<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let asking = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LONG, asking).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }

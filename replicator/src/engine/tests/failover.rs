@@ -2,8 +2,10 @@
 
 use super::cluster::*;
 use crate::engine::*;
+use crate::pool::tests::mount::Mount;
 use lockstep_attach::{Backend, Errno, ZeroMode};
 use lockstep_core::record::ReplicaState as Copy;
+use std::os::unix::fs::FileExt;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_written_is_read_and_is_on_every_copy() {
@@ -162,16 +164,11 @@ async fn attaching_what_cannot_be_attached_says_what_it_waits_for() {
     let handle = cluster.on(3).attach(volume).unwrap();
     let error = handle.served(Duration::from_millis(300)).await.unwrap_err();
     assert!(matches!(error, EngineError::AttachTimeout { .. }), "{error}");
-    let reached = async {
-        loop {
-            let info = cluster.on(3).primary_status(volume).await.unwrap();
-            if info.waits_for.contains("node-1") {
-                return info.waits_for;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    let told = async || {
+        let info = cluster.on(3).primary_status(volume).await?;
+        info.waits_for.contains("node-1").then_some(info.waits_for)
     };
-    let why = timeout(LONG, reached).await.unwrap();
+    let why = wait_for("a reason", told).await;
     assert!(why.contains("node-2"), "{why}");
     // The attempt goes on, and succeeds when a copy is back.
     cluster.up(2).await;
@@ -207,4 +204,53 @@ async fn shutdown_closes_volumes_in_good_order() {
     assert_eq!(cluster.on(1).shutdown(LONG).await, vec![]);
     assert!(cluster.record(volume).await.clean);
     assert!(matches!(cluster.on(1).attach(volume), Err(EngineError::Stopped)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotten_block_is_read_from_another_copy() {
+    let mut cluster = Cluster::start(2).await;
+    let volume = cluster.volume(4, &[1, 2], 1).await;
+    let handle = cluster.attach(1, volume).await;
+    write(&handle, 1, 0, 8).await;
+    cluster.on(1).detach(volume, false, LONG).await.unwrap();
+    cluster.kill(1).await;
+    let data = cluster.pool_dir(1).join("replicas").join(volume.to_string()).join("data");
+    let file = std::fs::OpenOptions::new().write(true).open(data).unwrap();
+    file.write_all_at(&[0xAA; 10], 3 * BLOCK as u64).unwrap();
+    file.sync_all().unwrap();
+    cluster.up(1).await;
+    let handle = cluster.attach(1, volume).await;
+    for _ in 0..4 {
+        assert_eq!(read(&handle, 3, 1).await, pattern(1, 3));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_without_space_is_left_out_and_comes_back_when_there_is_some() {
+    const NAME: &str = "a_copy_without_space_is_left_out_and_comes_back_when_there_is_some";
+    let Some(mount) = Mount::tmpfs("size=3m") else {
+        eprintln!("SKIPPED {NAME}: mounting needs root");
+        return;
+    };
+    let mut cluster = Cluster::start(2).await;
+    let mut small = cluster.config(3);
+    small.pools[0].dir = mount.path().to_owned();
+    // Promised more than there is, as an operator may.
+    small.pools[0].capacity_bytes = Some(1 << 30);
+    cluster.up_with(3, small).await;
+    let volume = cluster.volume(8, &[1, 2, 3], 2).await;
+    let handle = cluster.attach(1, volume).await;
+    write(&handle, 1, 0, 1024).await;
+    cluster.in_sync(volume, 2).await;
+    let info = cluster.on(3).replica_status(volume).await.unwrap();
+    let ReplicaState::Open(open) = info.state else { panic!("{info:?}") };
+    assert!(open.fault.is_some_and(|why| why.contains("space")));
+    write(&handle, 2, 0, 10).await;
+    handle.flush().await.unwrap();
+    mount.remount("size=64m");
+    cluster.in_sync(volume, 3).await;
+    cluster.on(1).detach(volume, false, LONG).await.unwrap();
+    let dir = mount.path().join("replicas").join(volume.to_string());
+    assert!(std::fs::read(dir.join("data")).unwrap() == cluster.data(1, volume), "copies differ");
+    cluster.kill(3).await;
 }
