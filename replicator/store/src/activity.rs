@@ -260,20 +260,30 @@ impl Activity {
 
     /// When the region that has been idle for the longest time may be cleaned.
     pub(crate) fn deadline(&self) -> Option<Tick> {
-        self.idle.first().map(|(since, _)| since.plus_ms(self.tuning.idle_ms))
+        self.idle.first().map(|(since, _)| since.plus_ms(self.patience_ms()))
     }
 
-    /// What to clean now: everything there is if `all`; the longest unused if too much is active;
-    /// else what has been idle for long, together with what soon will have been.
+    /// How long a region must have been idle. If too much is active, what is not quite hot is
+    /// cleaned; if something waits for room, anything.
+    fn patience_ms(&self) -> u64 {
+        if !self.stalled.is_empty() {
+            0
+        } else if self.logged() - self.unresolved > self.tuning.clean_above {
+            self.tuning.idle_ms / 16
+        } else {
+            self.tuning.idle_ms
+        }
+    }
+
+    /// What to clean now: everything there is if `all`; else what has been idle for long enough,
+    /// together with what soon will have been, so that they share the barriers.
     pub(crate) fn batch(&self, now: Tick, all: bool) -> Vec<RegionIndex> {
-        let crowded =
-            !self.stalled.is_empty() || self.logged() - self.unresolved > self.tuning.clean_above;
         let due = self.deadline().is_some_and(|at| at <= now);
-        if !(all || crowded || due) {
+        if !(all || due) {
             return Vec::new();
         }
-        let soon = |since: Tick| now >= since.plus_ms(self.tuning.idle_ms / 2);
-        let wanted = self.idle.iter().take_while(|(since, _)| all || crowded || soon(*since));
+        let soon_ms = self.patience_ms() / 2;
+        let wanted = self.idle.iter().take_while(|(since, _)| all || since.plus_ms(soon_ms) <= now);
         wanted.take(self.tuning.clean_batch).map(|(_, region)| *region).collect()
     }
 

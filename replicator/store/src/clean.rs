@@ -169,7 +169,7 @@ impl Store {
         // If it was written meanwhile, the data may be of before: rebuild it another time.
         if let Some(data) = data.filter(|_| self.cleaner.batch.contains(&region)) {
             let floor = self.activity.get(region).map(|entry| entry.floor).unwrap_or_default();
-            self.table_mut(region).rebuild(floor, &data);
+            self.tags.get_or_blank(region).rebuild(floor, &data);
         }
         self.on_clean_loaded(region, failed);
     }
@@ -208,7 +208,7 @@ impl Store {
         let mut pages = BTreeSet::new();
         let mut tables = Vec::new();
         for region in dirty {
-            let table = self.table_mut(region);
+            let table = self.tags.get_or_blank(region);
             let (max, bytes) = (table.max_stamp(), table.encode());
             self.regions.set(region, max);
             pages.insert(Regions::page_of(region));

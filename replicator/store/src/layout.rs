@@ -46,7 +46,10 @@ pub const SUPERBLOCK_BYTES: u32 = 4096;
 pub const LOG_OFFSET: u32 = 2 * SUPERBLOCK_BYTES;
 /// Bytes of one record of the activity log.
 pub const LOG_RECORD_BYTES: u32 = 4096;
-/// Records in the ring of the activity log.
+/// Bytes of a place in the ring: a record, twice. So damage to the newest record can be told from
+/// a write that was cut short.
+pub const LOG_SLOT_BYTES: u32 = 2 * LOG_RECORD_BYTES;
+/// Places in the ring of the activity log.
 pub const LOG_RECORDS: u32 = 256;
 /// Most regions that one record sets and clears.
 pub const LOG_CHANGES: usize = 512;
@@ -82,7 +85,7 @@ pub fn region_count(blocks: u64) -> u32 {
 pub fn file_bytes(file: File, blocks: u64) -> u64 {
     let regions = u64::from(region_count(blocks));
     match file {
-        File::Meta => u64::from(LOG_OFFSET + LOG_RECORDS * LOG_RECORD_BYTES),
+        File::Meta => u64::from(LOG_OFFSET + LOG_RECORDS * LOG_SLOT_BYTES),
         File::Data => blocks * u64::from(BLOCK_SIZE),
         File::Tags => (regions * u64::from(TABLE_BYTES)).next_multiple_of(4096),
         File::Regions => (regions * u64::from(REGION_ENTRY_BYTES))
@@ -102,10 +105,10 @@ pub fn table_offset(region: RegionIndex) -> u64 {
     u64::from(region.0) * u64::from(TABLE_BYTES)
 }
 
-/// Where the record with this number is in [`File::Meta`].
+/// Where the two copies of the record with this number are in [`File::Meta`].
 #[must_use]
 pub fn record_offset(seq: u64) -> u64 {
-    u64::from(LOG_OFFSET) + record_slot(seq) * u64::from(LOG_RECORD_BYTES)
+    u64::from(LOG_OFFSET) + record_slot(seq) * u64::from(LOG_SLOT_BYTES)
 }
 
 /// Which place of the ring holds the record with this number.
@@ -121,7 +124,7 @@ mod tests {
     #[test]
     fn sizes_of_a_small_volume() {
         // 300 blocks: two regions, the second cut off.
-        assert_eq!(file_bytes(File::Meta, 300), 8192 + 256 * 4096);
+        assert_eq!(file_bytes(File::Meta, 300), 8192 + 256 * 8192);
         assert_eq!(file_bytes(File::Data, 300), 300 * 4096);
         assert_eq!(file_bytes(File::Tags, 300), 4096);
         assert_eq!(file_bytes(File::Regions, 300), 4096);
@@ -133,6 +136,6 @@ mod tests {
     fn records_wrap_around_within_the_file() {
         assert_eq!(record_offset(0), 8192);
         assert_eq!(record_offset(256), 8192);
-        assert_eq!(record_offset(255) + 4096, file_bytes(File::Meta, 1));
+        assert_eq!(record_offset(255) + 8192, file_bytes(File::Meta, 1));
     }
 }

@@ -134,7 +134,7 @@ impl Log {
         self.in_flight.is_some() || !self.sets.is_empty() || !self.clears.is_empty()
     }
 
-    /// The next record and its place, if one is asked for and none is being written.
+    /// The next record, twice, and its place, if one is asked for and none is being written.
     pub(crate) fn append(&mut self) -> Option<(u64, Bytes)> {
         if self.in_flight.is_some() || self.sets.is_empty() && self.clears.is_empty() {
             return None;
@@ -151,7 +151,7 @@ impl Log {
             self.queue.push_back((self.seq, *region));
         }
         let record = Record { replica: self.replica, seq: self.seq, sets, clears, slice };
-        let bytes = record.encode();
+        let bytes = Bytes::from(record.encode().repeat(2));
         self.in_flight = Some(Appended { sets: record.sets, clears: record.clears });
         Some((record_offset(self.seq), bytes))
     }

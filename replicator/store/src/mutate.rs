@@ -9,7 +9,7 @@ use lockstep_core::range::{BlockRange, BlockSet, region_of};
 use crate::flush::Flusher;
 use crate::layout::{File, data_offset};
 use crate::op::DiskOpKind;
-use crate::store::{Job, Purpose, Store, Work};
+use crate::store::{Job, Purpose, Store, Work, by_region};
 use crate::tags::{ZERO_CRC, slot};
 
 /// A mutation under way.
@@ -112,9 +112,10 @@ impl Store {
         // The stamps are in force from now on, so that a later Restamp is not lost when the write
         // is done; the checksums are those of the disk until then.
         for (range, stamp) in stamps {
-            for block in range.blocks() {
-                let region = region_of(block);
-                self.table_to_change(region).set_stamp(slot(block), *stamp);
+            for part in by_region(*range) {
+                let region = region_of(part.start);
+                let table = self.table_to_change(region);
+                part.blocks().for_each(|block| table.set_stamp(slot(block), *stamp));
                 self.regions.raise(region, *stamp);
             }
         }
@@ -196,16 +197,15 @@ impl Store {
         let regions = mutation.regions.clone();
         self.note_change(&regions);
         for part in parts {
-            match part {
-                Part::Data { range, payload } => {
-                    for (block, crc) in range.blocks().zip(payload.crcs) {
-                        self.table_mut(region_of(block)).set_crc(slot(block), crc);
-                    }
-                }
-                Part::Zero { range, .. } => {
-                    for block in range.blocks() {
-                        self.table_mut(region_of(block)).set_crc(slot(block), ZERO_CRC);
-                    }
+            let (range, crcs) = match part {
+                Part::Data { range, payload } => (range, payload.crcs),
+                Part::Zero { range, .. } => (range, Vec::new()),
+            };
+            let mut crcs = crcs.into_iter();
+            for part in by_region(range) {
+                let table = self.tags.get_or_blank(region_of(part.start));
+                for block in part.blocks() {
+                    table.set_crc(slot(block), crcs.next().unwrap_or(ZERO_CRC));
                 }
             }
         }

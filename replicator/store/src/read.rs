@@ -153,11 +153,12 @@ impl Store {
         let mut held = Vec::new();
         let mut loads = 0;
         for region in blocks.regions() {
-            if self.is_untouched(region) {
+            let trusted = !self.is_untrusted(region);
+            let unknown = !trusted && self.tags.get(region).is_none();
+            if unknown || self.is_untouched(region) {
                 continue;
             }
-            let trusted = !self.is_untrusted(region);
-            let table = self.table_mut(region);
+            let table = self.tags.get_or_blank(region);
             table.readers += 1;
             held.push(region);
             if trusted && !table.is_loaded() {
@@ -170,7 +171,7 @@ impl Store {
 
     fn release_tables(&mut self, held: &[RegionIndex]) {
         for region in held {
-            self.table_mut(*region).readers -= 1;
+            self.tags.get_or_blank(*region).readers -= 1;
         }
     }
 
@@ -269,11 +270,12 @@ impl Store {
 
     pub(crate) fn scan(&mut self, token: Token, since: Gen, from: RegionIndex, limit: u32) {
         let since = since.max(Gen(1));
+        let unresolved = self.activity.unresolved();
         let mut regions = Vec::new();
         let mut next = None;
         for region in (from.0..self.regions.count()).map(RegionIndex) {
-            let unresolved = self.activity.get(region).is_some_and(|entry| entry.unresolved);
-            if self.regions.max(region) < since && !unresolved {
+            let old = self.regions.max(region) < since;
+            if old && (unresolved.is_empty() || unresolved.binary_search(&region).is_err()) {
                 continue;
             }
             if regions.len() as u64 >= u64::from(limit.max(1)) {

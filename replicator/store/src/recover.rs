@@ -6,7 +6,7 @@ use lockstep_core::id::{RegionIndex, ReplicaId};
 
 use crate::codec::index;
 use crate::error::OpenError;
-use crate::layout::{LOG_OFFSET, LOG_RECORD_BYTES, LOG_RECORDS, record_slot};
+use crate::layout::{LOG_OFFSET, LOG_RECORD_BYTES, LOG_RECORDS, LOG_SLOT_BYTES, record_slot};
 use crate::log::Record;
 
 /// The activity log as found.
@@ -20,16 +20,18 @@ pub(crate) struct Found {
 
 /// Reads the ring from the whole of file meta.
 ///
-/// The record after the last good one may be cut short: it was being written. Whatever else is
-/// not as it should be is rot.
+/// One good copy is enough of each record. The record after the last good one may be cut short in
+/// both copies: it was being written. Whatever else is not as it should be is rot.
 pub(crate) fn read_log(meta: &[u8], replica: ReplicaId, regions: u32) -> Result<Found, OpenError> {
     let slots: Vec<&[u8]> =
-        meta[LOG_OFFSET as usize..].chunks_exact(LOG_RECORD_BYTES as usize).collect();
+        meta[LOG_OFFSET as usize..].chunks_exact(LOG_SLOT_BYTES as usize).collect();
     let mut records: BTreeMap<u64, Record> = BTreeMap::new();
     for (slot, bytes) in (0..u64::from(LOG_RECORDS)).zip(&slots) {
-        let record = Record::decode(bytes);
+        let copies = bytes.chunks_exact(LOG_RECORD_BYTES as usize);
         let ours = |r: &Record| r.replica == replica && r.seq > 0 && record_slot(r.seq) == slot;
-        records.extend(record.filter(ours).map(|r| (r.seq, r)));
+        let good = copies.filter_map(Record::decode).filter(ours);
+        // A slot written in part may hold an old and a new one.
+        records.extend(good.map(|r| (r.seq, r)));
     }
     let last = records.last_key_value().map_or(0, |(seq, _)| *seq);
     check_slots(&slots, &records, last)?;
@@ -89,7 +91,7 @@ mod tests {
     }
 
     fn empty_meta() -> Vec<u8> {
-        vec![0; (LOG_OFFSET + LOG_RECORDS * LOG_RECORD_BYTES) as usize]
+        vec![0; (LOG_OFFSET + LOG_RECORDS * LOG_SLOT_BYTES) as usize]
     }
 
     fn append(log: &mut Log, meta: &mut [u8]) -> u64 {
@@ -171,11 +173,26 @@ mod tests {
             assert_ne!(found(&meta), expected);
             // The record has more than 2000 bytes: none of these cuts leaves it whole.
             for sectors in 1..4 {
-                let torn = offset + sectors * 512..offset + 4096;
+                let torn = offset + sectors * 512..offset + 8192;
                 let mut cut_short = meta.clone();
                 cut_short[torn.clone()].copy_from_slice(&before[torn]);
                 assert_eq!(found(&cut_short), expected, "{rounds} rounds, {sectors} sectors");
             }
+        }
+    }
+
+    #[test]
+    fn rot_in_the_newest_record_is_not_taken_for_a_torn_one() {
+        let mut log = new_log();
+        let mut meta = empty_meta();
+        log.set(RegionIndex(1));
+        append(&mut log, &mut meta);
+        log.set(RegionIndex(2));
+        let offset = index(append(&mut log, &mut meta));
+        for copy in [offset, offset + 4096] {
+            let mut damaged = meta.clone();
+            damaged[copy + 9] ^= 1;
+            assert_eq!(found(&damaged), BTreeSet::from([RegionIndex(1), RegionIndex(2)]));
         }
     }
 
@@ -188,9 +205,11 @@ mod tests {
                 log.set(RegionIndex(u32::try_from(round).expect("fits")));
                 append(&mut log, &mut meta);
             }
-            for seq in rounds.saturating_sub(254).max(1)..rounds {
+            for seq in (rounds.saturating_sub(254).max(1)..rounds).step_by(7) {
                 let mut damaged = meta.clone();
                 damaged[index(record_offset(seq)) + 70] ^= 4;
+                assert_eq!(found(&damaged), found(&meta), "one good copy is enough");
+                damaged[index(record_offset(seq)) + 4096] ^= 4;
                 let expected = OpenError::LogDamaged { seq, slot: record_slot(seq) };
                 assert_eq!(read_log(&damaged, replica(), REGIONS), Err(expected));
             }
@@ -206,7 +225,7 @@ mod tests {
         let next = index(record_offset(2));
         meta[next] = 1;
         assert_eq!(found(&meta), BTreeSet::from([RegionIndex(1)]));
-        meta[next + 4096] = 1;
+        meta[next + 8192] = 1;
         let damaged = read_log(&meta, replica(), REGIONS);
         assert_eq!(damaged, Err(OpenError::LogDamaged { seq: 0, slot: 3 }));
     }

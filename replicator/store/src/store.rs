@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use lockstep_core::id::{Gen, RegionIndex, Tick, Token};
 use lockstep_core::planted::Planted;
-use lockstep_core::range::{BlockSet, region_of};
+use lockstep_core::range::{BLOCKS_PER_REGION, BlockRange, BlockSet, region_of};
 use lockstep_core::store::{StoreError, StoreNote, StoreOp, StoreReply};
 
 use crate::activity::{Activity, Phase};
@@ -392,10 +392,11 @@ impl Store {
     }
 
     fn restamp(&mut self, blocks: &BlockSet, stamp: Gen) {
-        for block in blocks.blocks() {
-            let region = region_of(block);
+        for part in blocks.ranges().iter().flat_map(|range| by_region(*range)) {
+            let region = region_of(part.start);
             self.activate(region, None);
-            self.table_to_change(region).raise_stamp(slot(block), stamp);
+            let table = self.table_to_change(region);
+            part.blocks().for_each(|block| table.raise_stamp(slot(block), stamp));
             self.regions.raise(region, stamp);
         }
     }
@@ -428,18 +429,7 @@ impl Store {
             }
         }
         self.activity.update(region, |entry| entry.dirty = true);
-        self.table_mut(region)
-    }
-
-    /// The table of a region that is known to have one.
-    pub(crate) fn table_mut(&mut self, region: RegionIndex) -> &mut Table {
-        if self.tags.get(region).is_none() {
-            self.tags.insert(region, Table::blank());
-        }
-        match self.tags.get_mut(region) {
-            Some(table) => table,
-            None => unreachable!("the table of {region} was just put there"),
-        }
+        self.tags.get_or_blank(region)
     }
 
     pub(crate) fn new_job(&mut self) -> u64 {
@@ -505,5 +495,30 @@ impl Store {
 
     pub(crate) fn done_with(&mut self, token: Token) {
         self.answer(token, Ok(StoreReply::Done));
+    }
+}
+
+/// The range cut at the borders of regions.
+pub(crate) fn by_region(range: BlockRange) -> impl Iterator<Item = BlockRange> {
+    range.regions().map(move |region| {
+        let first = u64::from(region.0) * u64::from(BLOCKS_PER_REGION);
+        let start = range.start.max(first);
+        let end = range.end().min(first + u64::from(BLOCKS_PER_REGION));
+        // Not more than a region has, so it fits.
+        BlockRange::new(start, u32::try_from(end - start).unwrap_or(BLOCKS_PER_REGION))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_cut_at_the_borders_of_regions() {
+        let range = BlockRange::new;
+        let cut = |r| by_region(r).collect::<Vec<_>>();
+        assert_eq!(cut(range(3, 4)), [range(3, 4)]);
+        assert_eq!(cut(range(255, 1)), [range(255, 1)]);
+        assert_eq!(cut(range(255, 258)), [range(255, 1), range(256, 256), range(512, 1)]);
     }
 }

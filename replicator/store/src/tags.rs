@@ -187,6 +187,13 @@ impl TagCache {
         Some(table)
     }
 
+    /// The table, which is blank if it was not in memory.
+    pub(crate) fn get_or_blank(&mut self, region: RegionIndex) -> &mut Table {
+        let table = self.tables.entry(region).or_insert_with(Table::blank);
+        table.recent = true;
+        table
+    }
+
     pub(crate) fn insert(&mut self, region: RegionIndex, table: Table) {
         let before = self.tables.insert(region, table);
         assert!(before.is_none(), "tags of region {region} were already in memory");

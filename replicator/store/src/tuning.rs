@@ -8,8 +8,8 @@ pub struct Tuning {
     /// Resolved regions that may be active before a new activation waits for cleaning. Bounds
     /// what must be compared after a crash, and the tags held in memory (2 KiB each).
     pub active_max: usize,
-    /// Active regions above which the longest unused are cleaned without waiting for them to be
-    /// idle. Below `active_max`, so that writes seldom wait.
+    /// Resolved active regions above which a region is cleaned after a sixteenth of `idle_ms`.
+    /// Below `active_max`, so that writes seldom wait.
     pub clean_above: usize,
     /// Milliseconds without a write after which a region is cleaned.
     pub idle_ms: u64,

@@ -184,10 +184,19 @@ impl World {
 
     fn begin(&mut self, block: u64, value: Option<Value>, stamp: Gen) {
         self.twin.begin(block, value, stamp);
+        self.disturb(block, value);
+    }
+
+    /// What was asked about this block may be answered as of before or as of now.
+    fn disturb(&mut self, block: u64, value: Option<Value>) {
         for asked in self.asked.values_mut() {
             if let Asked::Read { blocks, legal } | Asked::Digest { blocks, legal, .. } = asked {
                 let at = blocks.blocks().position(|b| b == block);
-                at.map(|at| legal[at].extend(value));
+                at.into_iter().for_each(|at| legal[at].extend(value));
+            }
+            if let Asked::Digest { blocks, stamps, .. } = asked {
+                let at = blocks.blocks().position(|b| b == block);
+                at.into_iter().for_each(|at| stamps[at] = (Gen(0), false));
             }
         }
     }
@@ -300,6 +309,7 @@ impl World {
             let blocks = (*blocks).clone();
             self.r#gen = self.r#gen.next();
             self.twin.restamp(&blocks, self.r#gen);
+            blocks.blocks().for_each(|block| self.disturb(block, None));
             self.store.note(self.now, StoreNote::Restamp { blocks, stamp: self.r#gen });
         }
     }
@@ -310,6 +320,7 @@ impl World {
         for region in std::mem::take(&mut self.unresolved) {
             let range = BlockRange::of_region(region, BLOCKS).expect("inside");
             self.twin.restamp(&BlockSet::from(range), self.r#gen);
+            range.blocks().for_each(|block| self.disturb(block, None));
         }
         self.store.note(self.now, StoreNote::Resolve);
     }
