@@ -9,9 +9,8 @@ use uuid::Uuid;
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
-        #[derive(
-            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-        )]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Serialize, Deserialize)]
         pub struct $name(pub $inner);
 
         impl fmt::Display for $name {
@@ -22,20 +21,62 @@ macro_rules! number {
     };
 }
 
-number!(/** Which primary: grows by one with every claim of the volume. */ Epoch(u64));
-number!(/** Which membership: grows by one with every change of epoch or in-sync set. */ Gen(u32));
-number!(/** Order of a primary's messages within one epoch; 0 is "none". */ Seq(u64));
-number!(/** A point in time, microseconds since an arbitrary start; monotone per process. */ Tick(u64));
-number!(/** One connection (session transport); unique within a process, never reused. */ Conn(u64));
-number!(/** Pairs a question that a machine asks its driver with the answer. */ Token(u64));
-number!(/** Pairs a guest's request with its reply. */ RequestId(u64));
-number!(/** Random per open of a replica's files: tells a restart from a reconnect. */ Incarnation(u64));
-number!(/** Index of a 1 MiB region of the volume. */ RegionIndex(u32));
-number!(/** Version of an object in the record store; changes with every successful put. */ Revision(u64));
-number!(/** Identifies a volume for its whole life. */ VolumeId(Uuid));
-number!(/** Identifies one copy; a wiped copy comes back under a new id. */ ReplicaId(Uuid));
-number!(/** Identifies an unbroken history of a volume; changed only by forced recovery. */ Lineage(Uuid));
-number!(/** Identifies one claim of a volume by one process. */ InstanceId(Uuid));
+number! {
+    /// Which primary: grows by one with every claim of the volume.
+    Epoch(u64)
+}
+number! {
+    /// Which membership: grows by one with every change of epoch or in-sync set.
+    Gen(u32)
+}
+number! {
+    /// Order of a primary's messages within one epoch; 0 is "none".
+    Seq(u64)
+}
+number! {
+    /// A point in time, microseconds since an arbitrary start; monotone per process.
+    Tick(u64)
+}
+number! {
+    /// One connection (session transport); unique within a process, never reused.
+    Conn(u64)
+}
+number! {
+    /// Pairs a question that a machine asks its driver with the answer.
+    Token(u64)
+}
+number! {
+    /// Pairs a guest's request with its reply.
+    RequestId(u64)
+}
+number! {
+    /// Random per open of a replica's files: tells a restart from a reconnect.
+    Incarnation(u64)
+}
+number! {
+    /// Index of a 1 MiB region of the volume.
+    RegionIndex(u32)
+}
+number! {
+    /// Version of an object in the record store; changes with every successful put.
+    Revision(u64)
+}
+number! {
+    /// Identifies a volume for its whole life.
+    VolumeId(Uuid)
+}
+number! {
+    /// Identifies one copy; a wiped copy comes back under a new id.
+    ReplicaId(Uuid)
+}
+number! {
+    /// Identifies an unbroken history of a volume; changed only by forced recovery.
+    Lineage(Uuid)
+}
+number! {
+    /// Identifies one claim of a volume by one process.
+    InstanceId(Uuid)
+}
 
 impl Gen {
     /// The next generation. Panics at the end of the number space, which [`crate::record`]
