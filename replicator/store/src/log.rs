@@ -96,13 +96,10 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Goes on after record `seq`, with these regions active. The records found may be those of a
-    /// process that was killed before they were durable: nothing builds on them until
-    /// [`Log::appended`] says that they are.
+    /// Goes on after record `seq`, with these regions active.
     pub(crate) fn new(replica: ReplicaId, seq: u64, named: BTreeMap<RegionIndex, u64>) -> Self {
         let mut queue: Vec<(u64, RegionIndex)> = named.iter().map(|(r, s)| (*s, *r)).collect();
         queue.sort_unstable();
-        let sets = named.keys().copied().collect();
         Self {
             replica,
             seq,
@@ -110,7 +107,7 @@ impl Log {
             queue: queue.into(),
             sets: BTreeSet::new(),
             clears: BTreeSet::new(),
-            in_flight: (seq > 0).then_some(Appended { sets, clears: Vec::new() }),
+            in_flight: None,
         }
     }
 
@@ -156,12 +153,15 @@ impl Log {
         Some((record_offset(self.seq), bytes))
     }
 
-    /// Are there records whose durability is not known?
-    pub(crate) fn is_in_doubt(&self) -> bool {
-        self.in_flight.is_some()
+    /// Writes the last record found at open again. Its write may have failed, or its process been
+    /// killed, after it was visible and before it was durable; nothing may build on it until then.
+    pub(crate) fn repeat(&mut self, last: &Record) -> (u64, Bytes) {
+        let sets = self.named.keys().copied().collect();
+        self.in_flight = Some(Appended { sets, clears: Vec::new() });
+        (record_offset(last.seq), Bytes::from(last.encode().repeat(2)))
     }
 
-    /// The record being written is durable, or those found are.
+    /// The record being written is durable.
     pub(crate) fn appended(&mut self) -> Appended {
         assert!(self.in_flight.is_some(), "no record is being written");
         self.in_flight.take().unwrap_or_default()

@@ -85,12 +85,12 @@ impl Store {
         check_length(File::Meta, params.meta, blocks)?;
         check_length(File::Regions, params.regions, blocks)?;
         let count = region_count(blocks);
-        let log = read_log(params.meta, found.identity.replica, count)?;
+        let in_log = read_log(params.meta, found.identity.replica, count)?;
         let regions = Regions::decode(params.regions, count);
 
         let tuning = params.tuning.clamped();
         let mut activity = Activity::new(tuning, params.planted.has(Bug::EarlyClean));
-        for region in log.named.keys() {
+        for region in in_log.named.keys() {
             // Tags of a region that was active may be older than its data. Until the replica is
             // told better, its blocks count as of the highest generation known.
             let known = regions.max(*region);
@@ -110,9 +110,15 @@ impl Store {
         };
         let superblock =
             Superblock { boot_id: params.boot_id, lossy: recovered.lossy, ..found.clone() };
-        let log = Log::new(found.identity.replica, log.seq, log.named);
-        let planted = params.planted;
-        let store = Self::new(Parts { superblock, log, activity, regions, tuning, planted });
+        let store = Self::new(Parts {
+            superblock,
+            log: Log::new(found.identity.replica, in_log.seq, in_log.named),
+            last_record: in_log.last,
+            activity,
+            regions,
+            tuning,
+            planted: params.planted,
+        });
         Ok(Opened { store, superblock: found, recovered })
     }
 }

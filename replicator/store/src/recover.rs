@@ -16,6 +16,8 @@ pub(crate) struct Found {
     pub(crate) seq: u64,
     /// The active regions, with the last record that named each.
     pub(crate) named: BTreeMap<RegionIndex, u64>,
+    /// The last good record. It may be visible and not durable: then a power loss takes it back.
+    pub(crate) last: Option<Record>,
 }
 
 /// Reads the ring from the whole of file meta.
@@ -47,7 +49,8 @@ pub(crate) fn read_log(meta: &[u8], replica: ReplicaId, regions: u32) -> Result<
         });
         named.extend(record.sets.iter().chain(&record.slice).map(|region| (*region, *seq)));
     }
-    Ok(Found { seq: last, named })
+    let newest = records.remove(&last);
+    Ok(Found { seq: last, named, last: newest })
 }
 
 /// The oldest record of the window that rebuilds the active set, if `last` is the newest.

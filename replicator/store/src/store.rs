@@ -12,7 +12,7 @@ use crate::activity::{Activity, Phase};
 use crate::clean::Cleaner;
 use crate::flush::Flushes;
 use crate::layout::File;
-use crate::log::Log;
+use crate::log::{Log, Record};
 use crate::mutate::Mutation;
 use crate::op::{DiskError, DiskOp, DiskOpId, DiskOpKind};
 use crate::promise::Promises;
@@ -63,7 +63,7 @@ pub struct Store {
 pub(crate) enum Purpose {
     /// One place of the superblock.
     Superblock,
-    /// A record of the activity log; or those found at open, made durable.
+    /// A record of the activity log.
     Append,
     /// The fdatasync of the data.
     FlushData,
@@ -124,6 +124,7 @@ pub struct Status {
 pub(crate) struct Parts {
     pub(crate) superblock: Superblock,
     pub(crate) log: Log,
+    pub(crate) last_record: Option<Record>,
     pub(crate) activity: Activity,
     pub(crate) regions: Regions,
     pub(crate) tuning: Tuning,
@@ -132,8 +133,7 @@ pub(crate) struct Parts {
 
 impl Store {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { superblock, log, activity, regions, tuning, planted } = parts;
-        let in_doubt = log.is_in_doubt();
+        let Parts { superblock, log, last_record, activity, regions, tuning, planted } = parts;
         let mut store = Self {
             superblock,
             promises: Promises::default(),
@@ -155,8 +155,9 @@ impl Store {
             replies: VecDeque::new(),
             faulted: false,
         };
-        if in_doubt {
-            store.issue(Purpose::Append, DiskOpKind::Sync { file: File::Meta });
+        if let Some(last) = last_record {
+            let (offset, data) = store.log.repeat(&last);
+            store.append(offset, data);
         }
         store
     }
@@ -323,13 +324,17 @@ impl Store {
         }
         self.clean_if_due();
         if let Some((offset, data)) = self.log.append() {
-            let file = File::Meta;
-            self.issue(Purpose::Append, DiskOpKind::Write { file, offset, data, durable: true });
+            self.append(offset, data);
         }
         self.answer_clean_all();
         let activity = &self.activity;
         let keep = self.tuning.cached_tables + activity.counts().logged;
         self.tags.shrink(keep, |region| !activity.is_active(region));
+    }
+
+    fn append(&mut self, offset: u64, data: Bytes) {
+        let kind = DiskOpKind::Write { file: File::Meta, offset, data, durable: true };
+        self.issue(Purpose::Append, kind);
     }
 
     fn on_appended(&mut self) {

@@ -404,14 +404,14 @@ fn lost_power_is_remembered_until_it_is_resolved() {
 }
 
 #[test]
-fn records_found_at_open_are_made_durable_before_anything_builds_on_them() {
+fn the_record_found_at_open_is_made_durable_before_anything_builds_on_it() {
     let mut driver = driver();
     assert_eq!(driver.get(write(0, 1, 4, 8)), Ok(StoreReply::Done));
     driver.reopen(0, plain());
     driver.ask(1, write(1, 1, 5, 9));
     driver.ask(2, write(256, 1, 5, 9));
-    assert_eq!(driver.wanted(), ["flush meta"]);
-    driver.run("flush meta");
+    assert_eq!(driver.wanted(), ["log"]);
+    driver.run("log");
     assert_eq!(driver.wanted(), ["write", "log"]);
 }
 
