@@ -7,6 +7,7 @@ use std::path::PathBuf;
 #[command(
     name = "lockstepd",
     version,
+    args_override_self = true,
     after_help = "Every key can also be set as \
     LOCKSTEP_<KEY> in the environment or as <key> in the configuration file; a flag wins over \
     the environment, that over the file."

@@ -173,3 +173,12 @@ fn what_is_missing_is_named_with_all_ways_to_give_it() {
     let message = load(&without, &[], None).unwrap_err();
     assert!(message.contains("peer_address") && message.contains("0.0.0.0:7170"), "{message}");
 }
+
+#[test]
+fn of_a_flag_given_twice_the_last_one_wins_and_pools_add_up() {
+    let twice = least(&["--log-level", "warn", "--log-level", "debug", "--node", "n2"]);
+    let pools = ["--pool", "a=/a", "--pool", "b=/b"];
+    let config = load(&[twice, pools.to_vec()].concat(), &[], None).unwrap();
+    assert_eq!((config.node.as_str(), config.log_level.as_str()), ("n2", "debug"));
+    assert_eq!(config.pools.len(), 2);
+}
