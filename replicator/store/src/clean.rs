@@ -76,6 +76,8 @@ impl Cleaner {
 impl Store {
     pub(crate) fn clean_all(&mut self, token: Token) {
         self.cleaner.clean_all.push(token);
+        // What could not be read before may be readable now.
+        self.cleaner.failed = false;
     }
 
     /// Answers those that wait for the log to be empty, if nothing more can be cleaned.

@@ -36,6 +36,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => prop_oneof![1..20_u64, 90..200_u64].prop_map(|ms| Step::Wait { ms }),
         40 => any::<usize>().prop_map(|which| Step::Disk { which }),
         3 => Just(Step::Settle),
+        1 => (any::<usize>(), any::<u64>()).prop_map(|(which, seed)| Step::Fail { which, seed }),
         1 => any::<u64>().prop_map(|seed| Step::Kill { seed }),
         1 => any::<u64>().prop_map(|seed| Step::PowerLoss { seed }),
         1 => Just(Step::Resolve),

@@ -157,26 +157,33 @@ impl Disk {
 
     /// The process ends: what it had under way is done, or not, or in part.
     pub(crate) fn kill(&mut self, rng: &mut Rng) {
-        for (op, _) in std::mem::take(&mut self.flying) {
-            match op.kind {
-                DiskOpKind::Write { file, offset, data, .. } => {
-                    let atom = if file == File::Meta { 512 } else { 4096 };
-                    for (index, part) in data.chunks(atom).enumerate() {
-                        if rng.one_in(2) {
-                            self.write(file, offset + (index * atom) as u64, part, false);
-                        }
-                    }
-                }
-                DiskOpKind::Zero { file, offset, len, .. } => {
-                    for at in (offset..offset + len).step_by(4096) {
-                        if rng.one_in(2) {
-                            self.write(file, at, &[0; 4096], false);
-                        }
-                    }
-                }
-                DiskOpKind::Read { .. } | DiskOpKind::Sync { .. } => {}
-            }
+        while !self.flying.is_empty() {
+            self.fail(0, rng);
         }
+    }
+
+    /// One of the operations handed out is done, or not, or in part, and nothing is durable.
+    pub(crate) fn fail(&mut self, index: usize, rng: &mut Rng) -> DiskOp {
+        let (op, _) = self.flying.remove(index);
+        match &op.kind {
+            DiskOpKind::Write { file, offset, data, .. } => {
+                let atom = if *file == File::Meta { 512 } else { 4096 };
+                for (index, part) in data.chunks(atom).enumerate() {
+                    if rng.one_in(2) {
+                        self.write(*file, offset + (index * atom) as u64, part, false);
+                    }
+                }
+            }
+            DiskOpKind::Zero { file, offset, len, .. } => {
+                for at in (*offset..offset + len).step_by(4096) {
+                    if rng.one_in(2) {
+                        self.write(*file, at, &[0; 4096], false);
+                    }
+                }
+            }
+            DiskOpKind::Read { .. } | DiskOpKind::Sync { .. } => {}
+        }
+        op
     }
 
     /// Power is lost: of what was written and is not durable, any part may be gone.

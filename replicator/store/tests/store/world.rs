@@ -8,7 +8,7 @@ use lockstep_core::message::{Digest, Payload, ResyncBlock, ResyncContent};
 use lockstep_core::planted::Planted;
 use lockstep_core::range::{BlockRange, BlockSet, region_of};
 use lockstep_core::store::{Recovered, StoreError, StoreNote, StoreOp, StoreReply};
-use lockstep_store::{File, Identity, OpenParams, Store, Tuning, format};
+use lockstep_store::{DiskError, File, Identity, OpenParams, Store, Tuning, format};
 
 use crate::disk::{Disk, Rng};
 use crate::twin::{Twin, Value, content, range_in, value_of};
@@ -39,23 +39,64 @@ pub(crate) fn tuning() -> Tuning {
 /// Something that happens. Numbers are taken modulo what there is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Step {
-    Write { start: u64, count: u32, durable: bool },
-    Zero { start: u64, count: u32, durable: bool },
-    Resync { start: u64, count: u32, mask: u64 },
-    Mark { start: u64, count: u32 },
+    Write {
+        start: u64,
+        count: u32,
+        durable: bool,
+    },
+    Zero {
+        start: u64,
+        count: u32,
+        durable: bool,
+    },
+    Resync {
+        start: u64,
+        count: u32,
+        mask: u64,
+    },
+    Mark {
+        start: u64,
+        count: u32,
+    },
     Flush,
-    Read { start: u64, count: u32 },
-    Digest { start: u64, count: u32, since: u32 },
-    Scan { since: u32 },
+    Read {
+        start: u64,
+        count: u32,
+    },
+    Digest {
+        start: u64,
+        count: u32,
+        since: u32,
+    },
+    Scan {
+        since: u32,
+    },
     Promise,
-    Release { which: usize },
-    Restamp { which: usize },
+    Release {
+        which: usize,
+    },
+    Restamp {
+        which: usize,
+    },
     CleanAll,
-    Wait { ms: u64 },
-    Disk { which: usize },
+    Wait {
+        ms: u64,
+    },
+    Disk {
+        which: usize,
+    },
     Settle,
-    Kill { seed: u64 },
-    PowerLoss { seed: u64 },
+    /// A disk operation fails; if the store latches, its files are opened again.
+    Fail {
+        which: usize,
+        seed: u64,
+    },
+    Kill {
+        seed: u64,
+    },
+    PowerLoss {
+        seed: u64,
+    },
     Resolve,
 }
 
@@ -69,6 +110,13 @@ enum Asked {
     Scan(BTreeSet<RegionIndex>),
     Promise(Epoch),
     CleanAll,
+}
+
+impl Asked {
+    /// Because something could not be read, which does not latch the store.
+    fn may_fail_alone(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::Digest { .. } | Self::CleanAll)
+    }
 }
 
 #[derive(Debug)]
@@ -86,6 +134,8 @@ pub(crate) struct World {
     boot: u8,
     unresolved: Vec<RegionIndex>,
     planted: Planted,
+    /// Did anything fail?
+    failures: bool,
 }
 
 type Outcome = Result<(), String>;
@@ -123,6 +173,7 @@ impl World {
             boot: 0,
             unresolved: Vec::new(),
             planted,
+            failures: false,
         }
     }
 
@@ -146,6 +197,7 @@ impl World {
             }
             Step::Disk { which } => self.run(which),
             Step::Settle => self.settle(),
+            Step::Fail { which, seed } => return self.fail(which, seed),
             Step::Kill { seed } => return self.restart(seed, false),
             Step::PowerLoss { seed } => return self.restart(seed, true),
             Step::Resolve => self.resolve(),
@@ -332,6 +384,23 @@ impl World {
         }
     }
 
+    fn fail(&mut self, which: usize, seed: u64) -> Outcome {
+        if self.disk.flying.is_empty() {
+            return Ok(());
+        }
+        let op = self.disk.fail(which % self.disk.flying.len(), &mut Rng(seed));
+        self.failures = true;
+        self.store.done(self.now, op.id, Err(DiskError::Io));
+        self.collect()?;
+        if !self.store.status().faulted {
+            return Ok(());
+        }
+        if !self.asked.is_empty() {
+            return Err(format!("not answered by a latched store: {:?}", self.asked));
+        }
+        self.restart(seed, false)
+    }
+
     /// Until the disk has nothing to do.
     pub(crate) fn settle(&mut self) {
         loop {
@@ -392,7 +461,12 @@ impl World {
     }
 
     fn answered(&mut self, asked: Asked, result: Result<StoreReply, StoreError>) -> Outcome {
-        let reply = result.map_err(|error| format!("{asked:?} failed: {error:?}"))?;
+        let reply = match result {
+            Ok(reply) => reply,
+            Err(StoreError::Io) if self.failures && self.store.status().faulted => return Ok(()),
+            Err(StoreError::Io) if self.failures && asked.may_fail_alone() => return Ok(()),
+            Err(error) => return Err(format!("{asked:?} failed: {error:?}")),
+        };
         match (asked, reply) {
             (Asked::Mutation { blocks, durable }, StoreReply::Done) => {
                 for block in blocks.blocks() {
