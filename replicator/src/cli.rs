@@ -52,6 +52,10 @@ async fn dispatch(args: Args, out: &Output) -> Result<ExitCode, Failure> {
         },
         Command::Attach(wanted) => attach::attach(&server, out, wanted).await?,
         Command::Detach { name, force } => attach::detach(&server, out, name, force).await?,
+        Command::Demo(mut wanted) => {
+            wanted.json = out.json;
+            return Ok(crate::demo::main(wanted).await);
+        }
         Command::Status { watch, interval_ms } => {
             status::status(&server, out, watch, interval_ms).await?;
         }

@@ -6,7 +6,7 @@
 //! - [`pool`]: directories that hold replicas.
 //! - [`admin`]: what the daemon answers people and other daemons, and does for the cluster.
 //! - [`config`], [`logging`], [`daemon`]: what the daemon is told, how it tells, how it lives.
-//! - [`cli`]: the command `lockstep`.
+//! - [`cli`]: the command `lockstep`; [`demo`]: its demonstration.
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -15,6 +15,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod daemon;
+pub mod demo;
 pub(crate) mod disk;
 pub mod door;
 pub mod engine;

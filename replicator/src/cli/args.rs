@@ -57,6 +57,8 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Show on this machine that a volume outlives the daemon that serves it
+    Demo(crate::demo::DemoArgs),
     /// Nodes and volumes at a glance
     Status {
         /// Show it again and again, until Ctrl-C
