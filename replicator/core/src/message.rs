@@ -210,6 +210,25 @@ pub enum Request {
     Close,
 }
 
+impl Request {
+    /// Does it put an entry into the replica's ring?
+    #[must_use]
+    pub fn mutates(&self) -> bool {
+        match self {
+            Self::Write { .. } | Self::Zero { .. } | Self::Mark { .. } | Self::Resync { .. } => {
+                true
+            }
+            Self::Promise { .. }
+            | Self::Read { .. }
+            | Self::Flush
+            | Self::Commit { .. }
+            | Self::Scan { .. }
+            | Self::Digest { .. }
+            | Self::Close => false,
+        }
+    }
+}
+
 /// A replica's answer to a promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Promised {

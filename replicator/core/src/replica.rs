@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use self::promise::PendingPromise;
 use self::ring::Ring;
 use crate::id::{
-    Conn, Epoch, Gen, Incarnation, InstanceId, Lineage, RegionIndex, ReplicaId, Tick, Token,
+    Conn, Epoch, Gen, Incarnation, InstanceId, Lineage, RegionIndex, ReplicaId, Seq, Tick, Token,
     VolumeId,
 };
 use crate::limits;
@@ -150,6 +150,8 @@ pub struct Replica {
 #[derive(Clone, Copy, Debug)]
 struct Session {
     conn: Conn,
+    /// Number of its promise; everything in it has a higher one.
+    first: Seq,
 }
 
 /// What a store operation in flight is for.
@@ -291,9 +293,14 @@ impl Replica {
         }
     }
 
-    /// Rule R5: what every target has needs no memory here.
+    /// Rule R5: what every target has needs no memory here. While it is no member, what it holds
+    /// from before this session may be void, so it stays until a resync has settled it.
     fn commit(&mut self, header: &Header, out: &mut Vec<Effect>) {
-        for blocks in self.ring.commit(header.epoch, header.commit) {
+        let from = match (self.role, self.session) {
+            (Role::Member, _) | (_, None) => Seq(0),
+            (_, Some(session)) => session.first,
+        };
+        for blocks in self.ring.commit(header.epoch, from, header.commit) {
             out.push(Effect::Note(StoreNote::Release { blocks }));
         }
     }

@@ -275,15 +275,25 @@ impl Primary {
         self.after_change();
     }
 
-    /// The record in force is another one: whoever is no member in it may come back as a target.
+    /// The record in force is another one: whoever is no member in it may come back as a target,
+    /// in a session that begins with what it has now.
     fn after_change(&mut self) {
         if self.is_over() {
             return;
         }
         self.update_peers();
         let required = self.required();
-        for (_, peer) in self.peers.iter_mut().filter(|(rid, _)| !required.contains(rid)) {
-            peer.forgive();
+        let target = self.resync_target();
+        let others: Vec<ReplicaId> =
+            self.peers.keys().copied().filter(|rid| !required.contains(rid)).collect();
+        for rid in others.into_iter().filter(|rid| Some(*rid) != target) {
+            if self.is_open() && self.peers[&rid].is_dirty() {
+                self.renew_session(rid);
+            }
+            self.forget_acks(rid);
+            if let Some(peer) = self.peers.get_mut(&rid) {
+                peer.forgive();
+            }
         }
         self.sweep_ops();
     }

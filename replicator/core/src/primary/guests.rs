@@ -97,6 +97,7 @@ impl Primary {
         let refused = match self.phase {
             Phase::Fenced => Some(GuestError::Fenced),
             Phase::Draining | Phase::Closed => Some(GuestError::Closing),
+            _ if self.closing.is_some() => Some(GuestError::Closing),
             Phase::Claiming | Phase::Recovering | Phase::Active | Phase::Suspended => None,
         };
         if let Some(error) = refused {

@@ -89,7 +89,7 @@ impl Primary {
     /// T3 again, on the same node, for the same device: what is in flight is done anew after OPEN.
     fn repromote(&mut self) {
         self.abort_resync();
-        self.closing = None;
+        self.close_lost();
         self.promotion.begin_live();
         self.set_phase(Phase::Claiming);
         self.claim();
@@ -97,7 +97,6 @@ impl Primary {
 
     /// T5 is in force: from now on acknowledgements do without it.
     pub(super) fn on_removed(&mut self, rid: ReplicaId) {
-        self.forget_acks(rid);
         self.abort_resync_from(rid);
         self.announce_gen();
         self.close_lost();

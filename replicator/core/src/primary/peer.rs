@@ -30,8 +30,9 @@ pub(super) struct Peer {
     unanswered: u32,
     /// Commit watermark last sent to it.
     pub(super) commit_sent: Seq,
-    /// Was a resync started in this session? Then its report is out of date for another one.
-    resynced: bool,
+    /// Was a mutation sent in this session? Then what it promised with (ring, unresolved regions,
+    /// being empty) is out of date, and a repair or resync needs a new session first.
+    dirty: bool,
 }
 
 impl Peer {
@@ -47,7 +48,7 @@ impl Peer {
             silent_since: None,
             unanswered: 0,
             commit_sent: Seq(0),
-            resynced: false,
+            dirty: false,
         }
     }
 
@@ -86,13 +87,12 @@ impl Peer {
 
     /// A resync starts in this session.
     pub(super) fn begin_resync(&mut self) {
-        self.resynced = true;
         self.known = self.session.as_ref().map(|s| s.incarnation);
     }
 
-    /// Was a resync started in this session? Then its report is out of date for another one.
-    pub(super) fn is_resynced(&self) -> bool {
-        self.resynced
+    /// Is what it promised with out of date?
+    pub(super) fn is_dirty(&self) -> bool {
+        self.dirty && self.is_up()
     }
 
     /// It is no member any more: if it has a session, it may come back as a target.
@@ -240,6 +240,7 @@ impl Primary {
         if answered {
             peer.asked(now);
         }
+        peer.dirty |= body.mutates();
         peer.commit_sent = commit;
         let header = Header { volume: self.params.volume, epoch, r#gen, seq, commit };
         self.out.push(Effect::Send { conn, message: Message { header, body } });
@@ -383,7 +384,7 @@ impl Primary {
         // m6: a member that lost what it can't know goes out and comes back as a target. Its new
         // incarnation stays unknown until then, so that a reconnect can't pass for a resumption.
         peer.failed = !acceptable;
-        peer.resynced = false;
+        peer.dirty = false;
         peer.lost_at = now;
         if as_member && acceptable {
             self.resume(rid);

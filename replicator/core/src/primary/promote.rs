@@ -95,10 +95,10 @@ impl Primary {
     pub(super) fn restart_promotion(&mut self) {
         self.abort_copy();
         self.promotion.restart();
-        // A replica that is still being written for the old attempt has to finish that first.
-        let busy: BTreeSet<ReplicaId> =
-            self.calls.values().filter(|c| c.mutates).map(|c| c.rid).collect();
-        for rid in busy {
+        // What the old attempt wrote has to be finished, and to be seen in the new promise.
+        let dirty = |(_, peer): &(&ReplicaId, &super::Peer)| peer.is_dirty();
+        let rids: Vec<ReplicaId> = self.peers.iter().filter(dirty).map(|(rid, _)| *rid).collect();
+        for rid in rids {
             self.renew_session(rid);
         }
     }
@@ -334,7 +334,8 @@ impl Primary {
     /// repaired before they forget it; then the guest is served.
     pub(super) fn on_opened(&mut self) {
         self.promotion = Promotion::default();
-        self.set_phase(Phase::Active);
+        // A detach that was asked for before a promotion in place goes on after it.
+        self.set_phase(if self.closing.is_some() { Phase::Draining } else { Phase::Active });
         self.announce_gen();
         self.reissue_all();
     }

@@ -105,12 +105,10 @@ impl Primary {
     fn next_target(&self) -> Option<ReplicaId> {
         let record = self.cas.record()?;
         let required = self.required();
-        let unused = |rid| self.peers.get(&rid).is_some_and(|p| !p.is_resynced());
         let candidates = record.replicas.iter().filter(|r| {
             !matches!(r.state, ReplicaState::InSync | ReplicaState::Leaving)
                 && !required.contains(&r.rid)
                 && self.is_serving(r.rid)
-                && unused(r.rid)
         });
         candidates.max_by_key(|r| (r.state.since(), r.rid)).map(|r| r.rid)
     }
@@ -122,6 +120,9 @@ impl Primary {
             return;
         }
         let Some(target) = self.next_target() else { return };
+        if self.peers[&target].is_dirty() {
+            return self.renew_session(target);
+        }
         let local = |rid: &ReplicaId| self.peers[rid].node() != &self.params.node;
         let mut sources: Vec<ReplicaId> =
             self.members().into_iter().filter(|rid| self.is_serving(*rid)).collect();

@@ -106,7 +106,7 @@ impl Replica {
         self.attach_seq = self.attach_seq.max(pending.wanted.attach_seq);
         self.role = Role::Promised;
         if pending.connected {
-            self.session = Some(Session { conn: pending.conn });
+            self.session = Some(Session { conn: pending.conn, first: header.seq });
             let promised = Promised {
                 incarnation: self.identity.incarnation,
                 unclean: self.is_unclean(),

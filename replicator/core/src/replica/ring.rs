@@ -28,9 +28,10 @@ impl Ring {
         self.entries.insert((epoch, seq), blocks)
     }
 
-    /// Drops the entries of `epoch` up to `upto`; returns their blocks, write by write.
-    pub(super) fn commit(&mut self, epoch: Epoch, upto: Seq) -> Vec<BlockSet> {
-        self.drop_range((epoch, Seq(0)), (epoch, upto.next()))
+    /// Drops the entries of `epoch` after `from` up to `upto`; returns their blocks, write by
+    /// write.
+    pub(super) fn commit(&mut self, epoch: Epoch, from: Seq, upto: Seq) -> Vec<BlockSet> {
+        self.drop_range((epoch, from), (epoch, upto.next().max(from)))
     }
 
     /// Drops the entries of every epoch before `epoch`.

@@ -1,7 +1,6 @@
 //! Rules R1 to R6, one test each.
 
 use super::*;
-use crate::id::Seq;
 use crate::message::Payload;
 use crate::range::{BLOCK_SIZE, BlockRange};
 use alloc::vec;
@@ -288,4 +287,22 @@ fn a_replica_of_another_id_or_lineage_does_not_promise() {
     };
     bench.ask(1, header(1, 1, 1), other);
     assert_eq!(bench.refused(), Some(Refusal::NoSuchReplica));
+}
+
+#[test]
+fn r5_what_is_no_member_keeps_its_writes_of_earlier_sessions() {
+    let mut bench = Bench::new(recovered());
+    bench.session(1, 1);
+    bench.ask(1, header(1, 1, 2), write(0));
+    bench.answer(Ok(StoreReply::Done));
+    bench.ask(2, header(1, 1, 5), promise(1));
+    bench.answer(Ok(StoreReply::Done));
+    bench.ask(2, header(1, 1, 6), write(1));
+    bench.answer(Ok(StoreReply::Done));
+    let commit = Header { commit: Seq(6), ..header(1, 1, 7) };
+    bench.ask(2, commit, Request::Commit { member: false });
+    assert_eq!(bench.replica.status().ring, 1, "the write of the first session may be void");
+    bench.ask(2, Header { seq: Seq(8), ..commit }, Request::Commit { member: true });
+    bench.ask(2, Header { seq: Seq(9), ..commit }, Request::Commit { member: true });
+    assert_eq!(bench.replica.status().ring, 0);
 }
