@@ -18,8 +18,8 @@ pub struct Habits {
     pub hot: Vec<u64>,
     /// Most requests under way.
     pub depth: usize,
-    /// Typical pause between two bursts, microseconds.
-    pub pause: u64,
+    /// Requests in the life of the world, roughly.
+    pub budget: u64,
     /// Reads, writes, zeroes and flushes among a hundred requests.
     pub mix: [u64; 4],
     /// Writes with FUA among a thousand.
@@ -43,12 +43,21 @@ impl Habits {
             blocks,
             hot,
             depth: rng.pick(&[1, 4, 8, 16, 32]).unwrap_or(8),
-            pause: rng.pick(&[5_000, 20_000, 60_000, 200_000]).unwrap_or(20_000),
+            budget: rng.pick(&[200, 500, 1000, 3000]).unwrap_or(500),
             mix: rng.pick(&mixes).unwrap_or([25, 55, 8, 12]),
             fua: rng.pick(&[0, 50, 300]).unwrap_or(50),
             large: rng.pick(&[0, 0, 3, 10]).unwrap_or(0),
             verifies: rng.chance(500),
         }
+    }
+}
+
+impl Habits {
+    /// Typical pause between two bursts in a world that lasts this long; both in microseconds.
+    #[must_use]
+    pub fn pause(&self, lasts: u64) -> u64 {
+        // A burst has `depth` requests on average.
+        (lasts * self.depth as u64 / self.budget).max(1)
     }
 }
 

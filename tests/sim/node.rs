@@ -1,6 +1,8 @@
 //! A node: its process, its copy of the volume, and its primary.
 
-use lockstep_core::id::{Conn, InstanceId, NodeId, ReplicaId, Tick, Token};
+use lockstep_core::id::{Conn, Epoch, InstanceId, NodeId, ReplicaId, Seq, Tick, Token};
+use lockstep_core::limits;
+use lockstep_core::message::{Header, Message, Reply, Request};
 use lockstep_core::primary::{Phase, Primary};
 use lockstep_core::replica::Replica;
 use lockstep_store::{DiskOpId, DiskOpKind, Store};
@@ -146,8 +148,8 @@ pub struct Seat {
     pub wires: BTreeMap<usize, Wire>,
     /// Questions to the record store without an answer.
     pub asked: BTreeSet<Token>,
-    /// Requests without an answer, by connection and number, with their bytes.
-    pub sent: BTreeMap<Conn, BTreeMap<u64, u64>>,
+    /// What is under way on each connection.
+    pub flows: BTreeMap<Conn, Flow>,
     /// When the primary is to be woken.
     pub armed: Option<u64>,
     /// Was it asked to close?
@@ -167,7 +169,7 @@ impl Seat {
             wanted: BTreeSet::new(),
             wires: BTreeMap::new(),
             asked: BTreeSet::new(),
-            sent: BTreeMap::new(),
+            flows: BTreeMap::new(),
             armed: None,
             closing: false,
         }
@@ -179,3 +181,60 @@ impl Seat {
         matches!(self.phase, Phase::Closed | Phase::Fenced)
     }
 }
+
+/// What a primary has under way on a connection, in the session that it opened last.
+#[derive(Debug, Default)]
+pub struct Flow {
+    /// Requests without an answer, with their bytes.
+    sent: BTreeMap<(Epoch, Seq), u64>,
+    /// Has the promise been answered that opens the session?
+    is_open: bool,
+}
+
+impl Flow {
+    /// A request goes out. A promise opens a new session: what was under way in the old one is
+    /// drained by the replica and never answered.
+    ///
+    /// # Errors
+    /// If another one with its number is under way, or too much is.
+    pub fn asks(&mut self, message: &Message<Request>) -> Result<(), String> {
+        let bytes = match &message.body {
+            Request::Commit { .. } => return Ok(()),
+            Request::Promise { .. } => {
+                *self = Self::default();
+                0
+            }
+            Request::Write { payload, .. } | Request::Resync { payload, .. } => {
+                payload.data.len() as u64
+            }
+            _ => 0,
+        };
+        let Header { epoch, seq, .. } = message.header;
+        if self.sent.insert((epoch, seq), bytes).is_some() {
+            return Err(format!("two requests in flight have seq {seq}"));
+        }
+        let (ops, bytes) = (self.sent.len(), self.sent.values().sum::<u64>());
+        if ops > MAX_OPS || bytes > limits::CREDIT_BYTES {
+            return Err(format!("{ops} requests with {bytes} bytes in flight"));
+        }
+        Ok(())
+    }
+
+    /// An answer arrives.
+    ///
+    /// # Errors
+    /// If it answers nothing that was asked in this session.
+    pub fn is_answered(&mut self, message: &Message<Reply>) -> Result<(), String> {
+        let Header { epoch, seq, .. } = message.header;
+        let known = self.sent.remove(&(epoch, seq)).is_some();
+        self.is_open |= known && matches!(message.body, Reply::Promised(_));
+        let refused = matches!(message.body, Reply::Refused(_));
+        if self.is_open && !known && !refused {
+            return Err(format!("an answer to {seq}, which was answered or drained before"));
+        }
+        Ok(())
+    }
+}
+
+/// The credit in operations; promises, scans and the like come on top of it.
+const MAX_OPS: usize = limits::CREDIT_OPS as usize + 64;

@@ -102,6 +102,8 @@ pub struct World {
     pub(crate) volume: VolumeId,
     pub(crate) lineage: Lineage,
     pub(crate) cluster: Uuid,
+    /// Typical pause of a guest between two bursts, microseconds.
+    pub(crate) guest_pause: u64,
     /// Guests are quiet before then.
     pub(crate) quiet_until: u64,
     /// When a primary last served.
@@ -150,6 +152,7 @@ impl World {
             volume,
             lineage,
             cluster: Uuid::from_u128(rng.bits128()),
+            guest_pause: 0,
             quiet_until: 0,
             served_at: 0,
             patience: rng.between(4, 15) * 1000 * MS,
@@ -169,6 +172,7 @@ impl World {
         }
         let chaos = self.rng.between(8, 50) * 1000 * MS;
         let chaos = if self.rng.chance(100) { chaos * 3 } else { chaos };
+        self.guest_pause = self.habits.pause(chaos);
         self.schedule.after(chaos, Event::Heal);
         self.schedule.after(MS, Event::Supervise);
         self.schedule.after(50 * MS, Event::Look);

@@ -119,11 +119,9 @@ impl World {
     fn stop_guest(&mut self, node: usize, id: u64) {
         let blocks: Vec<u64> = self.oracle.blocks().collect();
         let Some(seat) = self.nodes[node].seat(id) else { return };
-        let was_running = std::mem::replace(&mut seat.guest.running, false);
+        seat.guest.running = false;
         seat.guest.to_verify = super::seat::runs(&blocks);
-        if !was_running {
-            self.schedule.after(0, Event::GuestTurn { node, seat: id });
-        }
+        self.schedule.after(0, Event::GuestTurn { node, seat: id });
     }
 
     /// Everything is quiet: all copies are equal and hold what was acknowledged.

@@ -2,7 +2,6 @@
 
 use lockstep_core::guest::{GuestError, GuestOp, GuestReply};
 use lockstep_core::id::{Conn, InstanceId, RequestId};
-use lockstep_core::limits;
 use lockstep_core::message::{Message, Request};
 use lockstep_core::primary::{Effect, Event as PrimaryEvent, Params, Phase, Primary};
 use lockstep_core::range::BlockRange;
@@ -12,10 +11,6 @@ use super::{Event, World};
 use crate::content::{BLOCK, Value, value_of};
 use crate::net::DIALER;
 use crate::node::Seat;
-
-/// Requests without an answer that are not mutations or reads of a guest: promises, scans and
-/// the like come on top of the credit.
-const EXTRA_OPS: usize = 64;
 
 impl World {
     /// Starts a primary on a node; one that is there already is dropped.
@@ -129,27 +124,12 @@ impl World {
     }
 
     fn primary_sends(&mut self, node: usize, seat: u64, conn: Conn, message: Message<Request>) {
-        let bytes = match &message.body {
-            Request::Write { payload, .. } | Request::Resync { payload, .. } => {
-                payload.data.len() as u64
-            }
-            _ => 0,
-        };
         if self.is_telling() {
             self.tell_request(node, conn, &message);
         }
-        let answered = !matches!(message.body, Request::Commit { .. });
         let Some(s) = self.nodes[node].seat(seat) else { return };
-        let sent = s.sent.entry(conn).or_default();
-        if answered && sent.insert(message.header.seq.0, bytes).is_some() {
-            let what = format!("two requests in flight on {conn} have seq {}", message.header.seq);
-            self.fail("honest", what);
-            return;
-        }
-        let (ops, held) = (sent.len(), sent.values().sum::<u64>());
-        if ops > limits::CREDIT_OPS as usize + EXTRA_OPS || held > limits::CREDIT_BYTES {
-            self.fail("limits", format!("{ops} requests with {held} bytes in flight on {conn}"));
-        }
+        let asked = s.flows.entry(conn).or_default().asks(&message);
+        self.judge("limits", asked);
         self.send(node, conn, &Frame::Request(message));
     }
 
@@ -200,9 +180,12 @@ impl World {
         while burst > 0 && self.guest_asks(node, seat) {
             burst -= 1;
         }
-        let pause = self.habits.pause;
-        let pause =
-            if self.rng.chance(300) { self.rng.below(500) } else { self.rng.latency(pause) };
+        let verifying = self.nodes[node].seat(seat).is_some_and(|s| !s.guest.to_verify.is_empty());
+        let pause = if verifying || self.rng.chance(200) {
+            self.rng.below(500)
+        } else {
+            self.rng.latency(self.guest_pause)
+        };
         self.schedule.after(pause, Event::GuestTurn { node, seat });
     }
 

@@ -229,10 +229,9 @@ impl World {
             Frame::Request(message) => self.request(node, conn, message),
             Frame::Reply(message) => {
                 let Some(seat) = self.nodes[node].seat.as_mut() else { return };
-                if let Some(sent) = seat.sent.get_mut(&conn) {
-                    sent.remove(&message.header.seq.0);
-                }
+                let judged = seat.flows.entry(conn).or_default().is_answered(&message);
                 let id = seat.id;
+                self.judge("honest", judged);
                 self.primary_event(node, id, primary::Event::Reply { conn, message });
             }
             Frame::Link(_) => {}
@@ -284,7 +283,7 @@ impl World {
             return;
         };
         seat.wires.remove(&to);
-        seat.sent.remove(&conn);
+        seat.flows.remove(&conn);
         let id = seat.id;
         if up {
             let event = Box::new(primary::Event::Disconnected(conn));

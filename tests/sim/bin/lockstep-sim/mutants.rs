@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use super::{Args, for_each_seed, say};
+use super::{Args, for_each_seed, run_seed, say};
 
 /// Where the seeds that found each bug are kept.
 fn file() -> PathBuf {
@@ -21,11 +21,14 @@ fn recorded() -> BTreeMap<String, u64> {
     text.lines().filter(|l| !l.starts_with('#')).filter_map(line).collect()
 }
 
-/// The first of `count` seeds from `first` that finds the bug, with the checker that did.
+/// The first of `count` seeds from `first` that finds the bug, with the checker that did. A seed
+/// that finds something without the bug as well proves nothing.
 fn hunt(bug: Bug, first: u64, count: u64, jobs: usize) -> Option<(u64, String)> {
     let mut found: Option<(u64, String)> = None;
     for_each_seed(first, count, jobs, Planted::with(bug), |seed, outcome| {
-        if let Some(violation) = &outcome.violation {
+        if let Some(violation) = &outcome.violation
+            && run_seed(seed, Planted::NONE, None).violation.is_none()
+        {
             found = Some((seed, format!("{}: {}", violation.checker, violation.what)));
         }
         found.is_none()
