@@ -44,6 +44,9 @@ impl Primary {
     }
 
     pub(super) fn drive_close(&mut self) {
+        if self.phase != Phase::Draining {
+            return;
+        }
         let Some(closing) = self.closing.clone() else { return };
         let ready = self.cas.is_free() && self.members().iter().all(|rid| self.is_serving(*rid));
         match closing {
