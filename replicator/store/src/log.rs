@@ -26,7 +26,7 @@ pub(crate) struct Record {
     pub(crate) sets: Vec<RegionIndex>,
     /// Regions that cease to be.
     pub(crate) clears: Vec<RegionIndex>,
-    /// Regions that are active and have not been named for the longest time.
+    /// Regions that are active and were named long ago.
     pub(crate) slice: Vec<RegionIndex>,
 }
 
@@ -142,6 +142,9 @@ impl Log {
         clears.iter().for_each(|region| {
             self.named.remove(region);
         });
+        for region in &sets {
+            self.named.insert(*region, self.seq);
+        }
         let slice = self.take_slice();
         for region in slice.iter().chain(&sets) {
             self.named.insert(*region, self.seq);
@@ -167,13 +170,20 @@ impl Log {
         self.in_flight.take().unwrap_or_default()
     }
 
+    /// Regions that the next record has to name again, so that none falls out of the window. What
+    /// is not old yet can wait, as long as all that are active could still be named in time, one
+    /// full slice per record: the argument is in `docs/ondisk.md`.
     fn take_slice(&mut self) -> Vec<RegionIndex> {
+        let laps = self.named.len().div_ceil(LOG_SLICE) as u64;
+        let patience = u64::from(LOG_RECORDS) - 2 - laps;
         let mut slice = Vec::new();
-        while slice.len() < LOG_SLICE {
-            let Some((seq, region)) = self.queue.pop_front() else { break };
-            if self.named.get(&region) == Some(&seq) {
-                slice.push(region);
+        while let Some(&(seq, region)) = self.queue.front() {
+            let named = self.named.get(&region) == Some(&seq);
+            if named && (seq + patience >= self.seq || slice.len() == LOG_SLICE) {
+                break;
             }
+            self.queue.pop_front();
+            slice.extend(named.then_some(region));
         }
         slice
     }

@@ -373,10 +373,14 @@ impl World {
     pub(crate) fn resolve(&mut self) {
         self.r#gen = self.r#gen.next();
         self.store.note(self.now, StoreNote::RestampUnresolved { stamp: self.r#gen });
-        self.confirmed.clear();
+        let confirmed = std::mem::take(&mut self.confirmed);
         for region in std::mem::take(&mut self.unresolved) {
             let range = BlockRange::of_region(region, BLOCKS).expect("inside");
-            self.twin.restamp(&BlockSet::from(range), self.r#gen);
+            // A region that was never durably active was not written either: nobody minds if the
+            // new stamp is lost with the record.
+            if confirmed.contains(&region) {
+                self.twin.restamp(&BlockSet::from(range), self.r#gen);
+            }
             range.blocks().for_each(|block| self.disturb(block, None));
         }
         self.store.note(self.now, StoreNote::Resolve);
