@@ -42,7 +42,7 @@ use replicas::Replicas;
 
 /// Threads that wait for disks. A thread waits for one operation at a time, so this is also the
 /// most that is asked of the disks at once.
-const DISK_THREADS: usize = 32;
+const DISK_THREADS: usize = 16;
 
 /// Key of a volume's record in the record store.
 #[must_use]

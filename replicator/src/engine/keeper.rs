@@ -144,6 +144,7 @@ impl Keeper {
             match input {
                 Input::Request { path, message } => {
                     path.send(refusal(&message.header, Refusal::Faulted));
+                    path.flush();
                     self.paths.insert(path.id(), path);
                 }
                 Input::Status(asker) => {

@@ -51,13 +51,22 @@ impl ReplyPath {
         }
     }
 
+    /// Sends an answer; on a connection it leaves with the next [`ReplyPath::flush`].
     pub(super) fn send(&self, message: Message<Reply>) {
         match self {
-            Self::Remote(conn) => conn.send(Frame::Reply(message)),
+            Self::Remote(conn) => conn.push(&Frame::Reply(message)),
             Self::Local(local) => {
                 // A primary that is gone needs no answer.
                 let _ = local.primary.send(primary::Input::Reply { conn: local.id, message });
             }
+        }
+    }
+
+    /// Lets the answers leave that were sent.
+    pub(super) fn flush(&self) {
+        match self {
+            Self::Remote(conn) => conn.flush(),
+            Self::Local(_) => {}
         }
     }
 
@@ -87,10 +96,19 @@ impl RequestPath {
         }
     }
 
+    /// Sends a request; on a connection it leaves with the next [`RequestPath::flush`].
     pub(super) fn send(&self, message: Message<Request>, replicas: &Replicas) {
         match self {
-            Self::Remote(conn) => conn.send(Frame::Request(message)),
+            Self::Remote(conn) => conn.push(&Frame::Request(message)),
             Self::Local(local) => replicas.submit(ReplyPath::Local(Arc::clone(local)), message),
+        }
+    }
+
+    /// Lets the requests leave that were sent.
+    pub(super) fn flush(&self) {
+        match self {
+            Self::Remote(conn) => conn.flush(),
+            Self::Local(_) => {}
         }
     }
 

@@ -114,6 +114,8 @@ pub(super) struct Driver {
     parked: VecDeque<Guest>,
     next_request: u64,
     effects: Vec<Effect>,
+    /// Was something sent that has not left yet?
+    unsent: bool,
 }
 
 /// Somebody who waits for an answer.
@@ -143,6 +145,7 @@ impl Driver {
             parked: VecDeque::new(),
             next_request: 1,
             effects: Vec::new(),
+            unsent: false,
         }
     }
 
@@ -171,6 +174,7 @@ impl Driver {
                 }
                 () = alarm.ring() => self.step(clock.now(), Event::Wake),
             }
+            self.flush();
         }
     }
 
@@ -219,11 +223,19 @@ impl Driver {
         self.effects = effects;
     }
 
+    /// Lets everything leave that was sent: once per batch, so that it shares system calls.
+    fn flush(&mut self) {
+        if std::mem::take(&mut self.unsent) {
+            self.paths.values().for_each(RequestPath::flush);
+        }
+    }
+
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Send { conn, message } => {
                 if let Some(path) = self.paths.get(&conn) {
                     path.send(message, &self.parts.replicas);
+                    self.unsent = true;
                 }
             }
             Effect::Reply { request, result } => {

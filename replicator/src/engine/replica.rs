@@ -77,6 +77,8 @@ pub(super) struct Driver {
     /// The node of the newest promise.
     primary_node: Option<NodeId>,
     effects: Vec<Effect>,
+    /// Was something sent that has not left yet?
+    unsent: bool,
     disk_ops: usize,
     fault: Option<String>,
     stop: Option<oneshot::Sender<()>>,
@@ -92,6 +94,7 @@ impl Driver {
             session: None,
             primary_node: None,
             effects: Vec::new(),
+            unsent: false,
             disk_ops: 0,
             fault: None,
             stop: None,
@@ -154,7 +157,8 @@ impl Driver {
     fn on_request(&mut self, now: Tick, path: ReplyPath, message: Message<Request>) {
         let conn = path.id();
         if self.stop.is_some() {
-            return path.send(refusal(&message.header, Refusal::Faulted));
+            path.send(refusal(&message.header, Refusal::Faulted));
+            return path.flush();
         }
         if matches!(message.body, Request::Promise { .. }) {
             self.session = Some(conn);
@@ -177,6 +181,7 @@ impl Driver {
                 Effect::Send { conn, message } => {
                     if let Some(path) = self.paths.get(&conn) {
                         path.send(message);
+                        self.unsent = true;
                     }
                 }
                 Effect::Store { token, op } => self.parts.store.submit(now, token, op),
@@ -201,6 +206,10 @@ impl Driver {
                 // The task outlives its disk operations, but for the end of the process.
                 let _ = own.send(Input::Disk { id: op.id, result });
             });
+        }
+        // Once per batch, so that answers share system calls.
+        if std::mem::take(&mut self.unsent) {
+            self.paths.values().for_each(ReplyPath::flush);
         }
         if self.fault.is_none() && self.is_faulted() {
             self.fault = Some("a disk operation failed; the log says which".into());

@@ -136,6 +136,7 @@ impl Replicas {
         };
         let (path, why) = refused;
         path.send(refusal(&header, why));
+        path.flush();
     }
 
     /// Tells every replica that a connection is gone.

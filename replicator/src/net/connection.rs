@@ -1,32 +1,23 @@
-//! One connection, either end: a task that reads and keeps the link, a task that writes.
+//! One connection, either end: a task that reads and keeps the link.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lockstep_core::id::{Conn, NodeId, Tick};
 use lockstep_core::link::{CloseReason, Effect, Event, Link, LinkParams};
-use lockstep_core::message::{Message, Reply, Request};
 use lockstep_core::wire::{Frame, LinkFrame, RejectReason};
 use thiserror::Error;
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedWriteHalf;
-use tokio::sync::mpsc;
-use tokio::time::sleep_until;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Net;
-use super::frames::{FrameReader, ReadError, write_frames};
+use super::frames::{FrameReader, ReadError};
+use super::outbox::Outbox;
 
-/// Most bytes that wait to be written. Credits keep every volume far below its part of it; a peer
-/// that takes nothing for so long is as good as gone.
-const QUEUED_BYTES_MAX: usize = 256 << 20;
-/// What a frame without data counts as.
-const FRAME_BYTES: usize = 256;
-/// Most frames encoded at once.
-const BATCH_FRAMES: usize = 32;
 /// How long a closing connection may take to send its last words.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -63,60 +54,12 @@ pub(super) trait Handler: Send + Sync {
     fn down(&self, conn: &Arc<Connection>);
 }
 
-/// What the writing task gets.
-#[derive(Debug)]
-enum Out {
-    /// To be written.
-    Frame(Frame),
-    /// Nothing follows.
-    Finish,
-}
-
-/// The way to the writing task.
-#[derive(Clone, Debug)]
-struct Outbox {
-    queue: mpsc::UnboundedSender<Out>,
-    queued_bytes: Arc<AtomicUsize>,
-    closed: CancellationToken,
-}
-
-impl Outbox {
-    fn send(&self, frame: Frame) {
-        let queued = self.queued_bytes.fetch_add(weight(&frame), Ordering::Relaxed);
-        if queued > QUEUED_BYTES_MAX {
-            if !self.closed.is_cancelled() {
-                tracing::warn!(queued, "a peer takes nothing: connection closed");
-            }
-            self.closed.cancel();
-            return;
-        }
-        // Fails only when the writing task has ended; then the connection is gone anyway.
-        let _ = self.queue.send(Out::Frame(frame));
-    }
-
-    fn finish(&self) {
-        // As above.
-        let _ = self.queue.send(Out::Finish);
-    }
-}
-
-/// What a frame counts as in the queue.
-fn weight(frame: &Frame) -> usize {
-    let data = match frame {
-        Frame::Request(Message { body: Request::Write { payload, .. }, .. })
-        | Frame::Request(Message { body: Request::Resync { payload, .. }, .. })
-        | Frame::Reply(Message { body: Reply::Data(payload), .. }) => payload.data.len(),
-        Frame::Request(_) | Frame::Reply(_) | Frame::Link(_) => 0,
-    };
-    FRAME_BYTES + data
-}
-
 /// A connection that is or was up.
 pub(crate) struct Connection {
     id: Conn,
     peer: NodeId,
     net: Arc<Net>,
-    outbox: Outbox,
+    outbox: Arc<Outbox>,
     /// When a frame last arrived, in ticks.
     heard: AtomicU64,
 }
@@ -132,15 +75,20 @@ impl Connection {
         &self.peer
     }
 
-    /// Sends a frame; does not wait. What can't be sent is dropped: the connection is gone then,
-    /// and both ends learn it.
-    pub(crate) fn send(&self, frame: Frame) {
-        self.outbox.send(frame);
+    /// Queues a frame, to leave with the next [`Connection::flush`]; does not wait. What can't be
+    /// sent is dropped: the connection is gone then, and both ends learn it.
+    pub(crate) fn push(&self, frame: &Frame) {
+        self.outbox.push(frame);
+    }
+
+    /// Lets the queued frames leave; does not wait.
+    pub(crate) fn flush(&self) {
+        self.outbox.flush();
     }
 
     /// Closes the connection at once.
     pub(crate) fn reset(&self) {
-        self.outbox.closed.cancel();
+        self.outbox.reset();
     }
 
     /// When a frame last arrived.
@@ -172,62 +120,21 @@ pub(super) async fn run<H: Handler>(
     // this fails is about to fail otherwise too.
     let _ = stream.set_nodelay(true);
     let (read_half, write_half) = stream.into_split();
-    let (queue, frames) = mpsc::unbounded_channel();
     let closed = CancellationToken::new();
-    let outbox = Outbox { queue, queued_bytes: Arc::default(), closed: closed.clone() };
-    let queued_bytes = Arc::clone(&outbox.queued_bytes);
-    let writer = tokio::spawn(write(write_half, frames, queued_bytes, closed.clone()));
+    let outbox = Arc::new(Outbox::new(write_half, closed.clone()));
     let link = Link::new(params, net.clock.now());
     let mut end = End { net, handler, link, outbox, conn: None, effects: Vec::new() };
-    let ended = end.serve(FrameReader::new(read_half), stop).await;
+    let ended = end.serve(FrameReader::new(read_half), &closed, stop).await;
     if let Some(conn) = end.conn.take() {
         handler.down(&conn);
     }
     if matches!(ended, Ended::Link(_)) {
-        // The link's last words, such as why it refuses; then the task ends by itself.
-        end.outbox.finish();
-        let _ = tokio::time::timeout(LAST_WORDS, writer).await;
+        // The link's last words, such as why it refuses, if the peer takes them in time.
+        let _ = timeout(LAST_WORDS, end.outbox.drain()).await;
     }
+    end.outbox.end();
     closed.cancel();
     ended
-}
-
-/// The writing task: ends when all senders are gone and everything is written, or when closed.
-async fn write(
-    mut stream: OwnedWriteHalf,
-    mut frames: mpsc::UnboundedReceiver<Out>,
-    queued_bytes: Arc<AtomicUsize>,
-    closed: CancellationToken,
-) {
-    let mut batch = Vec::with_capacity(BATCH_FRAMES);
-    let work = async {
-        let mut finished = false;
-        while !finished && frames.recv_many(&mut batch, BATCH_FRAMES).await > 0 {
-            let mut bytes = 0;
-            let frames = batch.drain(..).map_while(|out| match out {
-                Out::Frame(frame) => {
-                    bytes += weight(&frame);
-                    Some(frame)
-                }
-                Out::Finish => {
-                    finished = true;
-                    None
-                }
-            });
-            write_frames(&mut stream, frames).await?;
-            queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        }
-        stream.shutdown().await
-    };
-    tokio::select! {
-        result = work => {
-            if let Err(e) = result {
-                tracing::debug!(error = %e, "connection can't be written");
-                closed.cancel();
-            }
-        }
-        () = closed.cancelled() => {}
-    }
 }
 
 /// The reading task's state.
@@ -235,7 +142,7 @@ struct End<'a, H> {
     net: &'a Arc<Net>,
     handler: &'a H,
     link: Link,
-    outbox: Outbox,
+    outbox: Arc<Outbox>,
     conn: Option<Arc<Connection>>,
     effects: Vec<Effect>,
 }
@@ -243,19 +150,21 @@ struct End<'a, H> {
 impl<H: Handler> End<'_, H> {
     async fn serve(
         &mut self,
-        reader: FrameReader<tokio::net::tcp::OwnedReadHalf>,
+        reader: FrameReader<OwnedReadHalf>,
+        closed: &CancellationToken,
         stop: &CancellationToken,
     ) -> Ended {
         let clock = self.net.clock;
         if let Err(ended) = self.step(Event::Opened) {
             return ended;
         }
-        let closed = self.outbox.closed.clone();
+        let outbox = Arc::clone(&self.outbox);
+        let writing = outbox.keep_writing();
         let closed = closed.cancelled();
         let stopped = stop.cancelled();
         let read = reader.next();
         let timer = sleep_until(clock.instant(self.wake_at()));
-        tokio::pin!(read, timer, closed, stopped);
+        tokio::pin!(read, writing, timer, closed, stopped);
         loop {
             let result = tokio::select! {
                 biased;
@@ -269,6 +178,7 @@ impl<H: Handler> End<'_, H> {
                     timer.as_mut().reset(clock.instant(self.wake_at()));
                     result
                 }
+                () = &mut writing => Ok(()),
                 () = &mut closed => Err(Ended::Reset),
                 () = &mut stopped => self.step(Event::Refuse(RejectReason::Shutdown)),
             };
@@ -332,7 +242,8 @@ impl<H: Handler> End<'_, H> {
     }
 
     fn send(&self, frame: LinkFrame) {
-        self.outbox.send(Frame::Link(frame));
+        self.outbox.push(&Frame::Link(frame));
+        self.outbox.flush();
     }
 
     fn go_up(&mut self, peer: NodeId) -> Result<(), RejectReason> {
@@ -340,7 +251,7 @@ impl<H: Handler> End<'_, H> {
             id: self.net.next_conn(),
             peer,
             net: Arc::clone(self.net),
-            outbox: self.outbox.clone(),
+            outbox: Arc::clone(&self.outbox),
             heard: AtomicU64::new(self.link.last_heard().0),
         });
         let accepted = self.handler.up(&conn);

@@ -1,12 +1,12 @@
-//! Frames on a byte stream.
+//! Frames from a byte stream.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes, BytesMut};
-use lockstep_core::wire::{self, Encoded, Frame, HEADER_BYTES, Prefix, WireError};
+use bytes::{Bytes, BytesMut};
+use lockstep_core::wire::{Frame, HEADER_BYTES, Prefix, WireError};
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::buf::{ALIGN, aligned_space};
@@ -16,8 +16,6 @@ const READ_AHEAD_BYTES: usize = 64 << 10;
 /// Data of one connection's requests that may be in memory, in blocks. When it is used up, the
 /// connection is read no further until some of it was written to a disk.
 const INTAKE_BLOCKS: usize = (256 << 20) / ALIGN;
-/// Most pieces handed to one system call.
-const SLICES_MAX: usize = 64;
 
 const _: () = assert!(INTAKE_BLOCKS > wire_data_blocks(), "one frame must fit");
 
@@ -113,50 +111,4 @@ impl AsRef<[u8]> for Counted {
     fn as_ref(&self) -> &[u8] {
         &self.data
     }
-}
-
-/// Writes frames, several per system call.
-pub(super) async fn write_frames<W: AsyncWrite + Unpin>(
-    stream: &mut W,
-    frames: impl Iterator<Item = Frame>,
-) -> io::Result<()> {
-    let mut pieces: Vec<Bytes> = Vec::with_capacity(SLICES_MAX);
-    for frame in frames {
-        let Encoded { head, data } = wire::encode(&frame);
-        pieces.push(head);
-        if !data.is_empty() {
-            pieces.push(data);
-        }
-        if pieces.len() + 2 > SLICES_MAX {
-            write_pieces(stream, &mut pieces).await?;
-        }
-    }
-    write_pieces(stream, &mut pieces).await
-}
-
-/// Writes all pieces and empties the list.
-async fn write_pieces<W: AsyncWrite + Unpin>(
-    stream: &mut W,
-    pieces: &mut Vec<Bytes>,
-) -> io::Result<()> {
-    let mut rest = pieces.as_mut_slice();
-    while !rest.is_empty() {
-        let slices: Vec<IoSlice<'_>> = rest.iter().map(|p| IoSlice::new(p)).collect();
-        let mut written = stream.write_vectored(&slices).await?;
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        let mut done = 0;
-        for piece in rest.iter_mut() {
-            if written < piece.len() {
-                piece.advance(written);
-                break;
-            }
-            written -= piece.len();
-            done += 1;
-        }
-        rest = &mut rest[done..];
-    }
-    pieces.clear();
-    Ok(())
 }
