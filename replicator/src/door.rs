@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use lockstep_attach::{Backend, Errno, ExportInfo, ReadData, Segment, ZeroMode};
 use lockstep_core::guest::{GuestError, GuestOp, GuestReply};
-use lockstep_core::id::{InstanceId, VolumeId};
+use lockstep_core::id::{InstanceId, NodeId, VolumeId};
 use lockstep_core::limits::MAX_QUEUED_REQUESTS;
 use lockstep_core::message::Payload;
 use lockstep_core::primary::{Phase, Status};
@@ -87,7 +87,10 @@ impl VolumeHandle {
         let result = timeout(limit, settled).await.map(|settled| settled.map(|phase| *phase));
         match result {
             Ok(Ok(Phase::Active | Phase::Suspended)) => Ok(()),
-            Ok(Ok(Phase::Fenced)) => Err(EngineError::Fenced { volume, by: None }),
+            Ok(Ok(Phase::Fenced)) => {
+                let by = self.successor().await;
+                Err(EngineError::Fenced { volume, by })
+            }
             Ok(Ok(_) | Err(_)) => Err(EngineError::NotAttached(volume)),
             Err(_) => {
                 let waited_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
@@ -98,6 +101,12 @@ impl VolumeHandle {
                 Err(EngineError::AttachTimeout { volume, waited_ms, why: why.into() })
             }
         }
+    }
+
+    /// The node of the primary that took over, if it is known.
+    async fn successor(&self) -> Option<NodeId> {
+        let primary = self.status().await?.record?.primary?;
+        (primary.instance != self.instance()).then_some(primary.node)
     }
 
     /// The primary's own status; `None` if its task has ended.

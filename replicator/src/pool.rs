@@ -78,7 +78,6 @@ impl Pool {
         for sub in [REPLICAS, TRASH] {
             create_dir(dir, &dir.join(sub))?;
         }
-        fs::flush_dir(dir)?;
         let pool =
             Self { config: config.clone(), uuid: identity.uuid, lock: Mutex::new(Some(lock)) };
         pool.remove_leftovers()?;
@@ -113,9 +112,9 @@ impl Drop for Pool {
     }
 }
 
-/// Makes a directory if it is missing.
+/// Makes a directory, durably, if it is missing.
 fn create_dir(pool: &Path, dir: &Path) -> Result<(), PoolError> {
-    match std::fs::create_dir_all(dir) {
+    match fs::create_dirs(dir) {
         Err(source) if is_read_only(&source) => {
             Err(PoolError::ReadOnly { dir: pool.to_owned(), source })
         }

@@ -264,10 +264,11 @@ impl Driver {
             let bytes = record.blocks.saturating_mul(u64::from(BLOCK_SIZE));
             self.parts.size_bytes.store(bytes, Ordering::Relaxed);
         }
-        self.parts.phase.send_replace(phase);
+        // Before anybody learns that it is over and claims the volume again.
         if matches!(phase, Phase::Closed | Phase::Fenced) {
             self.leave();
         }
+        self.parts.phase.send_replace(phase);
     }
 
     fn on_guest(&mut self, now: Tick, guest: Guest) {

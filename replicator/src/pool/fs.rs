@@ -20,6 +20,18 @@ pub(crate) fn flush_dir(dir: &Path) -> Result<(), PoolError> {
     file.sync_all().map_err(failed("flush", dir))
 }
 
+/// Makes a directory and what is missing above it; durable when it returns.
+pub(crate) fn create_dirs(dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> =
+        dir.ancestors().take_while(|d| !d.as_os_str().is_empty() && !d.exists()).collect();
+    fs::create_dir_all(dir)?;
+    for made in missing {
+        let parent = made.parent().filter(|p| !p.as_os_str().is_empty());
+        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?;
+    }
+    Ok(())
+}
+
 /// Writes a whole file so that after a crash it is either the old one or the new one.
 pub(crate) fn replace_file(dir: &Path, name: &str, content: &[u8]) -> Result<(), PoolError> {
     let new = dir.join(format!(".{name}.new"));
