@@ -311,10 +311,8 @@ enum Purpose {
     PromotionFlush,
     /// S5: makes a caught-up target durable.
     TargetFlush,
-    /// T8: the last flush.
-    CloseFlush,
-    /// T8: empties the activity log.
-    CloseLog,
+    /// T8: the last flush, or emptying the activity log, of this attempt.
+    Close(u64),
 }
 
 impl Primary {

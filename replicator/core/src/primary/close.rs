@@ -8,15 +8,26 @@ use crate::guest::GuestError;
 use crate::id::ReplicaId;
 use crate::message::Request;
 
+/// A detach that was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Closing {
+    stage: Stage,
+    /// Names the stage in the calls made for it; answers to earlier ones say nothing.
+    step: u64,
+    /// Members whose answer is missing.
+    left: BTreeSet<ReplicaId>,
+}
+
 /// Where a detach is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Closing {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
     /// Requests are being finished.
+    #[default]
     Draining,
-    /// Members that have not flushed yet.
-    Flushing(BTreeSet<ReplicaId>),
-    /// Members whose activity log is not empty yet.
-    Cleaning(BTreeSet<ReplicaId>),
+    /// Members flush.
+    Flushing,
+    /// Members empty their activity logs.
+    Cleaning,
 }
 
 impl Primary {
@@ -25,7 +36,11 @@ impl Primary {
             Phase::Active | Phase::Suspended => {
                 self.abort_resync();
                 self.set_phase(Phase::Draining);
-                self.closing = Some(Closing::Draining);
+                self.closing = Some(Closing::default());
+            }
+            // The guest's device lives on through a promotion in place; it is detached after it.
+            Phase::Claiming | Phase::Recovering if self.promotion.is_live() => {
+                self.closing = Some(Closing::default());
             }
             // Never served anything: there is nothing to finish, and the next claim recovers.
             Phase::Claiming | Phase::Recovering => {
@@ -38,8 +53,9 @@ impl Primary {
 
     /// A session broke or the members changed: what was flushed has to be worked out anew.
     pub(super) fn close_lost(&mut self) {
-        if self.closing.is_some() {
-            self.closing = Some(Closing::Draining);
+        if let Some(closing) = &mut self.closing {
+            closing.stage = Stage::Draining;
+            closing.step += 1;
         }
     }
 
@@ -47,46 +63,41 @@ impl Primary {
         if self.phase != Phase::Draining {
             return;
         }
-        let Some(closing) = self.closing.clone() else { return };
+        let Some(closing) = &self.closing else { return };
         let ready = self.cas.is_free() && self.members().iter().all(|rid| self.is_serving(*rid));
-        match closing {
+        match closing.stage {
             _ if !ready => {}
-            Closing::Draining if self.guests.is_empty() && self.ops.len() == 0 => {
-                self.close_calls(true);
+            Stage::Draining if self.guests.is_empty() && self.ops.len() == 0 => {
+                self.close_step(Stage::Flushing, &Request::Flush);
             }
-            Closing::Flushing(left) if left.is_empty() => {
+            Stage::Flushing if closing.left.is_empty() => {
                 self.note_watermark();
-                self.close_calls(false);
+                self.close_step(Stage::Cleaning, &Request::Close);
             }
-            Closing::Cleaning(left) if left.is_empty() => {
+            Stage::Cleaning if closing.left.is_empty() => {
                 let txn = self.cas.next_txn(self.params.instance);
                 if let Some(next) = self.cas.record().map(|r| r.close(txn)) {
                     self.propose(Change::Close, next);
                 }
             }
-            Closing::Draining | Closing::Flushing(_) | Closing::Cleaning(_) => {}
+            Stage::Draining | Stage::Flushing | Stage::Cleaning => {}
         }
     }
 
-    /// Flushes every member, then empties every member's log.
-    fn close_calls(&mut self, flush: bool) {
-        let members: BTreeSet<ReplicaId> = self.members().into_iter().collect();
-        self.closing = Some(match flush {
-            true => Closing::Flushing(members.clone()),
-            false => Closing::Cleaning(members.clone()),
-        });
-        for rid in members {
-            if flush {
-                self.call(rid, Purpose::CloseFlush, false, Request::Flush);
-            } else {
-                self.call(rid, Purpose::CloseLog, false, Request::Close);
-            }
+    /// Asks every member for the same, as the next step.
+    fn close_step(&mut self, stage: Stage, request: &Request) {
+        let left: BTreeSet<ReplicaId> = self.members().into_iter().collect();
+        let Some(closing) = &mut self.closing else { return };
+        *closing = Closing { stage, step: closing.step + 1, left: left.clone() };
+        let step = closing.step;
+        for rid in left {
+            self.call(rid, Purpose::Close(step), false, request.clone());
         }
     }
 
-    pub(super) fn on_close_step(&mut self, rid: ReplicaId) {
-        if let Some(Closing::Flushing(left) | Closing::Cleaning(left)) = &mut self.closing {
-            left.remove(&rid);
+    pub(super) fn on_close_step(&mut self, rid: ReplicaId, step: u64) {
+        if let Some(closing) = self.closing.as_mut().filter(|c| c.step == step) {
+            closing.left.remove(&rid);
         }
     }
 

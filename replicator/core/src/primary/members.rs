@@ -53,11 +53,11 @@ impl Primary {
         for rid in &lost {
             let txn = self.cas.next_txn(self.params.instance);
             if let Some(next) = record.remove(*rid, txn) {
-                self.counters.removals += 1;
                 return self.propose(Change::Remove(*rid), next);
             }
         }
-        if !lost.is_empty() && self.can_repromote(&lost) {
+        // A target that is nearly there will take the lost one's place (T7).
+        if !lost.is_empty() && self.catching().is_none() && self.can_repromote(&lost) {
             self.repromote();
         }
     }
@@ -97,6 +97,7 @@ impl Primary {
 
     /// T5 is in force: from now on acknowledgements do without it.
     pub(super) fn on_removed(&mut self, rid: ReplicaId) {
+        self.counters.removals += 1;
         self.abort_resync_from(rid);
         self.announce_gen();
         self.close_lost();

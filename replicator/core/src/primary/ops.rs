@@ -164,6 +164,10 @@ impl Primary {
         op.sent.insert(rid);
         let request = op.action.request();
         self.send(rid, seq, request, true);
+        // A flush too: as long as it is open here, the session can't be taken for a new one.
+        if let Some(peer) = self.peers.get_mut(&rid) {
+            peer.soil();
+        }
     }
 
     /// Sends everything in flight that `rid` has not done: a member that came back, or a target

@@ -1,5 +1,6 @@
 //! One replica as its primary sees it: connection, session, and what waits for its answer.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use super::{Call, Effect, Phase, Primary, Purpose};
@@ -24,13 +25,11 @@ pub(super) struct Peer {
     failed: bool,
     /// When to ask it again for a promise, after it refused or failed on a live connection.
     ask_again_at: Option<Tick>,
-    /// Since when it owes an answer and has given none.
-    silent_since: Option<Tick>,
-    /// Requests that it has not answered.
-    unanswered: u32,
+    /// Requests that it owes an answer to, and when they were sent.
+    owed: BTreeMap<Seq, Tick>,
     /// Commit watermark last sent to it.
     pub(super) commit_sent: Seq,
-    /// Was a mutation sent in this session? Then what it promised with (ring, unresolved regions,
+    /// Was a mutation or another operation sent in this session? Then what it promised with (ring, unresolved regions,
     /// being empty) is out of date, and a repair or resync needs a new session first.
     dirty: bool,
 }
@@ -45,8 +44,7 @@ impl Peer {
             lost_at: now,
             failed: false,
             ask_again_at: None,
-            silent_since: None,
-            unanswered: 0,
+            owed: BTreeMap::new(),
             commit_sent: Seq(0),
             dirty: false,
         }
@@ -78,16 +76,23 @@ impl Peer {
 
     /// When its absence or silence must have consequences.
     pub(super) fn fails_at(&self) -> Option<Tick> {
-        match (self.failed, self.is_up(), self.silent_since) {
-            (true, ..) => Some(Tick(0)),
-            (false, false, _) => Some(self.lost_at.plus_ms(limits::MEMBER_GRACE_MS)),
-            (false, true, silent) => silent.map(|at| at.plus_ms(limits::OP_FAIL_MS)),
+        // Within a session requests are sent in the order of their numbers: the first is the oldest.
+        let oldest = self.owed.first_key_value().map(|(_, at)| *at);
+        match (self.failed, self.is_up()) {
+            (true, _) => Some(Tick(0)),
+            (false, false) => Some(self.lost_at.plus_ms(limits::MEMBER_GRACE_MS)),
+            (false, true) => oldest.map(|at| at.plus_ms(limits::OP_FAIL_MS)),
         }
     }
 
     /// A resync starts in this session.
     pub(super) fn begin_resync(&mut self) {
         self.known = self.session.as_ref().map(|s| s.incarnation);
+    }
+
+    /// What it promised with is out of date from now on.
+    pub(super) fn soil(&mut self) {
+        self.dirty = true;
     }
 
     /// Is what it promised with out of date?
@@ -100,23 +105,12 @@ impl Peer {
         self.failed = self.failed && self.session.is_none();
     }
 
-    fn asked(&mut self, now: Tick) {
-        self.unanswered += 1;
-        self.silent_since.get_or_insert(now);
-    }
-
-    fn answered(&mut self, now: Tick) {
-        self.unanswered = self.unanswered.saturating_sub(1);
-        self.silent_since = (self.unanswered > 0).then_some(now);
-    }
-
     fn lose_session(&mut self, now: Tick) {
         if self.session.take().is_some() {
             self.lost_at = now;
         }
         self.ask_again_at = None;
-        self.unanswered = 0;
-        self.silent_since = None;
+        self.owed.clear();
     }
 }
 
@@ -204,8 +198,10 @@ impl Primary {
             instance: self.params.instance,
             attach_seq: record.attach.as_ref().map_or(0, |a| a.seq),
         };
+        let again = self.now.plus_ms(limits::OP_FAIL_MS);
         if let Some(peer) = self.peers.get_mut(&rid).filter(|p| p.conn.is_some()) {
-            peer.ask_again_at = None;
+            peer.ask_again_at = Some(again);
+            self.calls.retain(|_, c| c.rid != rid || !matches!(c.purpose, Purpose::Promise));
             self.call(rid, Purpose::Promise, false, request);
         }
     }
@@ -238,7 +234,7 @@ impl Primary {
         let Some(peer) = self.peers.get_mut(&rid) else { return };
         let Some(conn) = peer.conn else { return };
         if answered {
-            peer.asked(now);
+            peer.owed.insert(seq, now);
         }
         peer.dirty |= body.mutates();
         peer.commit_sent = commit;
@@ -258,7 +254,7 @@ impl Primary {
             return;
         }
         if let Some(peer) = self.peers.get_mut(&rid) {
-            peer.answered(self.now);
+            peer.owed.remove(&header.seq);
         }
         match self.calls.get(&header.seq) {
             Some(call) if call.rid == rid => {
@@ -298,7 +294,7 @@ impl Primary {
             (Purpose::Mark, _) => self.on_marked(rid),
             (Purpose::PromotionFlush, _) => self.on_promotion_flushed(rid),
             (Purpose::TargetFlush, _) => self.on_target_flushed(rid),
-            (Purpose::CloseFlush | Purpose::CloseLog, _) => self.on_close_step(rid),
+            (Purpose::Close(step), _) => self.on_close_step(rid, step),
             (Purpose::Promise, _) => self.fail_peer(rid),
         }
     }
@@ -367,7 +363,9 @@ impl Primary {
         self.ops_lost(rid);
         self.promotion_lost(rid);
         self.resync_lost(rid);
-        self.close_lost();
+        if self.is_required(rid) {
+            self.close_lost();
+        }
     }
 
     fn on_promised(&mut self, rid: ReplicaId, promised: Promised) {
@@ -385,6 +383,7 @@ impl Primary {
         // incarnation stays unknown until then, so that a reconnect can't pass for a resumption.
         peer.failed = !acceptable;
         peer.dirty = false;
+        peer.ask_again_at = None;
         peer.lost_at = now;
         if as_member && acceptable {
             self.resume(rid);

@@ -51,6 +51,11 @@ impl Promotion {
         *self = Self { live: true, ..Self::default() };
     }
 
+    /// Is the guest's device in use meanwhile?
+    pub(super) fn is_live(&self) -> bool {
+        self.live
+    }
+
     fn restart(&mut self) {
         self.source = None;
         self.stages.clear();
@@ -132,6 +137,10 @@ impl Primary {
         for (rid, peer) in self.peers.iter().filter(|(rid, _)| eligible(rid)) {
             up.extend(peer.session().map(|s| (*rid, s)));
         }
+        if up.is_empty() {
+            // Whoever had answered is gone: the next answer starts the waiting anew.
+            self.promotion.first_answer = None;
+        }
         let Some(first) = self.promotion.first_answer else { return };
         let silent: Vec<&ReplicaId> =
             members.iter().filter(|rid| !up.iter().any(|(u, _)| u == *rid)).collect();
@@ -144,7 +153,7 @@ impl Primary {
             }
             false => limits::CONNECT_WAIT_MS,
         };
-        if up.is_empty() || (!silent.is_empty() && waited < wait) {
+        if !silent.is_empty() && waited < wait {
             return;
         }
         if all_lossy && self.promotion.live {
@@ -170,6 +179,9 @@ impl Primary {
             .filter(|rid| *rid != source && self.is_serving(*rid) && !known(&self.promotion, *rid))
             .collect();
         let first = !self.promotion.stages.contains_key(&source);
+        if !first && !fresh.is_empty() {
+            self.drop_spare();
+        }
         let mut marks = BlockSet::new();
         for rid in fresh {
             let repair = self.repair_set(source, rid);
@@ -183,6 +195,17 @@ impl Primary {
         }
         if first || !marks.is_empty() {
             self.mark_source(source, marks);
+        }
+    }
+
+    /// A member is back while another copy is being brought up in its place: the member needs less.
+    fn drop_spare(&mut self) {
+        let members = self.members();
+        let target = self.copy.as_ref().map(CopyJob::target);
+        if let Some(spare) = target.filter(|rid| !members.contains(rid)) {
+            self.abort_copy();
+            self.promotion.stages.remove(&spare);
+            self.renew_session(spare);
         }
     }
 

@@ -33,6 +33,8 @@ enum Stage {
 pub(super) struct Resync {
     stage: Stage,
     not_before: Option<Tick>,
+    /// Target and source of an attempt that failed: others are tried first.
+    failed: Vec<ReplicaId>,
     /// What the last copy job moved, for the status.
     progress: ResyncProgress,
 }
@@ -110,7 +112,8 @@ impl Primary {
                 && !required.contains(&r.rid)
                 && self.is_serving(r.rid)
         });
-        candidates.max_by_key(|r| (r.state.since(), r.rid)).map(|r| r.rid)
+        let failed = |rid| self.resync.failed.contains(&rid);
+        candidates.max_by_key(|r| (!failed(r.rid), r.state.since(), r.rid)).map(|r| r.rid)
     }
 
     /// S1 to S3: from scratch, whatever was copied before.
@@ -123,10 +126,13 @@ impl Primary {
         if self.peers[&target].is_dirty() {
             return self.renew_session(target);
         }
-        let local = |rid: &ReplicaId| self.peers[rid].node() != &self.params.node;
+        let rank = |rid: &ReplicaId| {
+            let remote = self.peers[rid].node() != &self.params.node;
+            (self.resync.failed.contains(rid), remote)
+        };
         let mut sources: Vec<ReplicaId> =
             self.members().into_iter().filter(|rid| self.is_serving(*rid)).collect();
-        sources.sort_by_key(local);
+        sources.sort_by_key(rank);
         let Some(source) = sources.first().copied() else { return };
         let Some(session) = self.peers.get(&target).and_then(|p| p.session()).cloned() else {
             return;
@@ -216,6 +222,7 @@ impl Primary {
     pub(super) fn on_added(&mut self, rid: ReplicaId) {
         if self.resync_target() == Some(rid) {
             self.resync.stage = Stage::Idle;
+            self.resync.failed.clear();
             self.counters.resyncs_done += 1;
         }
         self.announce_gen();
@@ -245,6 +252,8 @@ impl Primary {
         let Some(target) = self.resync_target() else { return };
         self.resync.stage = Stage::Idle;
         self.resync.not_before = Some(self.now.plus_ms(limits::RESYNC_BACKOFF_MS));
+        let source = self.copy.as_ref().map(CopyJob::source);
+        self.resync.failed = core::iter::once(target).chain(source).collect();
         self.abort_copy();
         if self.is_serving(target) && !self.is_required(target) {
             self.renew_session(target);

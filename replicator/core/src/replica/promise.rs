@@ -54,6 +54,10 @@ impl Replica {
         // From here on nothing of an older session is admitted; what it has in the store drains.
         self.session = None;
         let submitted = self.promising.is_some_and(|p| p.submitted);
+        if self.promising.is_some_and(|p| p.header.epoch < header.epoch) {
+            // The newer claim is in the record already: the older one is fenced.
+            self.refuse_promise(Refusal::Epoch { promised: header.epoch }, out);
+        }
         self.promising =
             Some(PendingPromise { conn, connected: true, header, wanted, submitted: false });
         if submitted {
@@ -61,6 +65,13 @@ impl Replica {
             return;
         }
         self.try_promise(out);
+    }
+
+    /// Whoever waits for a promise that will not be made is told so.
+    pub(super) fn refuse_promise(&mut self, refusal: Refusal, out: &mut Vec<Effect>) {
+        if let Some(pending) = self.promising.take().filter(|p| p.connected) {
+            self.reply(pending.conn, &pending.header, Reply::Refused(refusal), out);
+        }
     }
 
     fn may_promise(&self, header: &Header, wanted: &Wanted) -> Result<(), Refusal> {

@@ -93,7 +93,7 @@ impl Replica {
     ) {
         let Some(item) = self.in_flight.remove(&token) else { return };
         if result.is_err() && item.fatal {
-            self.fault();
+            self.fault(out);
         }
         let is_promise = self.promising.is_some_and(|p| p.is_for(&item.header));
         match result {
@@ -131,10 +131,10 @@ impl Replica {
     }
 
     /// Rule R6: after a failed write or flush nothing is promised or retried.
-    fn fault(&mut self) {
+    fn fault(&mut self, out: &mut Vec<Effect>) {
         self.role = Role::Faulted;
         self.session = None;
-        self.promising = None;
+        self.refuse_promise(Refusal::Faulted, out);
     }
 
     fn is_well_formed(&self, request: &Request) -> bool {

@@ -150,10 +150,22 @@ fn r2_a_newer_promise_replaces_one_that_is_being_persisted() {
     let mut bench = Bench::new(recovered());
     bench.ask(1, header(1, 1, 1), promise(1));
     bench.ask(2, header(2, 2, 1), promise(2));
+    assert_eq!(bench.refused(), Some(Refusal::Epoch { promised: Epoch(2) }), "it is fenced");
     bench.answer(Ok(StoreReply::Done));
-    assert!(bench.sent.is_empty(), "the older one must not be answered");
+    assert!(bench.sent.is_empty(), "the older one must not be promised any more");
     bench.answer(Ok(StoreReply::Done));
     assert!(matches!(bench.sent.as_slice(), [(Conn(2), Reply::Promised(_))]));
+}
+
+#[test]
+fn a_promise_that_can_not_be_made_is_refused() {
+    let mut bench = Bench::new(recovered());
+    bench.session(1, 1);
+    bench.ask(1, header(1, 1, 2), write(0));
+    bench.ask(2, header(2, 2, 1), promise(2));
+    bench.answer(Err(StoreError::Io));
+    let refused: Vec<Conn> = bench.sent.iter().map(|(conn, _)| *conn).collect();
+    assert_eq!(refused, [Conn(2), Conn(1)], "both the promise and the write are answered");
 }
 
 #[test]
