@@ -51,7 +51,8 @@ pub(super) fn volume(
         (Some(_), Some(primary)) => primary.phase,
         (Some(_), None) => i32::from(v1::AttachPhase::Unspecified),
     };
-    status.replicas = record.replicas.iter().map(|r| replica(r, primary, survey)).collect();
+    let replicas = record.replicas.iter();
+    status.replicas = replicas.map(|r| replica(&status.uid, r, primary, survey)).collect();
     if let Some(primary) = primary {
         status.counters = primary.counters;
         status.nbd_uri = Some(primary.nbd_uri.clone()).filter(|uri| !uri.is_empty());
@@ -74,13 +75,16 @@ fn primary<'a>(record: &Record, survey: &'a Survey) -> Option<&'a v1::LocalPrima
 }
 
 fn replica(
+    uid: &str,
     entry: &ReplicaEntry,
     primary: Option<&v1::LocalPrimary>,
     survey: &Survey,
 ) -> v1::VolumeReplica {
     let rid = entry.rid.to_string();
     let info = survey.get(entry.node.as_str()).and_then(|node| node.info.as_ref());
-    let live = info.and_then(|info| info.replicas.iter().find(|r| r.rid == rid)).cloned();
+    // A damaged replica cannot tell its id; a node has one of a volume at most.
+    let same = |r: &&v1::LocalReplica| r.rid == rid || (r.rid.is_empty() && r.uid == uid);
+    let live = info.and_then(|info| info.replicas.iter().find(same)).cloned();
     let faulted = |r: &v1::LocalReplica| r.role == i32::from(v1::ReplicaRole::Faulted);
     let connected = match primary {
         Some(primary) => primary.connected_rids.contains(&rid),
@@ -109,8 +113,14 @@ fn replica(
     }
 }
 
+/// The nodes of copies, each with what is broken there, if that is known.
 fn list<'a>(replicas: impl Iterator<Item = &'a v1::VolumeReplica>) -> String {
-    replicas.map(|r| r.node.as_str()).collect::<Vec<_>>().join(", ")
+    let fault = |r: &'a v1::VolumeReplica| r.live.as_ref().map_or("", |live| &live.fault);
+    let name = |r: &'a v1::VolumeReplica| match fault(r) {
+        "" => r.node.clone(),
+        fault => format!("{}: {fault}", r.node),
+    };
+    replicas.map(name).collect::<Vec<_>>().join(", ")
 }
 
 /// How the volume is, why, and what will happen or is to be done.
@@ -137,7 +147,7 @@ fn health(
     }
     if reachable == 0 {
         let reason = format!(
-            "no copy with all data can be reached (they are on {}); bring one of these nodes back",
+            "no copy with all data can be used (they are on {}); bring one of these back",
             list(in_sync())
         );
         return (v1::Health::Unavailable, reason);
@@ -179,7 +189,11 @@ fn degraded(
             let what = if is(v1::ReplicaState::New) { "built" } else { "brought up to date" };
             parts.push(format!("the copy on {node} is being {what}"));
         } else if !replica.connected {
-            parts.push(format!("the copy on {node} cannot be reached"));
+            let fault = replica.live.as_ref().map_or("", |live| &live.fault);
+            parts.push(match fault {
+                "" => format!("the copy on {node} cannot be reached"),
+                fault => format!("the copy on {node} cannot be used: {fault}"),
+            });
         } else if is(v1::ReplicaState::New) {
             parts.push(format!("the copy on {node} waits to be built"));
         } else if is(v1::ReplicaState::Out) {

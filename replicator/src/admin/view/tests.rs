@@ -148,3 +148,17 @@ fn a_fenced_primary_and_unfinished_volumes_say_what_to_do() {
     object.stage = Stage::Ready;
     expect(&volume(&object, None, &survey, 1), v1::Health::Unavailable, &["record is missing"]);
 }
+
+#[test]
+fn a_damaged_copy_is_told_with_what_is_wrong_though_it_cannot_tell_its_id() {
+    let (object, record) = setting();
+    let mut survey = survey(object.uid, &[1, 2, 3]);
+    let info = survey.get_mut("n3").and_then(|n| n.info.as_mut()).unwrap();
+    for damaged in &mut info.replicas {
+        damaged.rid = String::new();
+        damaged.role = i32::from(v1::ReplicaRole::Faulted);
+        damaged.fault = "both superblocks are damaged".to_owned();
+    }
+    let seen = volume(&object, Some(&record), &survey, 5000);
+    expect(&seen, v1::Health::Degraded, &["n3 cannot be used: both superblocks are damaged"]);
+}
