@@ -36,6 +36,9 @@ const QUIET_LOOKS: u32 = 3;
 pub(super) struct Janitor {
     child: Child,
     pipe: ChildStdin,
+    dir: PathBuf,
+    daemon: PathBuf,
+    keep: bool,
 }
 
 impl Janitor {
@@ -62,25 +65,28 @@ impl Janitor {
         if line.trim_end() != READY {
             bail!("the process that cleans up did not start");
         }
-        Ok(Self { child, pipe })
+        Ok(Self { child, pipe, dir: dir.to_owned(), daemon: daemon.to_owned(), keep: false })
     }
 
     /// The directory is to be left when everything has ended.
     pub(super) async fn keep_dir(&mut self) -> anyhow::Result<()> {
+        self.keep = true;
         let order = format!("{KEEP}\n");
         self.pipe.write_all(order.as_bytes()).await.context("the process that cleans up is gone")
     }
 
     /// Cleans up, and returns when it is done.
     pub(super) async fn finish(self) -> anyhow::Result<()> {
-        let Self { mut child, pipe } = self;
+        let Self { mut child, pipe, dir, daemon, keep } = self;
         drop(pipe);
         let ended = tokio::time::timeout(2 * LIMIT, child.wait()).await;
         let status = ended.context("cleaning up takes too long")?.context("cleaning up")?;
-        if !status.success() {
-            bail!("cleaning up failed; look for processes and files that are left");
+        if status.success() {
+            return Ok(());
         }
-        Ok(())
+        // Somebody ended the janitor, or it failed: then this says why, or mends it.
+        let again = move || clean(&dir, &daemon, keep);
+        tokio::task::spawn_blocking(again).await.context("cleaning up")?
     }
 }
 

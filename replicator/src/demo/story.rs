@@ -17,7 +17,7 @@ use super::report::DemoReport;
 use super::screen::Screen;
 use super::verify;
 use super::watch::Watch;
-use super::workload::{End, Orders, Progress, Workload, read_span};
+use super::workload::{DEPTH_MAX, End, Orders, Progress, Workload, read_span};
 
 const VOLUME: &str = "demo";
 /// The node that is killed.
@@ -26,6 +26,8 @@ const FIRST: usize = 0;
 const SECOND: usize = 1;
 /// How long one step may take.
 const LIMIT: Duration = Duration::from_secs(60);
+/// Operations that are under way, at least, when the daemon is killed.
+const BUSY: u64 = DEPTH_MAX as u64 / 2;
 /// How long is written after all copies are in sync again.
 const LAST_WRITES: Duration = Duration::from_secs(1);
 /// How long is written with a copy missing, where there is no node for a new one.
@@ -176,8 +178,9 @@ impl Story {
         let progress = Arc::clone(&self.progress);
         let busy = async {
             sleep(writing).await;
-            while progress.in_flight.load(Ordering::Relaxed) < 2 {
-                sleep(Duration::from_micros(200)).await;
+            orders.deepest.store(true, Ordering::Relaxed);
+            while progress.in_flight.load(Ordering::Relaxed) < BUSY {
+                tokio::task::yield_now().await;
             }
         };
         tokio::select! {

@@ -127,7 +127,9 @@ pub(super) fn compare(paths: &[PathBuf]) -> anyhow::Result<Option<Difference>> {
             let (a, b) = (&mut a[..count], &mut b[..count]);
             one.read_exact_at(a, offset).with_context(|| first.display().to_string())?;
             other.read_exact_at(b, offset).with_context(|| path.display().to_string())?;
-            if let Some(at) = a.iter().zip(b.iter()).position(|(a, b)| a != b) {
+            // Comparing slices is many times faster than looking at each byte.
+            if a != b {
+                let at = a.iter().zip(b.iter()).take_while(|(a, b)| a == b).count();
                 let block = (offset + at as u64) / BLOCK as u64;
                 return Ok(Some(Difference { path: path.clone(), block: Some(block) }));
             }

@@ -36,6 +36,8 @@ pub(super) struct Orders {
     pub(super) stop: AtomicBool,
     /// The absent copy gets writes again.
     pub(super) absence_ended: AtomicBool,
+    /// As much under way as possible, from now on.
+    pub(super) deepest: AtomicBool,
     /// Bytes per second; 0: as many as possible.
     pub(super) rate: AtomicU64,
 }
@@ -154,7 +156,9 @@ impl Workload {
                 end.get_or_insert(End::Stopped);
             }
             pace.obey(orders.rate.load(Ordering::Relaxed));
-            while end.is_none() && flying.len() < self.depth && pace.allows() {
+            let deepest = orders.deepest.load(Ordering::Relaxed);
+            let depth = if deepest { DEPTH_MAX } else { self.depth };
+            while end.is_none() && flying.len() < depth && pace.allows() {
                 let (op, bytes) = self.next_op(client);
                 pace.bytes += bytes;
                 flying.push(op);
