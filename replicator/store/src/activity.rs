@@ -323,7 +323,7 @@ impl Activity {
         }
         for region in self.pins.keys() {
             let known = self.entries.contains_key(region) || self.ignore_pins;
-            assert!(known, "I11: pinned region {region} is not active");
+            assert!(known, "m3: pinned region {region} is not active");
         }
     }
 }

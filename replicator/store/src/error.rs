@@ -46,7 +46,7 @@ pub enum OpenError {
         blocks: u64,
     },
     /// The files belong to another volume.
-    #[error("these files belong to volume {}, not {}; check the pool directory", found.0, expected.0)]
+    #[error("these files are of volume {}, not {}; check the pool directory", found.0, expected.0)]
     OtherVolume {
         /// The volume expected.
         expected: VolumeId,

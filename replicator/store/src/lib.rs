@@ -35,6 +35,7 @@ mod promise;
 mod read;
 mod recover;
 mod regions;
+mod stamps;
 mod store;
 mod superblock;
 mod tags;

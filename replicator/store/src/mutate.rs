@@ -9,7 +9,8 @@ use lockstep_core::range::{BlockRange, BlockSet, region_of};
 use crate::flush::Flusher;
 use crate::layout::{File, data_offset};
 use crate::op::DiskOpKind;
-use crate::store::{Job, Purpose, Store, Work, by_region};
+use crate::stamps::by_region;
+use crate::store::{Job, Purpose, Store, Work};
 use crate::tags::{ZERO_CRC, slot};
 
 /// A mutation under way.

@@ -145,7 +145,7 @@ impl Twin {
         for set in std::mem::take(&mut self.pins) {
             for region in set.regions() {
                 if !unresolved.contains(&region) {
-                    return Err(format!("I11: pinned region {region} is not in the log"));
+                    return Err(format!("m3: pinned region {region} is not in the log"));
                 }
             }
         }
@@ -183,7 +183,7 @@ impl Twin {
         let entry = self.block(block);
         if found != entry.last() {
             let last = entry.last();
-            return Err(format!("I4: block {block} is {found}, not {last}, outside the log"));
+            return Err(format!("block {block} is {found}, not {last}, outside the log"));
         }
         let tag = disk.read(File::Tags, block * 8, 8);
         let number =
@@ -191,7 +191,7 @@ impl Twin {
         let (crc, stamp) = (number(0), Gen(number(4)));
         let never_written = tag.iter().all(|byte| *byte == 0);
         if !(never_written && found == 0) && crc != crc32c::crc32c(&content(found)) {
-            return Err(format!("I12: the tag of block {block} does not match outside the log"));
+            return Err(format!("the tag of block {block} does not match outside the log"));
         }
         if stamp < entry.stamp || entry.exact && stamp != entry.stamp {
             return Err(format!("block {block} has stamp {stamp}, not {}", entry.stamp));
