@@ -26,6 +26,10 @@ pub struct Habits {
     pub fua: u64,
     /// Requests of more than 256 blocks among a thousand.
     pub large: u64,
+    /// Writes among a thousand that repeat what an earlier one wrote.
+    pub repeats: u64,
+    /// Requests beyond the end of the volume, among a thousand.
+    pub invalid: u64,
     /// Reads everything that was ever written before anything else?
     pub verifies: bool,
 }
@@ -33,7 +37,8 @@ pub struct Habits {
 impl Habits {
     /// Random habits.
     pub fn draw(rng: &mut Rng) -> Self {
-        let regions = rng.between(2, 8);
+        // One in thirty is large enough for a scan in several parts.
+        let regions = if rng.chance(33) { rng.between(1000, 2500) } else { rng.between(2, 8) };
         let blocks = regions * 256 - rng.below(100);
         let hot_blocks = rng.pick(&[3, 8, 16, 40]).unwrap_or(8);
         let hot = (0..hot_blocks).map(|_| rng.below(blocks)).collect();
@@ -47,6 +52,8 @@ impl Habits {
             mix: rng.pick(&mixes).unwrap_or([25, 55, 8, 12]),
             fua: rng.pick(&[0, 50, 300]).unwrap_or(50),
             large: rng.pick(&[0, 0, 3, 10]).unwrap_or(0),
+            repeats: rng.pick(&[0, 0, 50, 300]).unwrap_or(0),
+            invalid: rng.pick(&[0, 10]).unwrap_or(0),
             verifies: rng.chance(500),
         }
     }
@@ -72,6 +79,8 @@ pub struct Guest {
     pub running: bool,
     /// Number of requests so far.
     pub requests: u64,
+    /// Requests under way that must be refused.
+    pub invalid: BTreeSet<RequestId>,
     next: u64,
 }
 
@@ -84,6 +93,8 @@ pub struct Asked {
     pub op: GuestOp,
     /// The content of a write.
     pub value: Value,
+    /// Does it lie within the volume?
+    pub is_valid: bool,
 }
 
 impl Guest {
@@ -93,13 +104,31 @@ impl Guest {
         self.requests += 1;
         let request = RequestId(self.next);
         self.pending.insert(request);
+        let is_valid = !(self.to_verify.is_empty() && rng.chance(habits.invalid));
+        let repeats = rng.chance(habits.repeats);
+        let back = if repeats { rng.below(30) } else { 0 };
+        let value = Value(value.0.saturating_sub(back).max(1));
         let op = match self.to_verify.pop() {
             Some(range) => GuestOp::Read { range },
-            None => draw(rng, habits, value),
+            None if is_valid => draw(rng, habits, value),
+            None => beyond(rng, habits),
         };
+        if !is_valid {
+            self.invalid.insert(request);
+        }
         let value = if matches!(op, GuestOp::Zero { .. }) { Value::ZERO } else { value };
-        Asked { request, op, value }
+        Asked { request, op, value, is_valid }
     }
+}
+
+/// A request that reaches beyond the end of the volume.
+fn beyond(rng: &mut Rng, habits: &Habits) -> GuestOp {
+    let start = habits.blocks - rng.below(3).min(habits.blocks);
+    let range = BlockRange::new(start, 3);
+    if rng.chance(500) {
+        return GuestOp::Read { range };
+    }
+    GuestOp::Zero { range, fua: false, deallocate: true }
 }
 
 fn draw(rng: &mut Rng, habits: &Habits, value: Value) -> GuestOp {
@@ -150,7 +179,8 @@ mod tests {
                     GuestOp::Flush => (3, BlockRange::new(0, 1)),
                 };
                 seen[kind] += 1;
-                assert!(range.end() <= habits.blocks, "{range:?} of {}", habits.blocks);
+                let fits = range.end() <= habits.blocks;
+                assert_eq!(fits, asked.is_valid, "{range:?} of {}", habits.blocks);
             }
             assert_eq!(guest.pending.len(), 19);
         }

@@ -129,7 +129,9 @@ impl World {
             (1..=count).filter_map(|n| NodeId::new(&format!("n{n}"))).map(Node::new).collect();
         let volume = VolumeId(Uuid::from_u128(rng.bits128()));
         let lineage = Lineage(Uuid::from_u128(rng.bits128()));
-        let repl = usize::try_from(rng.pick(&[1, 2, 2, 3, 3, 3, 3]).unwrap_or(3)).unwrap_or(3);
+        let repl = usize::try_from(rng.pick(&[1, 2, 2, 2, 3, 3, 3, 3, 4, 5]).unwrap_or(3))
+            .unwrap_or(3)
+            .min(count);
         for node in nodes.iter_mut().take(repl) {
             let rid = ReplicaId(Uuid::from_u128(rng.bits128()));
             let disk = host::formatted(rid, volume, lineage, habits.blocks);

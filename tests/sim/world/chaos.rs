@@ -11,7 +11,7 @@ use crate::net::{DIALER, Wire};
 use crate::node::Copy;
 
 /// Does a copy that is opened again always get new connections?
-const REOPEN_RESETS: bool = true;
+const REOPEN_RESETS: bool = false;
 
 impl World {
     /// The next time that a fault happens.

@@ -1,10 +1,11 @@
 //! The end of a world: faults stop, and everything has to come right.
 
-use lockstep_core::primary::Phase;
+use lockstep_core::primary::{Event as PrimaryEvent, Phase};
 use lockstep_core::record::ReplicaState;
 
 use super::{Event, MS, World};
 use crate::fault::Swarm;
+use crate::node::Copy;
 
 /// Where a world is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,11 +56,34 @@ impl World {
                 copy.fails_next = false;
             }
             self.boot(node);
-            self.unseat(node);
         }
-        let node = self.rng.index(self.nodes.len());
-        self.seat_primary(node);
+        self.keep_one_primary();
         self.schedule.after(POLL, Event::Stage);
+    }
+
+    /// The primary that the record names goes on, or all make place for a new one.
+    fn keep_one_primary(&mut self) {
+        let named = self.meta.record().primary.as_ref().map(|p| p.instance);
+        let keeps = self.rng.chance(600);
+        let mut kept = false;
+        for node in 0..self.nodes.len() {
+            let seat = self.nodes[node].seat.as_ref();
+            let good =
+                seat.is_some_and(|s| !s.closing && !s.is_over() && Some(s.instance) == named);
+            if keeps && good {
+                kept = true;
+                // The news of a changed record may have been lost; sooner or later they come.
+                if let Some(id) = seat.map(|s| s.id) {
+                    self.tell_primary(node, id, PrimaryEvent::RecordChanged);
+                }
+            } else {
+                self.unseat(node);
+            }
+        }
+        if !kept {
+            let node = self.rng.index(self.nodes.len());
+            self.seat_primary(node);
+        }
     }
 
     pub(crate) fn stage(&mut self) {
@@ -75,7 +99,7 @@ impl World {
         match self.stage {
             Stage::Chaos | Stage::Done => return,
             Stage::Healing { since } => {
-                if phase == Phase::Active && self.is_whole() {
+                if phase == Phase::Active && self.is_whole(node) {
                     self.stop_guest(node, id);
                     self.stage = Stage::Settling { since: now };
                 } else if phase == Phase::Fenced && now - since < HEAL_LIMIT / 2 {
@@ -111,8 +135,18 @@ impl World {
         self.schedule.after(POLL, Event::Stage);
     }
 
-    fn is_whole(&self) -> bool {
-        self.meta.record().replicas.iter().all(|r| r.state == ReplicaState::InSync)
+    /// Are all copies in sync, open, and reached by their primary? The record alone does not
+    /// tell: a copy that restarted may not have been missed yet.
+    fn is_whole(&self, node: usize) -> bool {
+        let Some(seat) = self.nodes[node].seat.as_ref() else { return false };
+        let status = seat.primary.status();
+        let in_sync = self.meta.record().replicas.iter().all(|entry| {
+            entry.state == ReplicaState::InSync
+                && status.replicas.get(&entry.rid).is_some_and(|r| r.connected)
+        });
+        let copies = self.nodes.iter().filter_map(|n| n.copy.as_ref());
+        let resolved = |c: &Copy| c.host.as_ref().is_some_and(|h| !h.replica.status().unclean);
+        in_sync && copies.into_iter().all(resolved)
     }
 
     /// No more writes; everything that was ever written is read once more.

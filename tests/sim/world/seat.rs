@@ -9,6 +9,7 @@ use lockstep_core::wire::Frame;
 
 use super::{Event, World};
 use crate::content::{BLOCK, Value, value_of};
+use crate::guest::Asked;
 use crate::net::DIALER;
 use crate::node::Seat;
 
@@ -190,7 +191,7 @@ impl World {
     }
 
     fn guest_asks(&mut self, node: usize, seat: u64) -> bool {
-        let (value, now) = (Value(self.fresh_value()), self.now());
+        let value = Value(self.fresh_value());
         let depth = self.habits.depth;
         let Some(s) = self.nodes[node].seat.as_mut().filter(|s| s.id == seat) else { return false };
         if s.guest.pending.len() >= depth || !s.primary.has_room() {
@@ -201,6 +202,18 @@ impl World {
         }
         let asked = s.guest.ask(&mut self.rng, &self.habits, value);
         let (instance, request) = (s.instance, asked.request);
+        if asked.is_valid {
+            self.oracle_hears(instance, &asked);
+        }
+        if self.is_telling() {
+            self.tell_guest(node, &asked);
+        }
+        self.primary_event(node, seat, PrimaryEvent::Guest { request, op: asked.op });
+        true
+    }
+
+    fn oracle_hears(&mut self, instance: InstanceId, asked: &Asked) {
+        let (now, request) = (self.now(), asked.request);
         match &asked.op {
             GuestOp::Read { range } => self.oracle.read(instance, request, *range),
             GuestOp::Write { range, fua, .. } | GuestOp::Zero { range, fua, .. } => {
@@ -208,11 +221,6 @@ impl World {
             }
             GuestOp::Flush => self.oracle.flush(instance, request),
         }
-        if self.is_telling() {
-            self.tell_guest(node, &asked);
-        }
-        self.primary_event(node, seat, PrimaryEvent::Guest { request, op: asked.op });
-        true
     }
 
     fn guest_reply(
@@ -226,6 +234,12 @@ impl World {
         let instance = s.instance;
         if !s.guest.pending.remove(&request) {
             self.fail("honest", format!("guest request {request} is answered but not open"));
+            return;
+        }
+        if s.guest.invalid.remove(&request) {
+            if result.is_ok() {
+                self.fail("honest", format!("request {request} beyond the end succeeds"));
+            }
             return;
         }
         match result {
