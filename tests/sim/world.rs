@@ -71,6 +71,8 @@ pub(crate) enum Event {
     GuestTurn { node: usize, seat: u64 },
     /// A fault is due.
     Planned(Fault),
+    /// A fault strikes at a delicate moment.
+    Ambush(Fault),
     /// A process starts.
     Boot(usize),
     /// Somebody looks whether the volume is served.
@@ -102,6 +104,8 @@ pub struct World {
     pub(crate) volume: VolumeId,
     pub(crate) lineage: Lineage,
     pub(crate) cluster: Uuid,
+    /// Delicate moments among a thousand at which a fault strikes.
+    pub(crate) ambushes: u64,
     /// Typical pause of a guest between two bursts, microseconds.
     pub(crate) guest_pause: u64,
     /// Guests are quiet before then.
@@ -154,6 +158,7 @@ impl World {
             volume,
             lineage,
             cluster: Uuid::from_u128(rng.bits128()),
+            ambushes: rng.pick(&[0, 0, 10, 50, 200]).unwrap_or(0),
             guest_pause: 0,
             quiet_until: 0,
             served_at: 0,
@@ -233,6 +238,7 @@ impl World {
             Event::MetaLate { by, expected, record } => self.meta_late(by, expected, *record),
             Event::GuestTurn { node, seat } => self.guest_turn(node, seat),
             Event::Planned(fault) => self.planned(fault),
+            Event::Ambush(fault) => self.strike(fault),
             Event::Boot(node) => self.boot(node),
             Event::Supervise => self.supervise(),
             Event::Look => self.look(),
@@ -260,6 +266,7 @@ impl World {
             | Event::MetaArrive { .. }
             | Event::MetaLate { .. }
             | Event::Planned(_)
+            | Event::Ambush(_)
             | Event::Boot(_)
             | Event::Supervise
             | Event::Look

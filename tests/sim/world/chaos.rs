@@ -25,10 +25,29 @@ impl World {
         if self.stage != Stage::Chaos {
             return;
         }
-        if self.inject(fault) {
+        self.strike(fault);
+        self.plan(fault);
+    }
+
+    pub(crate) fn strike(&mut self, fault: Fault) {
+        if self.stage == Stage::Chaos && self.inject(fault) {
             self.count(fault);
         }
-        self.plan(fault);
+    }
+
+    /// A delicate moment: promotion, resync or a change of the record goes on. In some worlds
+    /// the faults of the seed strike just then.
+    pub(crate) fn delicate(&mut self) {
+        if self.stage != Stage::Chaos || !self.rng.chance(self.ambushes) {
+            return;
+        }
+        let planned = self.swarm.rates().iter().map(|(f, _)| *f).filter(|f| f.is_planned());
+        let planned: Vec<Fault> = planned.collect();
+        if let Some(fault) = self.rng.pick(&planned) {
+            let soon = self.distance * self.rng.pick(&[1, 4, 30, 300]).unwrap_or(1);
+            let delay = self.rng.below(soon + 1);
+            self.schedule.after(delay, Event::Ambush(fault));
+        }
     }
 
     /// Makes the fault happen; answers whether it could.

@@ -79,6 +79,7 @@ impl World {
     }
 
     fn put(&mut self, by: usize, expected: Revision, record: Record) -> MetaResult {
+        self.delicate();
         match self.fate() {
             Fate::Usual => self.apply_put(by, expected, record),
             Fate::Contested => {

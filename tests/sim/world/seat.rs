@@ -128,6 +128,19 @@ impl World {
         if self.is_telling() {
             self.tell_request(node, conn, &message);
         }
+        let delicate = match message.body {
+            Request::Promise { .. }
+            | Request::Mark { .. }
+            | Request::Resync { .. }
+            | Request::Scan { .. }
+            | Request::Close => true,
+            Request::Commit { member } => member,
+            Request::Flush | Request::Read { .. } | Request::Write { .. } => false,
+            Request::Zero { .. } | Request::Digest { .. } => false,
+        };
+        if delicate {
+            self.delicate();
+        }
         let Some(s) = self.nodes[node].seat(seat) else { return };
         let asked = s.flows.entry(conn).or_default().asks(&message);
         self.judge("limits", asked);
