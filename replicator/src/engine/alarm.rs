@@ -42,6 +42,16 @@ impl Alarm {
         }
     }
 
+    /// Should it have rung by now? Asked after each batch of inputs, since a task with much to do
+    /// may not come to wait for the ring.
+    pub(super) fn take_due(&mut self, now: Tick) -> bool {
+        let due = self.armed.is_some_and(|at| at <= now);
+        if due {
+            self.armed = None;
+        }
+        due
+    }
+
     /// Waits for the ring; for ever, if nothing is set. May be dropped and called again.
     pub(super) async fn ring(&mut self) {
         if self.armed.is_none() {
@@ -49,5 +59,52 @@ impl Alarm {
         }
         self.sleep.as_mut().await;
         self.armed = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::timeout;
+
+    const SOON: Duration = Duration::from_millis(20);
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn it_rings_for_the_earliest_deadline_and_then_needs_a_new_one() {
+        let clock = Clock::start();
+        let mut alarm = Alarm::new(clock);
+        assert!(timeout(SOON, alarm.ring()).await.is_err(), "nothing is set");
+        let at = clock.now().plus_ms(30);
+        alarm.set(Some(at.plus_ms(100_000)));
+        alarm.set(Some(at));
+        alarm.set(Some(at.plus_ms(100_000)));
+        alarm.set(None);
+        timeout(LONG, alarm.ring()).await.expect("it rings");
+        assert!(clock.now() >= at, "it rang too early");
+        assert!(timeout(SOON, alarm.ring()).await.is_err(), "it rings once");
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_is_always_past_does_not_take_the_processor() {
+        let clock = Clock::start();
+        let mut alarm = Alarm::new(clock);
+        let began = clock.now();
+        for _ in 0..20 {
+            alarm.set(Some(began));
+            timeout(LONG, alarm.ring()).await.expect("it rings");
+        }
+        assert!(clock.ms_since(began) >= 18, "{} ms for 20 rings", clock.ms_since(began));
+    }
+
+    #[tokio::test]
+    async fn what_is_due_is_known_without_waiting() {
+        let clock = Clock::start();
+        let mut alarm = Alarm::new(clock);
+        let now = clock.now();
+        alarm.set(Some(now.plus_ms(100_000)));
+        assert!(!alarm.take_due(now));
+        assert!(alarm.take_due(now.plus_ms(100_000)));
+        assert!(!alarm.take_due(now.plus_ms(100_000)), "told once");
     }
 }

@@ -1,11 +1,10 @@
 //! Keeps one replica running: opens its files again after it failed.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_core::id::{Conn, Incarnation};
+use lockstep_core::id::Incarnation;
 use lockstep_core::message::Refusal;
 use lockstep_core::planted::Planted;
 use lockstep_core::replica::{self, Replica};
@@ -14,7 +13,6 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::opening::{self, OpenedFiles};
-use super::path::ReplyPath;
 use super::replica::{Driver, Input, Outcome, Parts, Snapshot, refusal};
 use crate::clock::Clock;
 use crate::disk::Threads;
@@ -42,9 +40,6 @@ pub(super) struct Keeper {
     identity: Identity,
     own: mpsc::UnboundedSender<Input>,
     inputs: mpsc::UnboundedReceiver<Input>,
-    /// Connections that the replica refused or failed on; broken when it is back, so that their
-    /// primaries come again.
-    paths: BTreeMap<Conn, ReplyPath>,
     /// How the replica was when it last ran.
     last: Option<Snapshot>,
 }
@@ -58,7 +53,7 @@ impl Keeper {
         own: mpsc::UnboundedSender<Input>,
         inputs: mpsc::UnboundedReceiver<Input>,
     ) -> Self {
-        Self { context, dir, identity, own, inputs, paths: BTreeMap::new(), last: None }
+        Self { context, dir, identity, own, inputs, last: None }
     }
 
     /// Runs the replica until it is told to stop.
@@ -70,7 +65,6 @@ impl Keeper {
             let mut driver = Driver::new(self.parts(files), self.own.clone());
             let outcome = driver.run(&mut self.inputs).await;
             self.last = Some(driver.snapshot());
-            self.paths = driver.take_paths();
             drop(driver);
             if let Outcome::Stopped(done) = outcome {
                 // Whoever asked may have gone.
@@ -116,7 +110,6 @@ impl Keeper {
             match tokio::task::spawn_blocking(open).await {
                 Ok(Ok(files)) => {
                     tracing::info!(%volume, "failed replica opened again");
-                    std::mem::take(&mut self.paths).values().for_each(ReplyPath::reset);
                     return Some(files);
                 }
                 Ok(Err(e)) => self.note_fault(e.to_string()),
@@ -145,7 +138,6 @@ impl Keeper {
                 Input::Request { path, message } => {
                     path.send(refusal(&message.header, Refusal::Faulted));
                     path.flush();
-                    self.paths.insert(path.id(), path);
                 }
                 Input::Status(asker) => {
                     if let Some(last) = self.last.clone() {
@@ -158,11 +150,8 @@ impl Keeper {
                     let _ = done.send(());
                     return None;
                 }
-                Input::Disconnected(conn) => {
-                    self.paths.remove(&conn);
-                }
-                // None is under way.
-                Input::Disk { .. } => {}
+                // Nobody has a session, and no disk operation is under way.
+                Input::Disconnected(_) | Input::Disk { .. } => {}
             }
         }
     }

@@ -171,6 +171,9 @@ impl Driver {
                         self.on_input(now, input);
                     }
                     self.unpark(now);
+                    if alarm.take_due(now) {
+                        self.step(now, Event::Wake);
+                    }
                 }
                 () = alarm.ring() => self.step(clock.now(), Event::Wake),
             }

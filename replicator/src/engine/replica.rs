@@ -122,6 +122,9 @@ impl Driver {
                     for input in batch.drain(..) {
                         self.on_input(now, input);
                     }
+                    if alarm.take_due(now) {
+                        self.parts.store.tick(now);
+                    }
                     self.settle(now);
                 }
                 () = alarm.ring() => {
@@ -232,9 +235,11 @@ impl Driver {
         }
     }
 
-    /// The connections on which the replica was asked for something.
-    pub(super) fn take_paths(&mut self) -> BTreeMap<Conn, ReplyPath> {
-        std::mem::take(&mut self.paths)
+    /// The connection of the primary that is served; none after it closed in good order.
+    pub(super) fn session(&self) -> Option<&ReplyPath> {
+        let status = self.parts.replica.status();
+        let served = status.connected && status.role != Role::Idle;
+        self.session.filter(|_| served).and_then(|conn| self.paths.get(&conn))
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
@@ -258,10 +263,10 @@ impl Driver {
     }
 }
 
-/// However the task ends: whoever has a session learns that it is void.
+/// However the task ends: the primary that is served learns that its session is void.
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.paths.values().for_each(ReplyPath::reset);
+        self.session().into_iter().for_each(ReplyPath::reset);
     }
 }
 
