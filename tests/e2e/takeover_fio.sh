@@ -16,7 +16,7 @@ run() {
     shift 2
     fio --name="$name" --ioengine=nbd --uri="$uri" --rw=randwrite --bsrange=4k-128k \
         --blockalign=4k --iodepth=32 --verify=crc32c --verify_fatal=1 --randseed=7 \
-        --output="$CLUSTER_DIR/$name.fio" "$@"
+        --verify_state_save=0 --aux-path="$CLUSTER_DIR" --output="$CLUSTER_DIR/$name.fio" "$@"
 }
 
 # The region that is written once, and another for the timed runs.
