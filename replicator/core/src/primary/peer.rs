@@ -29,8 +29,8 @@ pub(super) struct Peer {
     owed: BTreeMap<Seq, Tick>,
     /// Commit watermark last sent to it.
     pub(super) commit_sent: Seq,
-    /// Was a mutation or another operation sent in this session? Then what it promised with (ring, unresolved regions,
-    /// being empty) is out of date, and a repair or resync needs a new session first.
+    /// Was an operation sent in this session? Then what it promised with (ring, unresolved
+    /// regions, being empty) is out of date, and a repair or resync needs a new session first.
     dirty: bool,
 }
 
@@ -76,7 +76,7 @@ impl Peer {
 
     /// When its absence or silence must have consequences.
     pub(super) fn fails_at(&self) -> Option<Tick> {
-        // Within a session requests are sent in the order of their numbers: the first is the oldest.
+        // Within a session requests go out in the order of their numbers: the first is the oldest.
         let oldest = self.owed.first_key_value().map(|(_, at)| *at);
         match (self.failed, self.is_up()) {
             (true, _) => Some(Tick(0)),
