@@ -107,7 +107,10 @@ pub enum ConfigError {
         why: String,
     },
     /// The file has a key that means nothing.
-    #[error("configuration file {path}: unknown key `{key}`; known are {known}", path = path.display())]
+    #[error(
+        "configuration file {path}: unknown key `{key}`; known are {known}",
+        path = path.display()
+    )]
     UnknownKey {
         /// Which file.
         path: PathBuf,

@@ -102,7 +102,8 @@ node_start 2
 check "with both damaged the daemon starts, and says so" \
     until_true 10 says "both superblocks are damaged" lockstep_on 2 node show
 check "the volume is served by the others" same_data "$uri"
-check "and says what is wrong" until_true 10 says "the copy on n2 cannot be used: both superblocks" \
+check "and says what is wrong" until_true 10 \
+    says "the copy on n2 cannot be used: both superblocks" \
     lockstep volume show v
 check "its files are left alone" test -s "$(dirname "$meta")/data"
 check "a new copy can be built elsewhere" lockstep volume add-replica v --node n4

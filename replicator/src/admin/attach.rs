@@ -49,6 +49,24 @@ pub(super) fn is_over(phase: Phase) -> bool {
     matches!(phase, Phase::Closed | Phase::Fenced)
 }
 
+/// The refusal for a volume that is not served, in words that name it as people do.
+fn not_served(name: &str, error: &EngineError) -> Status {
+    match error {
+        EngineError::Fenced { by, .. } => {
+            let by = by.as_ref().map(|node| format!(" by node {node}")).unwrap_or_default();
+            Status::failed_precondition(format!(
+                "volume {name} was taken over{by} at the same time; attach it again if it is \
+                 still wanted here"
+            ))
+        }
+        EngineError::AttachTimeout { waited_ms, why, .. } => Status::deadline_exceeded(format!(
+            "volume {name} is not served after {waited_ms} ms: {why}; the attempt goes on, look \
+             at `lockstep volume show {name}`"
+        )),
+        other => refuse::engine(other),
+    }
+}
+
 impl Admin {
     /// Makes a node the primary of a volume, and waits until it serves it.
     pub(super) async fn attach(
@@ -95,7 +113,7 @@ impl Admin {
         let (handle, mut door) = self.claim(&volume)?;
         // A little is always given, so that a claim that took the whole wait can still be told.
         let left = deadline.saturating_duration_since(Instant::now()).max(LIVENESS_PAUSE);
-        handle.served(left).await.map_err(|e| refuse::engine(&e))?;
+        handle.served(left).await.map_err(|error| not_served(name, &error))?;
         let opened = door.wait_for(|state| *state != DoorState::Waiting);
         let state = match tokio::time::timeout(DOOR_LIMIT, opened).await {
             Ok(Ok(state)) => state.clone(),
@@ -109,7 +127,7 @@ impl Admin {
                  attach it again"
             ))),
             DoorState::Waiting | DoorState::Closed => {
-                Err(refuse::engine(&EngineError::Fenced { volume: volume.uid, by: None }))
+                Err(not_served(name, &EngineError::Fenced { volume: volume.uid, by: None }))
             }
         }
     }

@@ -3,7 +3,10 @@
 //! This is politeness, not safety: epochs alone keep two primaries apart.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use lockstep_core::limits::SESSION_DEAD_MS;
 use lockstep_core::record::{PrimaryRef, Record};
 use lockstep_proto::v1;
@@ -11,6 +14,10 @@ use tonic::Status;
 
 use super::Admin;
 use super::survey::Survey;
+
+/// How long a node may take to say what it knows. One that takes longer is as good as silent: a
+/// take-over is under way.
+const LOOK_LIMIT: Duration = Duration::from_millis(500);
 
 /// What is known of the primary in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,21 +48,41 @@ impl Admin {
         }
         let mut nodes: BTreeSet<_> = record.in_sync().map(|r| r.node.clone()).collect();
         nodes.insert(primary.node.clone());
-        let survey = self.survey_some(&nodes).await?;
+        let mut known = Vec::new();
+        for node in &nodes {
+            known.extend(self.inner.catalog.node(node).await?);
+        }
+        let mut answers: FuturesUnordered<_> =
+            known.iter().map(|node| self.ask_one(node, LOOK_LIMIT)).collect();
+        let mut survey = Survey::new();
+        while let Some(status) = answers.next().await {
+            survey.insert(status.name.clone(), status);
+            // One word is enough for these; a node that hangs is not waited for.
+            match judge(record, primary, &survey) {
+                Liveness::Live(why) => return Ok(Liveness::Live(why)),
+                Liveness::Gone if own_word(record, primary, &survey) == Some(false) => break,
+                _ => {}
+            }
+        }
         Ok(judge(record, primary, &survey))
     }
 }
 
+/// Whether the primary's own daemon says that it has the volume; `None` if it says nothing.
+fn own_word(record: &Record, primary: &PrimaryRef, survey: &Survey) -> Option<bool> {
+    let node = survey.get(primary.node.as_str())?.info.as_ref()?;
+    let uid = record.uid.to_string();
+    let over = [v1::AttachPhase::Fenced, v1::AttachPhase::Detached].map(i32::from);
+    let has = |p: &v1::LocalPrimary| {
+        p.uid == uid && p.epoch <= record.epoch.0 && !over.contains(&p.phase)
+    };
+    Some(node.primaries.iter().any(has))
+}
+
 /// Decides from what the nodes said.
 fn judge(record: &Record, primary: &PrimaryRef, survey: &Survey) -> Liveness {
-    let uid = record.uid.to_string();
     let info = |node: &str| survey.get(node).and_then(|status| status.info.as_ref());
-    let own_word = info(primary.node.as_str()).map(|node| {
-        node.primaries.iter().any(|p| {
-            let over = [v1::AttachPhase::Fenced, v1::AttachPhase::Detached];
-            p.uid == uid && p.epoch <= record.epoch.0 && !over.map(i32::from).contains(&p.phase)
-        })
-    });
+    let own_word = own_word(record, primary, survey);
     if own_word == Some(false) {
         return Liveness::Gone;
     }

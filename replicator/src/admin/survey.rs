@@ -1,6 +1,7 @@
 //! Asks the other daemons how they are.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use futures::future::join_all;
 use lockstep_core::cluster::placement::Candidate;
@@ -43,11 +44,12 @@ impl Admin {
     }
 
     async fn ask(&self, nodes: Vec<NodeObject>) -> Survey {
-        let answers = join_all(nodes.iter().map(|node| self.ask_one(node))).await;
+        let answers = join_all(nodes.iter().map(|node| self.ask_one(node, ASK_LIMIT))).await;
         answers.into_iter().map(|status| (status.name.clone(), status)).collect()
     }
 
-    async fn ask_one(&self, node: &NodeObject) -> v1::NodeStatus {
+    /// Asks one node, and waits no longer than that for it.
+    pub(super) async fn ask_one(&self, node: &NodeObject, limit: Duration) -> v1::NodeStatus {
         let status = v1::NodeStatus {
             name: node.name.to_string(),
             peer_address: node.peer_address.clone(),
@@ -57,7 +59,7 @@ impl Admin {
         if node.name == self.inner.node {
             return v1::NodeStatus { live: true, info: Some(self.own_node().await), ..status };
         }
-        let answer = within(ASK_LIMIT, async {
+        let answer = within(limit, async {
             let mut client = self.inner.peers.client(node)?;
             Ok(client.get_node(v1::GetNodeRequest {}).await?.into_inner().node)
         });
