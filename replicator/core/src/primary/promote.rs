@@ -14,6 +14,7 @@ use crate::limits;
 use crate::message::{Promised, Request};
 use crate::planted::Bug;
 use crate::range::{BlockRange, BlockSet};
+use crate::record::ReplicaState;
 
 /// How far one replica is in a promotion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -318,20 +319,20 @@ impl Primary {
         let state = record.and_then(|r| r.replica(target)).map(|r| r.state);
         self.promotion.left_out.remove(&target);
         self.promotion.stages.insert(target, Stage::Copying);
-        self.copy = Some(match state {
-            Some(crate::record::ReplicaState::InSync) | None => {
-                CopyJob::repair(source, target, self.repair_set(source, target))
+        match state {
+            // A member that was left out: its repair is large, and like any other (P5).
+            Some(ReplicaState::InSync) | None => {
+                self.mark_source(source, self.repair_set(source, target));
+                self.run_copies();
             }
-            Some(state) => CopyJob::delta(
-                source,
-                target,
-                state.since(),
-                self.missed_beside_stamps(target),
-                session.fresh,
-                false,
-            ),
-        });
-        self.drive_copy();
+            Some(state) => {
+                let missed = self.missed_beside_stamps(target);
+                let since = state.since();
+                self.copy =
+                    Some(CopyJob::delta(source, target, since, missed, session.fresh, false));
+                self.drive_copy();
+            }
+        }
     }
 
     fn has_enough(&self) -> bool {
