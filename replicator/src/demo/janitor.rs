@@ -122,7 +122,17 @@ fn clean(dir: &Path, daemon: &Path, keep: bool) -> anyhow::Result<()> {
     if keep || !dir.exists() {
         return Ok(());
     }
-    std::fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))
+    let failed = || format!("cannot remove {}", dir.display());
+    // Large files take long to remove on some file systems: all nodes' at the same time.
+    let entries: Vec<PathBuf> =
+        std::fs::read_dir(dir).with_context(failed)?.flatten().map(|e| e.path()).collect();
+    std::thread::scope(|scope| {
+        for path in entries.iter().filter(|path| path.is_dir()) {
+            // What is left of it fails the next step.
+            scope.spawn(|| drop(std::fs::remove_dir_all(path)));
+        }
+    });
+    std::fs::remove_dir_all(dir).with_context(failed)
 }
 
 fn end_all(dir: &Path, daemon: &Path) -> anyhow::Result<()> {

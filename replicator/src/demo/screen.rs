@@ -75,8 +75,8 @@ impl Screen {
         let line = format!("{:6.1} s  {words}", self.elapsed().as_secs_f64());
         match &self.inner.table {
             // Nobody is left to see it if this fails.
-            Some((bars, _)) => drop(bars.println(line)),
-            None => self.write(&line),
+            Some((bars, _)) if !bars.is_hidden() => drop(bars.println(line)),
+            _ => self.write(&line),
         }
     }
 
@@ -116,9 +116,12 @@ impl Screen {
     /// Takes the table away.
     pub(super) fn clear(&self) {
         if let Some((bars, lines)) = &self.inner.table {
-            lock(lines).clear();
+            let mut lines = lock(lines);
             // Nobody is left to see it if this fails.
             let _ = bars.clear();
+            // Else each line that is dropped would show the others once more.
+            bars.set_draw_target(ProgressDrawTarget::hidden());
+            lines.clear();
         }
     }
 
