@@ -22,6 +22,8 @@ mod replicas;
 mod resolver;
 mod service;
 mod survey;
+#[cfg(test)]
+mod tests;
 mod view;
 
 pub use catalog::{Catalog, NodeObject};

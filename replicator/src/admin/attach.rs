@@ -23,6 +23,9 @@ const HOP_LIMIT: Duration = Duration::from_secs(5);
 /// How long an open volume's door may take to open.
 const DOOR_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long an attachment that was taken over is shown.
+const FENCED_SHOWN: Duration = Duration::from_secs(300);
+
 /// What became of the door of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum DoorState {
@@ -227,6 +230,25 @@ impl Admin {
             self.inner.doors.close(handle.volume()).await;
         }
         tell.send_replace(DoorState::Closed);
+        if ended == Phase::Fenced {
+            self.forget_fenced(&handle).await;
+        }
+    }
+
+    /// Lets go of an attachment that was taken over, after people had time to see it.
+    async fn forget_fenced(&self, handle: &VolumeHandle) {
+        tokio::select! {
+            biased;
+            () = self.inner.stop.cancelled() => return,
+            () = tokio::time::sleep(FENCED_SHOWN) => {}
+        }
+        let engine = &self.inner.engine;
+        let there = engine.attached(handle.volume());
+        if there.is_some_and(|there| there.instance() == handle.instance()) {
+            // Fails only if it was detached this very moment.
+            let _ = engine.detach(handle.volume(), true, FENCED_SHOWN).await;
+            self.attachments().remove(&handle.volume());
+        }
     }
 
     /// Whether the volume was attached here once more since.

@@ -1,0 +1,210 @@
+//! Steps that break off and are asked for again, against a record store that fails when told to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockstep_attach::Backend as _;
+use lockstep_meta::faulty::{Faulty, WriteFault};
+use lockstep_meta::list_all;
+use lockstep_proto::v1;
+use tempfile::TempDir;
+use tonic::{Code, Status};
+
+use super::*;
+use crate::engine::{EngineConfig, PoolConfig};
+
+/// Longer than anything takes unless it hangs.
+const LONG: Duration = Duration::from_secs(30);
+
+/// One node, not served over the network: it is the only one there is.
+struct Node {
+    admin: Admin,
+    meta: Arc<Faulty>,
+    dir: TempDir,
+}
+
+impl Node {
+    async fn start() -> Self {
+        let dir = TempDir::new().unwrap();
+        let meta = Arc::new(Faulty::over_memory());
+        let store: Arc<dyn lockstep_meta::Meta> = meta.clone();
+        let catalog = Catalog::new(Arc::clone(&store));
+        let config = EngineConfig {
+            cluster: Uuid::new_v4(),
+            node: NodeId::new("n1").unwrap(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            pools: vec![PoolConfig {
+                name: "default".to_owned(),
+                dir: dir.path().join("pool"),
+                capacity_bytes: None,
+                reserve_bytes: 0,
+            }],
+            direct_io: true,
+            version: "test".to_owned(),
+        };
+        let resolver = Arc::new(CatalogResolver::new(catalog.clone()));
+        let engine = Engine::start(config, store, resolver).await.unwrap();
+        let addresses =
+            Addresses { peer: engine.peer_addr().to_string(), admin: "127.0.0.1:1".to_owned() };
+        let admin = Admin::new(Parts {
+            engine,
+            catalog,
+            addresses,
+            nbd_dir: &dir.path().join("nbd"),
+            nbd_tcp: None,
+            rebuild_after_ms: 1000,
+            forget_after_ms: 1000,
+        })
+        .unwrap();
+        admin.introduce().await.unwrap();
+        admin.begin();
+        Self { admin, meta, dir }
+    }
+
+    async fn create(&self) -> Result<v1::VolumeStatus, Status> {
+        let request = v1::CreateVolumeRequest {
+            name: "v".to_owned(),
+            size_bytes: 1 << 20,
+            repl: 1,
+            ..Default::default()
+        };
+        self.admin.create(request).await
+    }
+
+    async fn attach(&self, force: bool) -> Result<v1::AttachResponse, Status> {
+        let request = v1::AttachRequest { name: "v".to_owned(), force, ..Default::default() };
+        self.admin.attach(request).await
+    }
+
+    async fn detach(&self) -> Result<bool, Status> {
+        let request = v1::DetachRequest { name: "v".to_owned(), force: false };
+        self.admin.detach(request, false).await
+    }
+
+    async fn keys(&self, prefix: &str) -> Vec<String> {
+        let entries = list_all(self.meta.as_ref(), prefix).await.unwrap();
+        entries.into_iter().map(|entry| entry.key).collect()
+    }
+
+    async fn replicas(&self) -> usize {
+        self.admin.inner.engine.list_replicas().await.len()
+    }
+
+    async fn stop(self) {
+        let cut_off = self.admin.end(LONG).await;
+        assert!(cut_off.is_empty(), "{cut_off:?} did not close");
+    }
+}
+
+const FAULTS: [WriteFault; 3] =
+    [WriteFault::Unavailable, WriteFault::UnknownApplied, WriteFault::UnknownNotApplied];
+
+/// Repeats a call until it succeeds. Only failures that ask for a retry are allowed on the way.
+async fn persist<T, F>(what: &str, call: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    for _ in 0..10 {
+        match call().await {
+            Ok(value) => return value,
+            Err(status) => {
+                let retry = [Code::Unavailable, Code::Aborted].contains(&status.code());
+                assert!(retry, "{what}: {status:?}");
+            }
+        }
+    }
+    panic!("{what} does not succeed though nothing fails any more");
+}
+
+#[tokio::test]
+async fn a_volume_is_made_once_wherever_its_making_breaks_off() {
+    let node = Node::start().await;
+    // Housekeeping writes too, so a fault may hit that instead; more faults than steps do no harm.
+    for fault in FAULTS {
+        for step in 0..5 {
+            let what = format!("{fault:?} at step {step}");
+            // The steps before are done, though their answers are lost.
+            for _ in 0..step {
+                node.meta.fail_next_write(WriteFault::UnknownApplied);
+            }
+            node.meta.fail_next_write(fault);
+            let made = persist(&what, || node.create()).await;
+            let again = persist(&what, || node.create()).await;
+            assert_eq!(made.uid, again.uid, "{what}");
+            assert_eq!(made.health, i32::from(v1::Health::Healthy), "{what}: {made:?}");
+            assert_eq!(node.replicas().await, 1, "{what}");
+            assert_eq!(node.keys("record/").await.len(), 1, "{what}");
+
+            node.meta.fail_next_write(fault);
+            persist(&what, || node.admin.delete("v")).await;
+            assert_eq!(node.replicas().await, 0, "{what}");
+            assert_eq!(node.keys("record/").await, Vec::<String>::new(), "{what}");
+            assert_eq!(node.keys("volume/").await, Vec::<String>::new(), "{what}");
+            persist(&what, || node.admin.introduce()).await;
+        }
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_record_store_calls_say_so_and_go_on_when_it_is_back() {
+    let node = Node::start().await;
+    node.create().await.unwrap();
+    let attached = node.attach(false).await.unwrap();
+    assert!(attached.nbd_uri.starts_with("nbd+unix:///v?socket="), "{attached:?}");
+    node.meta.cut_off(true);
+    let refusals = [
+        node.create().await.map(drop),
+        node.attach(false).await.map(drop),
+        node.detach().await.map(drop),
+        node.admin.delete("v").await.map(drop),
+    ];
+    for refused in refusals {
+        assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
+    }
+    assert_eq!(node.admin.own_node().await.primaries.len(), 1, "it still tells of itself");
+    node.meta.cut_off(false);
+    assert!(node.detach().await.unwrap());
+    assert!(!node.detach().await.unwrap());
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn an_attachment_is_the_same_until_it_is_detached() {
+    let node = Node::start().await;
+    let made = node.create().await.unwrap();
+    let first = node.attach(false).await.unwrap();
+    assert_eq!(node.attach(false).await.unwrap(), first);
+    assert_eq!(node.attach(true).await.unwrap(), first);
+    let refused = node.admin.delete("v").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("detach it first"), "{}", refused.message());
+
+    let uid = names::uid(&made.uid).unwrap();
+    let handle = node.admin.inner.engine.attached(uid).unwrap();
+    handle.write(0, bytes::Bytes::from(vec![7; 4096]), true).await.unwrap();
+    assert!(node.detach().await.unwrap());
+    assert!(handle.read(0, 4096).await.is_err(), "a detached volume serves nothing");
+    let second = node.attach(false).await.unwrap();
+    assert!(second.epoch > first.epoch, "{second:?}");
+    let handle = node.admin.inner.engine.attached(uid).unwrap();
+    assert_eq!(handle.read(0, 4096).await.unwrap().len(), 4096);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_volume_whose_making_cannot_succeed_leaves_nothing_behind() {
+    let node = Node::start().await;
+    // A pool that cannot take replicas, which placement cannot know.
+    let pool = node.dir.path().join("pool/replicas");
+    std::fs::remove_dir(&pool).unwrap();
+    std::fs::write(&pool, "in the way").unwrap();
+    let refused = node.create().await.unwrap_err();
+    assert_eq!(refused.code(), Code::Internal, "{refused:?}");
+    std::fs::remove_file(&pool).unwrap();
+    std::fs::create_dir(&pool).unwrap();
+    assert_eq!(node.keys("volume/").await, Vec::<String>::new());
+    assert_eq!(node.keys("record/").await, Vec::<String>::new());
+    node.create().await.unwrap();
+    node.stop().await;
+}
