@@ -245,9 +245,30 @@ impl Store {
         self.release_tables(&digesting.held);
         let result = match failed {
             Some(error) => Err(error),
-            None => digests(&digesting).map(StoreReply::Digests),
+            None => {
+                self.learn_what_was_read(&digesting);
+                digests(&digesting).map(StoreReply::Digests)
+            }
         };
         self.answer(token, result);
+    }
+
+    /// Blocks without a trusted checksum get that of what was just read: it is about to be
+    /// compared with another copy, and rot that comes later will be seen.
+    fn learn_what_was_read(&mut self, digesting: &Digesting) {
+        let contents =
+            digesting.data.iter().flat_map(|data| data.chunks_exact(BLOCK_SIZE as usize));
+        let read = digesting.picked.iter().flatten().filter(|pick| pick.read);
+        for (pick, content) in read.zip(contents) {
+            let region = region_of(pick.block);
+            if !self.is_untrusted(region) {
+                continue;
+            }
+            let table = self.tags.get_or_blank(region);
+            if table.crc(slot(pick.block)).is_none() {
+                table.set_crc(slot(pick.block), crc32c::crc32c(content));
+            }
+        }
     }
 
     /// The blocks of interest.

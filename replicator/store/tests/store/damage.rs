@@ -2,7 +2,7 @@
 
 use lockstep_core::id::{Epoch, Gen, Lineage, RegionIndex, ReplicaId, VolumeId};
 use lockstep_core::planted::Planted;
-use lockstep_core::store::{StoreError, StoreOp, StoreReply};
+use lockstep_core::store::{StoreError, StoreNote, StoreOp, StoreReply};
 use lockstep_store::{CopyFault, File, Identity, OpenError, OpenParams, Store, Superblock, Tuning};
 
 use crate::driver::{Driver, blocks, open, write};
@@ -154,6 +154,20 @@ fn rot_in_data_and_tags_is_seen_when_it_is_read() {
         let read = driver.get(StoreOp::Read { blocks: blocks(0, 4) });
         assert!(matches!(read, Ok(StoreReply::Data(_))));
     }
+}
+
+#[test]
+fn rot_after_a_comparison_is_seen_although_the_stored_checksum_was_not_trusted() {
+    let mut driver = promised(1);
+    assert_eq!(driver.get(write(3, 1, 1, 7)), Ok(StoreReply::Done));
+    driver.reopen(0, Tuning::default());
+    let compare = StoreOp::Digest { blocks: blocks(3, 1), since: Gen(0) };
+    assert!(matches!(driver.get(compare), Ok(StoreReply::Digests(_))));
+    driver.store.note(driver.now, StoreNote::RestampUnresolved { stamp: Gen(2) });
+    driver.store.note(driver.now, StoreNote::Resolve);
+    driver.disk.flip(File::Data, 3 * 4096 + 5);
+    let read = driver.get(StoreOp::Read { blocks: blocks(3, 1) });
+    assert_eq!(read, Err(StoreError::Checksum { block: 3 }));
 }
 
 #[test]
