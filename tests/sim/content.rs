@@ -30,7 +30,7 @@ impl fmt::Debug for Value {
 fn unit(value: Value, block: u64) -> [u8; 16] {
     let mut unit = [0; 16];
     unit[..8].copy_from_slice(&value.0.to_le_bytes());
-    unit[8..].copy_from_slice(&(block ^ 0x5ee_d0b1_0c5).to_le_bytes());
+    unit[8..].copy_from_slice(&(block ^ 0x005e_ed0b_10c5).to_le_bytes());
     unit
 }
 

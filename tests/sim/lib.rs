@@ -37,3 +37,6 @@ pub fn run_seed(seed: u64, planted: Planted, sink: Option<Sink>) -> Outcome {
         Outcome { violation, ..Outcome::default() }
     })
 }
+
+#[cfg(test)]
+mod tests;

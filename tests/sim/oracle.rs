@@ -88,7 +88,7 @@ impl Block {
         let surviving: Vec<&Write> = self.writes.iter().filter(survives).collect();
         let possible = |w: &&Write| {
             let gone = surviving.iter().any(|s| w.precedes(s));
-            !gone && !(lost_until.is_none() && w.overwritten)
+            !(gone || lost_until.is_none() && w.overwritten)
         };
         self.writes.iter().filter(possible).map(|w| w.value).collect()
     }

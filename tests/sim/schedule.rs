@@ -35,7 +35,7 @@ impl<E> Schedule<E> {
     }
 
     /// Moves time on to the next event.
-    pub fn next(&mut self) -> Option<E> {
+    pub fn advance(&mut self) -> Option<E> {
         let ((when, _), event) = self.events.pop_first()?;
         assert!(when >= self.now, "time goes backwards: {} then {when}", self.now);
         self.now = when;
@@ -67,7 +67,7 @@ mod tests {
         schedule.after(5, "d");
         schedule.at(2, "b");
         let mut seen = Vec::new();
-        while let Some(event) = schedule.next() {
+        while let Some(event) = schedule.advance() {
             seen.push((schedule.now(), event));
         }
         assert_eq!(seen, [(1, "a"), (2, "b"), (5, "c"), (5, "d")]);

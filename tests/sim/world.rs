@@ -97,10 +97,16 @@ pub struct World {
     pub(crate) net: Net,
     /// Typical delay of a message, microseconds.
     pub(crate) distance: u64,
+    /// How many times farther each node is from each other one, by direction.
+    pub(crate) detours: Vec<Vec<u64>>,
+    /// How many times slower than usual all disks are.
+    pub(crate) disk_factor: u64,
     pub(crate) meta: Meta,
     pub(crate) oracle: Oracle,
     pub(crate) outcome: Outcome,
     pub(crate) stage: Stage,
+    /// When the faults ended.
+    pub(crate) healed_at: u64,
     pub(crate) volume: VolumeId,
     pub(crate) lineage: Lineage,
     pub(crate) cluster: Uuid,
@@ -150,11 +156,14 @@ impl World {
             planted,
             nodes,
             net: Net::default(),
-            distance: rng.pick(&[30, 100, 500, 3000]).unwrap_or(100),
+            distance: rng.pick(&[30, 300, 3000, 20_000]).unwrap_or(300),
+            detours: detours(count, &mut rng),
+            disk_factor: rng.pick(&[1, 1, 10, 100]).unwrap_or(1),
             meta: Meta::new(record),
             oracle: Oracle::default(),
             outcome: Outcome::default(),
             stage: Stage::Chaos,
+            healed_at: 0,
             volume,
             lineage,
             cluster: Uuid::from_u128(rng.bits128()),
@@ -199,7 +208,7 @@ impl World {
     #[must_use]
     pub fn run(mut self) -> Outcome {
         while self.outcome.violation.is_none() && self.stage != Stage::Done {
-            let Some(event) = self.schedule.next() else {
+            let Some(event) = self.schedule.advance() else {
                 self.fail("world", "nothing happens any more".to_owned());
                 break;
             };
@@ -343,6 +352,13 @@ impl World {
         let name = self.nodes[node].name.clone();
         self.say(|| format!("{name}: guest request {request} fails: {error:?}"));
     }
+}
+
+/// Some worlds have nodes that are near in one direction and far in another.
+fn detours(nodes: usize, rng: &mut Rng) -> Vec<Vec<u64>> {
+    let uneven = rng.chance(500);
+    let mut detour = |_| if uneven { rng.pick(&[1, 1, 3, 8]).unwrap_or(1) } else { 1 };
+    (0..nodes).map(|_| (0..nodes).map(&mut detour).collect()).collect()
 }
 
 /// Stores that clean early and often, or as in the daemon.

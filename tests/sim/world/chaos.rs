@@ -35,15 +35,18 @@ impl World {
         }
     }
 
-    /// A delicate moment: promotion, resync or a change of the record goes on. In some worlds
-    /// the faults of the seed strike just then.
-    pub(crate) fn delicate(&mut self) {
-        if self.stage != Stage::Chaos || !self.rng.chance(self.ambushes) {
+    /// A delicate moment: something is under way that a fault can catch half done. In some worlds
+    /// the faults of the seed strike just then, `per_mille` times in a thousand.
+    pub(crate) fn delicate(&mut self, per_mille: u64) {
+        if self.stage != Stage::Chaos || !self.rng.chance(per_mille) {
             return;
         }
         let planned = self.swarm.rates().iter().map(|(f, _)| *f).filter(|f| f.is_planned());
         let planned: Vec<Fault> = planned.collect();
-        if let Some(fault) = self.rng.pick(&planned) {
+        // What one fault does not break, the second one may.
+        let faults = self.rng.pick(&[1, 1, 2, 4]).unwrap_or(1);
+        for _ in 0..faults {
+            let Some(fault) = self.rng.pick(&planned) else { return };
             let soon = self.distance * self.rng.pick(&[1, 4, 30, 300]).unwrap_or(1);
             let delay = self.rng.below(soon + 1);
             self.schedule.after(delay, Event::Ambush(fault));

@@ -33,6 +33,8 @@ pub enum Stage {
 
 /// How long healing may take.
 const HEAL_LIMIT: u64 = 60_000 * MS;
+/// Puts that were given up are applied by then.
+const LATE_LIMIT: u64 = 30_000 * MS;
 /// How long the last requests, and the end, may take.
 const END_LIMIT: u64 = 20_000 * MS;
 /// Time for commits to arrive after the last request.
@@ -44,9 +46,11 @@ impl World {
     pub(crate) fn heal(&mut self) {
         self.say(|| "the faults end".to_owned());
         let now = self.now();
-        self.stage = Stage::Healing { since: now };
+        (self.stage, self.healed_at) = (Stage::Healing { since: now }, now);
         self.swarm = Swarm::none();
         self.net.blocked.clear();
+        (self.distance, self.disk_factor) = (self.distance.min(300), 1);
+        self.detours.iter_mut().flatten().for_each(|factor| *factor = 1);
         self.garbles_next = false;
         (self.meta.down_until, self.meta.slow_until, self.quiet_until) = (0, 0, 0);
         for node in 0..self.nodes.len() {
@@ -96,15 +100,17 @@ impl World {
             self.fail("converge", "the last primary vanished".to_owned());
             return;
         };
+        if phase == Phase::Fenced && now < self.healed_at + LATE_LIMIT {
+            // A claim that was given up long ago came in late; another attempt is due.
+            self.seat_primary(node);
+            self.stage = Stage::Healing { since: now };
+        }
         match self.stage {
             Stage::Chaos | Stage::Done => return,
             Stage::Healing { since } => {
                 if phase == Phase::Active && self.is_whole(node) {
                     self.stop_guest(node, id);
                     self.stage = Stage::Settling { since: now };
-                } else if phase == Phase::Fenced && now - since < HEAL_LIMIT / 2 {
-                    // A put that was given up long ago came in late; another attempt is due.
-                    self.seat_primary(node);
                 } else if now - since > HEAL_LIMIT {
                     let record = super::records::describe(self.meta.record());
                     self.fail("converge", format!("still {phase:?} after 60 s: {record}"));

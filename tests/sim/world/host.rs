@@ -218,7 +218,8 @@ impl World {
             DiskOpKind::Write { durable: true, .. } => 80,
             DiskOpKind::Sync { .. } => 300,
         };
-        let typical = if n.slow_until > now { typical * 100 } else { typical };
+        let typical = typical * self.disk_factor;
+        let typical = if n.slow_until > now { typical * 20 } else { typical };
         let delay = self.rng.latency(typical);
         let when = (now + delay).max(n.hung_until);
         let Some((host, disk)) = self.nodes[node].host(open) else { return };

@@ -79,7 +79,7 @@ impl World {
     }
 
     fn put(&mut self, by: usize, expected: Revision, record: Record) -> MetaResult {
-        self.delicate();
+        self.delicate(self.ambushes);
         match self.fate() {
             Fate::Usual => self.apply_put(by, expected, record),
             Fate::Contested => {
@@ -125,7 +125,7 @@ impl World {
     fn apply_late(&mut self, by: usize, expected: Revision, record: Record) {
         self.count(Fault::MetaUnknownLate);
         let delay = self.rng.pick(&[20, 150, 1000, 4000, 10_000]).unwrap_or(1000) * MS;
-        let delay = self.rng.latency(delay);
+        let delay = self.rng.below(delay * 2);
         let record = Box::new(record);
         self.schedule.after(delay, Event::MetaLate { by, expected, record });
     }

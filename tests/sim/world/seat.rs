@@ -128,19 +128,18 @@ impl World {
         if self.is_telling() {
             self.tell_request(node, conn, &message);
         }
-        let delicate = match message.body {
+        let per_mille = self.ambushes;
+        self.delicate(match message.body {
             Request::Promise { .. }
             | Request::Mark { .. }
             | Request::Resync { .. }
             | Request::Scan { .. }
-            | Request::Close => true,
-            Request::Commit { member } => member,
-            Request::Flush | Request::Read { .. } | Request::Write { .. } => false,
-            Request::Zero { .. } | Request::Digest { .. } => false,
-        };
-        if delicate {
-            self.delicate();
-        }
+            | Request::Commit { member: true }
+            | Request::Close => per_mille,
+            Request::Flush | Request::Digest { .. } => per_mille / 4,
+            Request::Write { .. } | Request::Zero { .. } => per_mille / 20,
+            Request::Commit { member: false } | Request::Read { .. } => 0,
+        });
         let Some(s) = self.nodes[node].seat(seat) else { return };
         let asked = s.flows.entry(conn).or_default().asks(&message);
         self.judge("limits", asked);

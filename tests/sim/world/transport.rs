@@ -51,7 +51,8 @@ impl World {
     fn post(&mut self, wire: Wire, side: usize, packet: Packet) {
         let Some(c) = self.net.connections.get(&wire) else { return };
         let (from, to) = (c.ends[1 - side].node, c.ends[side].node);
-        let distance = if c.is_loopback() { 5 } else { self.distance };
+        let far = || self.distance * self.detours[from][to];
+        let distance = if c.is_loopback() { 5 } else { far() };
         let delay = self.rng.latency(distance);
         let open_at = match self.net.blocked_until(from, to) {
             0 => 0,
