@@ -17,7 +17,6 @@ mod workload;
 pub use args::DemoArgs;
 pub use report::DemoReport;
 
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -25,6 +24,7 @@ use anyhow::Context as _;
 use rand::RngExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::cli::EXIT_USAGE;
 use cluster::{Cluster, Place};
 use screen::Screen;
 use story::Story;
@@ -33,6 +33,9 @@ use workload::Progress;
 /// Runs the demonstration and says what came of it. Success only if everything is as it must be.
 pub async fn main(args: DemoArgs) -> ExitCode {
     let (json, keep) = (args.json, args.keep);
+    if let Err(error) = args.check() {
+        return fail(&error, json, ExitCode::from(EXIT_USAGE));
+    }
     let outcome = match (&args.janitor, &args.daemon) {
         (Some(dir), Some(daemon)) => {
             let cleaned = janitor::serve(dir, daemon).await;
@@ -40,34 +43,48 @@ pub async fn main(args: DemoArgs) -> ExitCode {
         }
         _ => run(args).await,
     };
-    let mut aside = std::io::stderr().lock();
     match outcome {
-        // Nobody is left to hear it if writing fails.
         Ok(report) => {
-            let _ = match json {
-                true => write!(aside, "{}", report.words()),
-                false => write!(std::io::stdout().lock(), "{}", report.words()),
-            };
-            if json && let Ok(line) = serde_json::to_string(&report) {
-                let _ = writeln!(std::io::stdout().lock(), "{line}");
+            if json {
+                say(std::io::stderr(), report.words().trim_end());
+                say(std::io::stdout(), &serde_json::to_string(&report).unwrap_or_default());
+            } else {
+                say(std::io::stdout(), report.words().trim_end());
             }
             if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        Err(error) => {
-            let _ = writeln!(aside, "lockstep demo: {error:#}");
-            if !keep {
-                let _ = writeln!(aside, "--keep leaves the daemons' data and logs to look at");
+        Err(error) => match error.downcast_ref::<Interrupted>() {
+            Some(interrupted) => fail(&error, json, interrupted.exit_code()),
+            None => {
+                if !keep {
+                    say(std::io::stderr(), "--keep leaves the daemons' data and logs to look at");
+                }
+                fail(&error, json, ExitCode::FAILURE)
             }
-            error.downcast_ref::<Interrupted>().map_or(ExitCode::FAILURE, |i| i.exit_code())
-        }
+        },
     }
+}
+
+/// Says why it did not come to its end.
+fn fail(error: &anyhow::Error, json: bool, code: ExitCode) -> ExitCode {
+    say(std::io::stderr(), &format!("lockstep demo: {error:#}"));
+    if json {
+        let line = serde_json::json!({ "ok": false, "error": format!("{error:#}") });
+        say(std::io::stdout(), &line.to_string());
+    }
+    code
+}
+
+/// Nobody is left to hear it if writing fails.
+fn say(mut to: impl std::io::Write, words: &str) {
+    let _ = writeln!(to, "{words}");
 }
 
 /// Runs the demonstration. Whatever happens, its processes have ended and, unless kept, its files
 /// are gone when this returns.
 ///
 /// # Errors
-/// Whatever kept the demonstration from its end. A volume that is not as it must be is no error but
+/// Bad arguments, and whatever kept the demonstration from its end. A volume that is not as it must be is no error but
 /// told in the report.
 pub async fn run(args: DemoArgs) -> anyhow::Result<DemoReport> {
     args.check()?;

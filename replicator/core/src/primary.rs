@@ -237,8 +237,14 @@ pub struct ResyncProgress {
 pub struct Counters {
     /// Write, zero and discard requests acknowledged to the guest.
     pub acked_writes: u64,
+    /// What those wrote, zeroed or discarded, bytes.
+    pub acked_write_bytes: u64,
     /// Flush requests acknowledged to the guest.
     pub acked_flushes: u64,
+    /// Read requests answered with data.
+    pub reads: u64,
+    /// What those read, bytes.
+    pub read_bytes: u64,
     /// Content moved to returning replicas, bytes.
     pub resync_bytes: u64,
     /// Content moved to fresh replicas, bytes.

@@ -58,11 +58,13 @@ impl Admin {
             clients: door.as_ref().map_or(0, |d| d.clients),
             counters: Some(v1::Counters {
                 acked_writes: core.counters.acked_writes,
+                acked_write_bytes: core.counters.acked_write_bytes,
+                reads: core.counters.reads,
+                read_bytes: core.counters.read_bytes,
                 acked_flushes: core.counters.acked_flushes,
                 resync_bytes: core.counters.resync_bytes,
                 rebuild_bytes: core.counters.rebuild_bytes,
                 repair_bytes: core.counters.repair_bytes,
-                ..Default::default()
             }),
             resyncs: resyncs.collect(),
             connected_rids: connected.map(|(rid, _)| rid.to_string()).collect(),

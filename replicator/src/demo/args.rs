@@ -94,7 +94,7 @@ impl DemoArgs {
         if !(1..=60).contains(&self.seconds) {
             bail!("--seconds {}: 1 to 60 are possible", self.seconds);
         }
-        Ok(())
+        self.input().map(drop)
     }
 
     /// The file to copy. Of the program itself as much as fits a quarter of the volume.

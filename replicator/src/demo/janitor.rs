@@ -129,7 +129,7 @@ fn clean(dir: &Path, daemon: &Path, keep: bool) -> anyhow::Result<()> {
     std::thread::scope(|scope| {
         for path in entries.iter().filter(|path| path.is_dir()) {
             // What is left of it fails the next step.
-            scope.spawn(|| drop(std::fs::remove_dir_all(path)));
+            scope.spawn(move || drop(std::fs::remove_dir_all(path)));
         }
     });
     std::fs::remove_dir_all(dir).with_context(failed)

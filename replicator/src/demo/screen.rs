@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use self::table::{Rates, node_lines, totals};
 use super::watch::Seen;
@@ -99,10 +99,10 @@ impl Screen {
         }
     }
 
-    /// Shows the volume until the task is aborted.
-    pub(super) fn show(&self, seen: watch::Receiver<Seen>) -> JoinHandle<()> {
+    /// Shows the volume until what is returned is dropped.
+    pub(super) fn show(&self, seen: watch::Receiver<Seen>) -> AbortOnDropHandle<()> {
         let screen = self.clone();
-        tokio::spawn(async move {
+        AbortOnDropHandle::new(tokio::spawn(async move {
             let mut rates = Rates::new(Instant::now());
             loop {
                 let pause = if screen.inner.table.is_some() { REDRAW } else { LINES };
@@ -110,7 +110,7 @@ impl Screen {
                 let seen = seen.borrow().clone();
                 screen.draw(&seen, &mut rates);
             }
-        })
+        }))
     }
 
     /// Takes the table away.

@@ -88,7 +88,7 @@ impl Story {
         let client = self.set_up().await?;
         let last = usize::from(self.args.nodes) - 1;
         let mut watch = Watch::begin(self.cluster.control(last)?, VOLUME);
-        let shown = self.screen.show(watch.seen());
+        let _shown = self.screen.show(watch.seen());
         let area = self.args.area(&self.input);
         let mut workload = Workload::new(self.report.seed, area, Arc::clone(&self.progress));
 
@@ -102,9 +102,7 @@ impl Story {
         self.check_volume(&client, &mut workload).await?;
         self.note_counters(&volume, &workload);
         client.close().await.context("closing the connection")?;
-        self.check_copies(&volume).await?;
-        shown.abort();
-        Ok(())
+        self.check_copies(&volume).await
     }
 
     /// Writes on the second node, while around it what was lost is made good.

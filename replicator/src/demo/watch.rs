@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{anyhow, bail};
 use lockstep_proto::v1::VolumeStatus;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::control::Control;
 
@@ -26,14 +26,14 @@ pub(super) struct Seen {
 #[derive(Debug)]
 pub(super) struct Watch {
     seen: watch::Receiver<Seen>,
-    task: JoinHandle<()>,
+    _task: AbortOnDropHandle<()>,
 }
 
 impl Watch {
     /// Begins to look at a volume.
     pub(super) fn begin(control: Control, name: &'static str) -> Self {
         let (sender, seen) = watch::channel(Seen::default());
-        let task = tokio::spawn(async move {
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
             while !sender.is_closed() {
                 match control.volume(name).await {
                     Ok(volume) => {
@@ -45,8 +45,8 @@ impl Watch {
                 }
                 sleep(PAUSE).await;
             }
-        });
-        Self { seen, task }
+        }));
+        Self { seen, _task: task }
     }
 
     /// What is seen, for others to look at too.
@@ -80,11 +80,5 @@ impl Watch {
             (None, Some(volume)) => volume.health_reason.clone(),
             (None, None) => "the volume was never seen".to_owned(),
         }
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }

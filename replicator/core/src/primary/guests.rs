@@ -323,14 +323,20 @@ impl Primary {
     }
 
     fn count(&mut self, guest: Guest) -> GuestReply {
+        let bytes = guest.range().map_or(0, BlockRange::bytes);
         match guest.op {
-            GuestOp::Read { .. } => GuestReply::Data(guest.data.into_values().collect()),
+            GuestOp::Read { .. } => {
+                self.counters.reads += 1;
+                self.counters.read_bytes += bytes;
+                GuestReply::Data(guest.data.into_values().collect())
+            }
             GuestOp::Flush => {
                 self.counters.acked_flushes += 1;
                 GuestReply::Done
             }
             GuestOp::Write { .. } | GuestOp::Zero { .. } => {
                 self.counters.acked_writes += 1;
+                self.counters.acked_write_bytes += bytes;
                 GuestReply::Done
             }
         }
