@@ -118,7 +118,8 @@ fn verdict(seed: u64, outcome: &Outcome, mutant: Option<&str>) -> String {
     };
     let mutant = mutant.map_or(String::new(), |m| format!(" --mutant {m}"));
     format!(
-        "seed {seed}: VIOLATION after {} ms, {}: {}\n  replay: lockstep-sim --seed {seed} --trace{mutant}",
+        "seed {seed}: VIOLATION after {} ms, {}: {}\n  \
+         replay: lockstep-sim --seed {seed} --trace{mutant}",
         violation.at_us / 1000,
         violation.checker,
         violation.what
