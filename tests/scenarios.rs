@@ -2,6 +2,12 @@
 //! Lines that start with `> ` are commands; what follows is the dialogue they cause. To accept a
 //! changed dialogue run the test with `UPDATE_SCENARIOS=1` and review the difference.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "a scene without sense fails its test")]
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a scene that makes no sense fails its test"
+)]
+
 #[path = "scenarios/stage.rs"]
 mod stage;
 #[path = "scenarios/twin.rs"]

@@ -84,8 +84,8 @@ fn say(mut to: impl std::io::Write, words: &str) {
 /// are gone when this returns.
 ///
 /// # Errors
-/// Bad arguments, and whatever kept the demonstration from its end. A volume that is not as it must be is no error but
-/// told in the report.
+/// Bad arguments, and whatever kept the demonstration from its end. A volume that is not as it must
+/// be is no error but told in the report.
 pub async fn run(args: DemoArgs) -> anyhow::Result<DemoReport> {
     args.check()?;
     let mut stop = Stop::listen()?;
