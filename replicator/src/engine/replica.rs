@@ -76,6 +76,9 @@ pub(super) struct Driver {
     session: Option<Conn>,
     /// The node of the newest promise.
     primary_node: Option<NodeId>,
+    /// When that node was last heard, if its connection is lost: that it is lost was only noticed
+    /// later.
+    heard_before_loss: Option<Tick>,
     effects: Vec<Effect>,
     /// Was something sent that has not left yet?
     unsent: bool,
@@ -93,6 +96,7 @@ impl Driver {
             paths: BTreeMap::new(),
             session: None,
             primary_node: None,
+            heard_before_loss: None,
             effects: Vec::new(),
             unsent: false,
             disk_ops: 0,
@@ -140,7 +144,11 @@ impl Driver {
         match input {
             Input::Request { path, message } => self.on_request(now, path, message),
             Input::Disconnected(conn) => {
-                self.paths.remove(&conn);
+                let path = self.paths.remove(&conn);
+                if self.session == Some(conn) {
+                    let ago = |path: ReplyPath| path.heard_ms().saturating_mul(1000);
+                    self.heard_before_loss = path.map(|p| Tick(now.0.saturating_sub(ago(p))));
+                }
                 self.step(now, Event::Disconnected(conn));
             }
             Input::Disk { id, result } => {
@@ -165,6 +173,7 @@ impl Driver {
         }
         if matches!(message.body, Request::Promise { .. }) {
             self.session = Some(conn);
+            self.heard_before_loss = None;
             self.primary_node = Some(path.peer().clone());
         }
         self.paths.entry(conn).or_insert(path);
@@ -246,7 +255,8 @@ impl Driver {
         let core = self.parts.replica.status();
         let clock = self.parts.clock;
         let path = self.session.and_then(|conn| self.paths.get(&conn));
-        let silent_ms = core.heard.map(|at| clock.ms_since(at));
+        let heard = self.heard_before_loss.or(core.heard);
+        let silent_ms = heard.map(|at| clock.ms_since(at));
         let primary_heard_ms = match (core.connected, path) {
             (true, Some(path)) => Some(path.heard_ms()),
             (true, None) | (false, _) => silent_ms,
