@@ -32,7 +32,7 @@ use workload::Progress;
 
 /// Runs the demonstration and says what came of it. Success only if everything is as it must be.
 pub async fn main(args: DemoArgs) -> ExitCode {
-    let (json, keep) = (args.json, args.keep);
+    let json = args.json;
     if let Err(error) = args.check() {
         return fail(&error, json, ExitCode::from(EXIT_USAGE));
     }
@@ -55,12 +55,7 @@ pub async fn main(args: DemoArgs) -> ExitCode {
         }
         Err(error) => match error.downcast_ref::<Interrupted>() {
             Some(interrupted) => fail(&error, json, interrupted.exit_code()),
-            None => {
-                if !keep {
-                    say(std::io::stderr(), "--keep leaves the daemons' data and logs to look at");
-                }
-                fail(&error, json, ExitCode::FAILURE)
-            }
+            None => fail(&error, json, ExitCode::FAILURE),
         },
     }
 }
@@ -108,6 +103,9 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<DemoReport> {
     if keep {
         screen.say(&format!("kept: {}", dir.display()));
     }
+    if let Err(error) = &cleaned {
+        screen.say(&format!("{error:#}"));
+    }
     let mut report = outcome?;
     cleaned?;
     report.ok = report.complaints().is_empty();
@@ -116,7 +114,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<DemoReport> {
 
 /// The demonstration was asked to end.
 #[derive(Debug, thiserror::Error)]
-#[error("interrupted; everything was cleaned up")]
+#[error("interrupted")]
 struct Interrupted {
     signal: u8,
 }

@@ -74,7 +74,10 @@ impl Place {
         let number: u32 = rand::rng().random();
         let dir = parent.join(format!("{DIR_PREFIX}{number:08x}"));
         if dir.as_os_str().len() > DIR_BYTES_MAX {
-            bail!("--dir {}: too long for the paths of sockets", parent.display());
+            bail!(
+                "--dir {}: too long for the paths of sockets; give a shorter one",
+                parent.display()
+            );
         }
         Ok(Self { dir, daemon })
     }

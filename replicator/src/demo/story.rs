@@ -73,6 +73,9 @@ impl Story {
             for end in self.cluster.log_ends() {
                 self.screen.say(&end);
             }
+            if !self.args.keep {
+                self.screen.say("--keep leaves the daemons' data and logs to look at");
+            }
             return Err(error);
         }
         let stuck = self.cluster.stop_all().await;
