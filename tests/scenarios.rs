@@ -3,10 +3,6 @@
 //! changed dialogue run the test with `UPDATE_SCENARIOS=1` and review the difference.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a scene without sense fails its test")]
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a scene that makes no sense fails its test"
-)]
 
 #[path = "scenarios/stage.rs"]
 mod stage;
