@@ -145,7 +145,7 @@ impl World {
     pub(crate) fn link_wake(&mut self, wire: Wire, side: usize) {
         let now = self.now();
         let Some(end) = self.net.end(wire, side) else { return };
-        if !end.open || end.armed != Some(now) {
+        if !end.open || end.armed.is_none_or(|at| at > now) {
             return;
         }
         end.armed = None;
