@@ -175,6 +175,10 @@ impl Record {
         let nodes: BTreeSet<_> = self.replicas.iter().map(|r| &r.node).collect();
         let rules = [
             (self.in_sync().next().is_some(), "no replica is in sync"),
+            (
+                self.in_sync().count() >= usize::from(self.min_in_sync),
+                "fewer replicas are in sync than min_in_sync",
+            ),
             (rids.len() == self.replicas.len(), "a replica id occurs twice"),
             (nodes.len() == self.replicas.len(), "a node has two replicas"),
             (self.replicas.len() <= limits::MAX_REPLICA_ENTRIES, "too many replicas"),

@@ -338,7 +338,7 @@ impl Primary {
     fn has_enough(&self) -> bool {
         let Some(record) = self.cas.record() else { return false };
         let durable = self.promotion.stages.values().filter(|s| **s == Stage::Durable).count();
-        durable >= usize::from(record.min_in_sync).min(record.replicas.len())
+        durable >= usize::from(record.min_in_sync)
     }
 
     /// T4, when nothing is left to settle.

@@ -69,6 +69,13 @@ fn too_few_members_are_never_left() {
 }
 
 #[test]
+fn a_volume_has_at_least_its_minimum_from_the_start() {
+    let mut few = volume(3);
+    few.replicas.truncate(2);
+    assert!(few.validate().is_err());
+}
+
+#[test]
 fn a_swap_never_has_fewer_members() {
     let two = volume(2).remove(rid(3), txn()).expect("two are left");
     let next = two.swap(rid(2), rid(3), txn());
