@@ -52,8 +52,6 @@ pub const COMMIT_IDLE_MS: u64 = 10;
 pub const MAX_REPAIR_BLOCKS: u64 = (64 << 20) / crate::range::BLOCK_SIZE as u64;
 /// Windows (of one region each) that one resync has in flight.
 pub const RESYNC_WINDOWS: usize = 4;
-/// Resyncs that one volume runs at once.
-pub const RESYNCS_PER_VOLUME: usize = 1;
 /// Regions asked for in one scan.
 pub const SCAN_REGIONS: u32 = 1024;
 /// Pause before a failed resync starts again.

@@ -92,13 +92,16 @@ impl Replica {
         out: &mut Vec<Effect>,
     ) {
         let Some(item) = self.in_flight.remove(&token) else { return };
+        // A session that is gone gets no answer; its primary asks again in its next one.
+        let waits = self.session.is_some_and(|s| s.conn == item.conn);
         if result.is_err() && item.fatal {
             self.fault(out);
         }
         let is_promise = self.promising.is_some_and(|p| p.is_for(&item.header));
         match result {
             Ok(StoreReply::Done) if is_promise => self.on_promise_durable(&item.header, out),
-            Ok(reply) => self.on_done(&item, reply, out),
+            Ok(reply) => self.on_done(&item, reply, waits, out),
+            Err(_) if !waits => {}
             Err(error) => {
                 self.reply(item.conn, &item.header, Reply::Refused(refusal(error)), out);
             }
@@ -106,7 +109,7 @@ impl Replica {
         self.try_promise(out);
     }
 
-    fn on_done(&mut self, item: &InFlight, reply: StoreReply, out: &mut Vec<Effect>) {
+    fn on_done(&mut self, item: &InFlight, reply: StoreReply, waits: bool, out: &mut Vec<Effect>) {
         if let Some((blocks, stamp)) = &item.mutation {
             self.restamp_if_overtaken(blocks, *stamp, out);
         }
@@ -116,8 +119,7 @@ impl Replica {
             StoreReply::Regions { regions, next } => Reply::Regions { regions, next },
             StoreReply::Digests(digests) => Reply::Digests(digests),
         };
-        // A session that is gone gets no answer; its primary asks again in its next one.
-        if self.session.is_some_and(|s| s.conn == item.conn) {
+        if waits {
             self.reply(item.conn, &item.header, body, out);
         }
     }

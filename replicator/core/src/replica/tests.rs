@@ -164,8 +164,15 @@ fn a_promise_that_can_not_be_made_is_refused() {
     bench.ask(1, header(1, 1, 2), write(0));
     bench.ask(2, header(2, 2, 1), promise(2));
     bench.answer(Err(StoreError::Io));
-    let refused: Vec<Conn> = bench.sent.iter().map(|(conn, _)| *conn).collect();
-    assert_eq!(refused, [Conn(2), Conn(1)], "both the promise and the write are answered");
+    assert_eq!(bench.sent, [(Conn(2), Reply::Refused(Refusal::Faulted))]);
+}
+
+#[test]
+fn a_promise_that_the_disk_refuses_is_answered_once() {
+    let mut bench = Bench::new(recovered());
+    bench.ask(1, header(1, 1, 1), promise(1));
+    bench.answer(Err(StoreError::Io));
+    assert_eq!(bench.sent, [(Conn(1), Reply::Refused(Refusal::Faulted))]);
 }
 
 #[test]
