@@ -95,14 +95,16 @@ impl Disk {
         if whole {
             return self.page(file, offset / PAGE);
         }
-        let mut out = Vec::new();
-        let mut at = offset;
-        while at < offset + len {
-            let page = self.page(file, at / PAGE);
-            let start = index(at % PAGE);
-            let count = (BLOCK - start).min(index(offset + len - at));
-            out.extend_from_slice(&page[start..start + count]);
-            at += count as u64;
+        // Only what was ever written is copied: files are mostly holes.
+        let mut out = vec![0; index(len)];
+        let (first, end) = (offset / PAGE, (offset + len).div_ceil(PAGE));
+        let keys = (number(file), first)..(number(file), end);
+        for ((_, page), found) in self.pages.range(keys) {
+            let Some(bytes) = &found.visible().bytes else { continue };
+            let from = (page * PAGE).max(offset);
+            let to = ((page + 1) * PAGE).min(offset + len);
+            let part = &bytes[index(from - page * PAGE)..index(to - page * PAGE)];
+            out[index(from - offset)..index(to - offset)].copy_from_slice(part);
         }
         Bytes::from(out)
     }
@@ -157,6 +159,13 @@ impl Disk {
     #[must_use]
     pub fn durable(&self, block: u64) -> Value {
         self.pages.get(&(1, block)).map_or(Value::ZERO, |p| p.durable().value)
+    }
+
+    /// Blocks of the data file that were ever written, with what they show, in ascending order.
+    pub fn shown(&self) -> impl Iterator<Item = (u64, Value)> + '_ {
+        self.pages
+            .range((1, 0)..=(1, u64::MAX))
+            .map(|((_, block), page)| (*block, page.visible().value))
     }
 
     /// Blocks of the data file that were ever written.

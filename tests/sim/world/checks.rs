@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Event, MS, World};
 use crate::content::Value;
+use crate::disk::Disk;
 use crate::node::Copy;
 use crate::oracle::Claimed;
 
@@ -143,10 +144,8 @@ impl World {
             self.in_sync(record).into_iter().filter(|(_, c)| c.host.is_some()).collect();
         let Some(((first, model), rest)) = members.split_first() else { return Ok(()) };
         for (node, copy) in rest {
-            let blocks: BTreeSet<u64> = model.disk.blocks().chain(copy.disk.blocks()).collect();
-            for block in blocks {
-                let (a, b) = (model.disk.visible(block), copy.disk.visible(block));
-                if a != b && !is_active(model, block) && !is_active(copy, block) {
+            for (block, a, b) in differing(&model.disk, &copy.disk) {
+                if !is_active(model, block) && !is_active(copy, block) {
                     let (one, other) = (&self.nodes[*first].name, &self.nodes[*node].name);
                     return Err(format!(
                         "block {block} is {a:?} on {one} and {b:?} on {other}, \
@@ -247,6 +246,25 @@ impl World {
         if let Some((node, _)) = busy {
             let what = format!("closed, but the log of {} is not empty", self.nodes[node].name);
             self.fail("close", what);
+        }
+    }
+}
+
+/// Blocks that two disks do not show alike, with what each shows.
+fn differing(a: &Disk, b: &Disk) -> Vec<(u64, Value, Value)> {
+    let (mut left, mut right) = (a.shown().peekable(), b.shown().peekable());
+    let mut out = Vec::new();
+    loop {
+        let next = match (left.peek(), right.peek()) {
+            (None, None) => return out,
+            (Some((l, _)), Some((r, _))) => *l.min(r),
+            (Some((block, _)), None) | (None, Some((block, _))) => *block,
+        };
+        let shown = |found: Option<(u64, Value)>| found.map_or(Value::ZERO, |(_, value)| value);
+        let one = shown(left.next_if(|(block, _)| *block == next));
+        let other = shown(right.next_if(|(block, _)| *block == next));
+        if one != other {
+            out.push((next, one, other));
         }
     }
 }
