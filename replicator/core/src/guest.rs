@@ -7,7 +7,7 @@ use crate::message::Payload;
 use crate::range::BlockRange;
 
 /// A request of the guest, in whole blocks within the volume.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum GuestOp {
     /// Read.
     Read {
@@ -37,7 +37,7 @@ pub enum GuestOp {
 }
 
 /// A successful answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum GuestReply {
     /// To a read: the pieces, in order.
     Data(Vec<Bytes>),
@@ -46,7 +46,7 @@ pub enum GuestReply {
 }
 
 /// Why a request failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GuestError {
     /// The volume was taken over elsewhere: EIO, for good.
     Fenced,

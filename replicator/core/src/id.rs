@@ -2,14 +2,30 @@
 
 use alloc::sync::Arc;
 use core::fmt;
+use core::hash::{Hash, Hasher};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Declares a `Copy` newtype over an integer with ordering, `Display` and serde.
+use crate::alike::Kind;
+
+/// Declares a `Copy` newtype over an integer with ordering, `Display`, hashing and serde. With
+/// `relative` its values are told from others by a hasher ([`Kind`]).
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        number! { @ $(#[$doc])* #[derive(Hash)] $name($inner) }
+    };
+    (relative $(#[$doc:meta])* $name:ident($inner:ty)) => {
+        number! { @ $(#[$doc])* $name($inner) }
+
+        impl Hash for $name {
+            fn hash<H: Hasher>(&self, state: &mut H) {
+                Kind::$name.hash(self.0, state);
+            }
+        }
+    };
+    (@ $(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
         #[derive(Serialize, Deserialize)]
         pub struct $name(pub $inner);
 
@@ -29,19 +45,19 @@ number! {
     /// Which membership: grows by one with every change of epoch or in-sync set.
     Gen(u32)
 }
-number! {
+number! { relative
     /// Order of a primary's messages within one epoch; 0 is "none".
     Seq(u64)
 }
-number! {
+number! { relative
     /// A point in time, microseconds since an arbitrary start; monotone per process.
     Tick(u64)
 }
-number! {
+number! { relative
     /// One connection (session transport); unique within a process, never reused.
     Conn(u64)
 }
-number! {
+number! { relative
     /// Pairs a question that a machine asks its driver with the answer.
     Token(u64)
 }

@@ -14,6 +14,7 @@
 
 extern crate alloc;
 
+pub mod alike;
 pub mod cluster;
 pub mod guest;
 pub mod id;

@@ -12,13 +12,21 @@ mod tests;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
+use core::hash::{Hash, Hasher};
 
+use crate::alike::{Aside, Kind};
 use crate::limits::MAX_OP_BLOCKS;
 use crate::range::BlockRange;
 
 /// Names one request for the lock; chosen by the caller, unique among those present.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LockId(pub u64);
+
+impl Hash for LockId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Kind::Lock.hash(self.0, state);
+    }
+}
 
 impl fmt::Display for LockId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -27,7 +35,7 @@ impl fmt::Display for LockId {
 }
 
 /// Who else may hold the same blocks at the same time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// Others that are shared: reads.
     Shared,
@@ -48,8 +56,15 @@ struct Place {
     ticket: u64,
 }
 
+impl Hash for Place {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.start.hash(state);
+        Kind::Ticket.hash(self.ticket, state);
+    }
+}
+
 /// A request that is held or waits.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct Claim {
     id: LockId,
     range: BlockRange,
@@ -61,19 +76,19 @@ struct Claim {
 
 /// Locks on ranges of at most [`MAX_OP_BLOCKS`] blocks. An operation costs O(log n + k) for n
 /// requests of which k start within [`MAX_OP_BLOCKS`] of the range.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub struct RangeLock {
     claims: BTreeMap<Place, Claim>,
     places: BTreeMap<LockId, Place>,
     /// Of the next request; grows by one each time, so it orders requests by arrival.
-    next_ticket: u64,
+    next_ticket: Aside<u64>,
 }
 
 impl RangeLock {
     /// A lock that nobody holds.
     #[must_use]
     pub const fn new() -> Self {
-        Self { claims: BTreeMap::new(), places: BTreeMap::new(), next_ticket: 0 }
+        Self { claims: BTreeMap::new(), places: BTreeMap::new(), next_ticket: Aside(0) }
     }
 
     /// Asks for `range`. True if it is held at once; otherwise `id` waits and is reported by the
@@ -85,8 +100,8 @@ impl RangeLock {
     pub fn acquire(&mut self, id: LockId, range: BlockRange, mode: Mode) -> bool {
         assert!(range.count > 0 && range.count <= MAX_OP_BLOCKS, "range {range:?} is too long");
         let blockers = self.neighbours(range).filter(|(_, c)| c.mode.conflicts(mode)).count();
-        let place = Place { start: range.start, ticket: self.next_ticket };
-        self.next_ticket += 1;
+        let place = Place { start: range.start, ticket: *self.next_ticket };
+        *self.next_ticket += 1;
         assert!(self.places.insert(id, place).is_none(), "lock {id} is present already");
         let before = self.claims.insert(place, Claim { id, range, mode, blockers });
         assert!(before.is_none(), "two requests in one place: {place:?}");

@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use bytes::Bytes;
+use core::hash::{Hash, Hasher};
 
 use crate::id::{
     Epoch, Gen, Incarnation, InstanceId, Lineage, RegionIndex, ReplicaId, Seq, VolumeId,
@@ -10,7 +11,7 @@ use crate::id::{
 use crate::range::{BLOCK_SIZE, BlockRange, BlockSet};
 
 /// What every message about a volume carries (rule R1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Header {
     /// The volume.
     pub volume: VolumeId,
@@ -25,7 +26,7 @@ pub struct Header {
 }
 
 /// A message about a volume, in either direction.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Message<B> {
     /// Who, in which epoch and generation, which operation.
     pub header: Header,
@@ -40,6 +41,13 @@ pub struct Payload {
     pub data: Bytes,
     /// CRC32C (Castagnoli) of each block.
     pub crcs: Vec<u32>,
+}
+
+/// The checksums stand for the data.
+impl Hash for Payload {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.crcs.hash(state);
+    }
 }
 
 impl core::fmt::Debug for Payload {
@@ -89,7 +97,7 @@ impl Payload {
 }
 
 /// One block of a resync write (rule S4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ResyncBlock {
     /// Which block.
     pub block: u64,
@@ -100,7 +108,7 @@ pub struct ResyncBlock {
 }
 
 /// Where a resynced block's content comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ResyncContent {
     /// The next block of the message's payload.
     Data,
@@ -121,7 +129,7 @@ impl core::fmt::Debug for Digest {
 }
 
 /// A block's content and history as its replica knows them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockDigest {
     /// Which block.
     pub block: u64,
@@ -134,7 +142,7 @@ pub struct BlockDigest {
 }
 
 /// What a primary asks of a replica.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Request {
     /// Promise this epoch: refuse all older ones from now on (rule R2). Opens the session.
     Promise {
@@ -230,7 +238,7 @@ impl Request {
 }
 
 /// A replica's answer to a promise.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Promised {
     /// Random per open of the files.
     pub incarnation: Incarnation,
@@ -253,7 +261,7 @@ pub struct Promised {
 }
 
 /// Why a replica will not do what it was asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
     /// A newer epoch is promised (rule R1): the asking primary is fenced.
     Epoch {
@@ -278,7 +286,7 @@ pub enum Refusal {
 }
 
 /// What a replica answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reply {
     /// To [`Request::Promise`].
     Promised(Box<Promised>),

@@ -2,7 +2,7 @@
 //! Without the feature `planted-bugs` every question is answered with a constant `false`.
 
 /// A rule of `docs/protocol.md` to break.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Bug {
     /// m1: acknowledge without a member before its removal is in force.
@@ -74,7 +74,7 @@ impl Bug {
 }
 
 /// Which bug is planted, if any.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Planted {
     #[cfg(feature = "planted-bugs")]
     bug: Option<Bug>,

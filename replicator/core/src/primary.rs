@@ -26,6 +26,7 @@ use self::ops::Ops;
 use self::peer::Peer;
 use self::promote::Promotion;
 use self::resync::Resync;
+use crate::alike::Aside;
 use crate::guest::{GuestError, GuestOp, GuestReply};
 use crate::id::{
     Conn, Epoch, Gen, InstanceId, NodeId, ReplicaId, RequestId, Revision, Seq, Tick, Token,
@@ -94,7 +95,7 @@ pub enum MetaResult {
 }
 
 /// What a primary asks of the record store.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum MetaOp {
     /// Linearizable read of the volume's record.
     Get,
@@ -108,7 +109,7 @@ pub enum MetaOp {
 }
 
 /// What a primary wants done, in this order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// Keep a connection to this node from now on (reconnecting as needed).
     Connect(NodeId),
@@ -142,7 +143,7 @@ pub enum Effect {
 }
 
 /// Where a primary is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
     /// Reading the record and claiming the volume (T3).
     Claiming,
@@ -181,7 +182,7 @@ pub enum Reason {
 pub type Effects = Vec<Effect>;
 
 /// What a primary is made with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Params {
     /// The volume to claim.
     pub volume: VolumeId,
@@ -258,14 +259,14 @@ pub struct Counters {
 }
 
 /// The primary of one attached volume.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Primary {
     params: Params,
     phase: Phase,
     /// Time of the step under way.
     now: Tick,
     /// Effects of the step under way.
-    out: Effects,
+    out: Aside<Effects>,
     /// The record in force and the dialogue about the next one.
     cas: Cas,
     /// One per copy in the record.
@@ -288,11 +289,11 @@ pub struct Primary {
     /// While draining.
     closing: Option<Closing>,
     next_seq: Seq,
-    counters: Counters,
+    counters: Aside<Counters>,
 }
 
 /// A request to one replica.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Call {
     rid: ReplicaId,
     purpose: Purpose,
@@ -301,7 +302,7 @@ struct Call {
 }
 
 /// What a call is for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 enum Purpose {
     /// Opens the session.
     Promise,
@@ -329,7 +330,7 @@ impl Primary {
             params,
             phase: Phase::Claiming,
             now: Tick(0),
-            out: Vec::new(),
+            out: Aside::default(),
             cas: Cas::default(),
             peers: BTreeMap::new(),
             conns: BTreeMap::new(),
@@ -342,7 +343,7 @@ impl Primary {
             resync: Resync::default(),
             closing: None,
             next_seq: Seq(1),
-            counters: Counters::default(),
+            counters: Aside::default(),
         }
     }
 

@@ -9,6 +9,7 @@ use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use core::hash::{Hash, Hasher};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -54,8 +55,34 @@ pub struct Record {
     pub txn: Uuid,
 }
 
+/// `txn` only tells changes apart.
+impl Hash for Record {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // Without `..`, so that a new field is not forgotten here.
+        let Self {
+            version,
+            uid,
+            lineage,
+            blocks,
+            repl,
+            min_in_sync,
+            epoch,
+            r#gen,
+            open_epoch,
+            attach,
+            primary,
+            clean,
+            replicas,
+            snapshots,
+            txn: _,
+        } = self;
+        (version, uid, lineage, blocks, repl, min_in_sync, epoch, r#gen).hash(state);
+        (open_epoch, attach, primary, clean, replicas, snapshots).hash(state);
+    }
+}
+
 /// An attachment that was asked for (T2).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Attach {
     /// On which node.
     pub node: NodeId,
@@ -64,7 +91,7 @@ pub struct Attach {
 }
 
 /// The claim in force.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PrimaryRef {
     /// On which node.
     pub node: NodeId,
@@ -73,7 +100,7 @@ pub struct PrimaryRef {
 }
 
 /// One copy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ReplicaEntry {
     /// Its id.
     pub rid: ReplicaId,
@@ -86,7 +113,7 @@ pub struct ReplicaEntry {
 }
 
 /// What a copy is good for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ReplicaState {
     /// Empty, to be filled.
     New,

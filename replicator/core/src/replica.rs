@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 
 use self::promise::PendingPromise;
 use self::ring::Ring;
+use crate::alike::Aside;
 use crate::id::{
     Conn, Epoch, Gen, Incarnation, InstanceId, Lineage, RegionIndex, ReplicaId, Seq, Tick, Token,
     VolumeId,
@@ -64,7 +65,7 @@ pub enum Effect {
 }
 
 /// Which replica this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
     /// Of which volume.
     pub volume: VolumeId,
@@ -97,7 +98,7 @@ pub struct Status {
 }
 
 /// Where a replica is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// Open; no primary since, or closed in good order.
     Idle,
@@ -110,7 +111,7 @@ pub enum Role {
 }
 
 /// One copy of one volume.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Replica {
     identity: Identity,
     planted: Planted,
@@ -143,11 +144,11 @@ pub struct Replica {
     promising: Option<PendingPromise>,
     /// Operations that the store has not answered yet.
     in_flight: BTreeMap<Token, InFlight>,
-    next_token: u64,
+    next_token: Aside<u64>,
 }
 
 /// A primary's session.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct Session {
     conn: Conn,
     /// Number of its promise; everything in it has a higher one.
@@ -155,7 +156,7 @@ struct Session {
 }
 
 /// What a store operation in flight is for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 struct InFlight {
     /// Who waits for the answer.
     conn: Conn,
@@ -192,7 +193,7 @@ impl Replica {
             heard: None,
             promising: None,
             in_flight: BTreeMap::new(),
-            next_token: 1,
+            next_token: Aside(1),
         }
     }
 
@@ -335,8 +336,8 @@ impl Replica {
     }
 
     fn submit(&mut self, item: InFlight, op: StoreOp, out: &mut Vec<Effect>) {
-        let token = Token(self.next_token);
-        self.next_token += 1;
+        let token = Token(*self.next_token);
+        *self.next_token += 1;
         self.in_flight.insert(token, item);
         out.push(Effect::Store { token, op });
     }

@@ -12,7 +12,7 @@ use crate::message::{BlockDigest, Payload, ResyncBlock};
 use crate::range::{BlockRange, BlockSet};
 
 /// An operation with an answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum StoreOp {
     /// Persist a promise; answered when durable.
     Promise {
@@ -112,7 +112,7 @@ pub enum StoreNote {
 }
 
 /// The answer to an operation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum StoreReply {
     /// It is done.
     Done,
@@ -130,7 +130,7 @@ pub enum StoreReply {
 }
 
 /// Why an operation failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StoreError {
     /// The medium failed. After a failed write or flush the store is latched: everything later
     /// fails with [`StoreError::Faulted`] until it is opened again.

@@ -4,13 +4,14 @@
 use alloc::vec::Vec;
 
 use super::{Effect, MetaOp, MetaResult, Phase, Primary};
+use crate::alike::Aside;
 use crate::id::{InstanceId, ReplicaId, Revision, Tick, Token};
 use crate::limits;
 use crate::record::{PrimaryRef, Record};
 use uuid::Uuid;
 
 /// What a proposal is meant to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Change {
     /// T3.
     Claim,
@@ -25,14 +26,14 @@ pub(super) enum Change {
 }
 
 /// A record proposed and not decided.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Proposal {
     change: Change,
     record: Record,
 }
 
 /// What is asked of the store right now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Asking {
     Get(Token),
     Put(Token),
@@ -41,7 +42,7 @@ enum Asking {
 }
 
 /// The record in force and the dialogue about the next one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Cas {
     in_force: Option<(Record, Revision)>,
     /// Our claim is in force.
@@ -50,8 +51,8 @@ pub(super) struct Cas {
     asking: Option<Asking>,
     /// The record should be read again when there is nothing else to ask.
     stale: bool,
-    tokens: u64,
-    txns: u128,
+    tokens: Aside<u64>,
+    txns: Aside<u128>,
 }
 
 impl Cas {
@@ -94,14 +95,14 @@ impl Cas {
     }
 
     fn next_token(&mut self) -> Token {
-        self.tokens += 1;
-        Token(self.tokens)
+        *self.tokens += 1;
+        Token(*self.tokens)
     }
 
     /// A transaction id: the claim's own random id plus a count.
     pub(super) fn next_txn(&mut self, instance: InstanceId) -> Uuid {
-        self.txns += 1;
-        Uuid::from_u128(instance.0.as_u128().wrapping_add(self.txns))
+        *self.txns += 1;
+        Uuid::from_u128(instance.0.as_u128().wrapping_add(*self.txns))
     }
 }
 

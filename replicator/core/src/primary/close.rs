@@ -9,7 +9,7 @@ use crate::id::ReplicaId;
 use crate::message::Request;
 
 /// A detach that was asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Closing {
     stage: Stage,
     /// Names the stage in the calls made for it; answers to earlier ones say nothing.
@@ -19,7 +19,7 @@ pub(super) struct Closing {
 }
 
 /// Where a detach is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 enum Stage {
     /// Requests are being finished.
     #[default]

@@ -9,6 +9,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 use super::{Primary, Purpose, ResyncProgress};
+use crate::alike::Aside;
 use crate::id::{Gen, RegionIndex, ReplicaId};
 use crate::limits;
 use crate::lock::{LockId, Mode};
@@ -17,7 +18,7 @@ use crate::planted::Bug;
 use crate::range::{BLOCK_SIZE, BlockRange, BlockSet};
 
 /// A step of a window, named in the call it waits for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) enum Step {
     /// The source lists regions of interest.
     Scan,
@@ -32,7 +33,7 @@ pub(super) enum Step {
 }
 
 /// Blocks to bring over under one lock.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Window {
     /// Which blocks the source is asked about, and from which stamp on they are of interest.
     blocks: BlockSet,
@@ -44,7 +45,7 @@ struct Window {
 }
 
 /// One target's copy job.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct CopyJob {
     source: ReplicaId,
     target: ReplicaId,
@@ -58,7 +59,7 @@ pub(super) struct CopyJob {
     fresh: bool,
     /// Does the guest's I/O run meanwhile?
     locked: bool,
-    progress: ResyncProgress,
+    progress: Aside<ResyncProgress>,
 }
 
 impl Step {
@@ -107,7 +108,7 @@ impl CopyJob {
             windows: BTreeMap::new(),
             fresh,
             locked,
-            progress: ResyncProgress::default(),
+            progress: Aside::default(),
         }
     }
 
@@ -133,7 +134,7 @@ impl CopyJob {
     }
 
     pub(super) fn progress(&self) -> ResyncProgress {
-        self.progress
+        *self.progress
     }
 
     pub(super) fn is_fresh(&self) -> bool {

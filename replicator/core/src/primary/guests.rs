@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::ops::Action;
 use super::{Effect, Phase, Primary, Purpose};
+use crate::alike::Aside;
 use crate::guest::{GuestError, GuestOp, GuestReply};
 use crate::id::{ReplicaId, RequestId};
 use crate::limits::{MAX_GUEST_BLOCKS, MAX_OP_BLOCKS};
@@ -23,7 +24,7 @@ const PIECES_PER_REQUEST: usize = 32;
 const MAX_READS: usize = 128;
 
 /// A request of the guest.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Guest {
     op: GuestOp,
     /// Blocks handed out as pieces.
@@ -57,7 +58,7 @@ impl Guest {
 }
 
 /// A piece of a request.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Piece {
     request: RequestId,
     /// Its place within the request, in blocks.
@@ -68,7 +69,7 @@ struct Piece {
 }
 
 /// Requests and their pieces.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Guests {
     requests: BTreeMap<RequestId, Guest>,
     /// Requests with pieces still to hand out, in order of arrival.
@@ -79,7 +80,7 @@ pub(super) struct Guests {
     /// Reads that hold their lock and wait for a member.
     parked: BTreeSet<PieceId>,
     reads: usize,
-    next_piece: u64,
+    next_piece: Aside<u64>,
 }
 
 impl Guests {
@@ -178,13 +179,13 @@ impl Primary {
 
     /// An id for a lock that is no piece's.
     pub(super) fn guests_next_lock(&mut self) -> LockId {
-        self.guests.next_piece += 1;
-        LockId(self.guests.next_piece)
+        *self.guests.next_piece += 1;
+        LockId(*self.guests.next_piece)
     }
 
     fn begin_piece(&mut self, piece: Piece) {
-        self.guests.next_piece += 1;
-        let id = LockId(self.guests.next_piece);
+        *self.guests.next_piece += 1;
+        let id = LockId(*self.guests.next_piece);
         let mode = match self.guests.requests.get(&piece.request).map(Guest::mutates) {
             Some(true) if !self.params.planted.has(Bug::NoRangeLock) => Mode::Exclusive,
             Some(_) | None => Mode::Shared,

@@ -14,7 +14,7 @@ use crate::range::BlockRange;
 use crate::record::Record;
 
 /// What an operation does on every replica.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) enum Action {
     Write { range: BlockRange, fua: bool, payload: Payload },
     Zero { range: BlockRange, fua: bool, deallocate: bool },
@@ -44,7 +44,7 @@ impl Action {
 }
 
 /// An operation in flight.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Op {
     piece: PieceId,
     action: Action,
@@ -57,7 +57,7 @@ struct Op {
 }
 
 /// Operations in flight, by sequence number.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Ops {
     ops: BTreeMap<Seq, Op>,
     bytes: u64,

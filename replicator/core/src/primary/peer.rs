@@ -11,7 +11,7 @@ use crate::planted::Bug;
 use crate::record::Record;
 
 /// One replica as its primary sees it.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Peer {
     node: NodeId,
     conn: Option<Conn>,

@@ -17,7 +17,7 @@ use crate::range::{BlockRange, BlockSet};
 use crate::record::ReplicaState;
 
 /// How far one replica is in a promotion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Stage {
     /// Source only: what will be repaired is being logged there (P5).
     Marking,
@@ -32,7 +32,7 @@ enum Stage {
 }
 
 /// A promotion under way.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Promotion {
     /// When the first member of the old in-sync set answered (P3).
     first_answer: Option<Tick>,

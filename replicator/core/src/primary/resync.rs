@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use super::cas::Change;
 use super::copy::CopyJob;
 use super::{Phase, Primary, Purpose, ResyncProgress};
+use crate::alike::Aside;
 use crate::id::{ReplicaId, Seq, Tick};
 use crate::limits;
 use crate::message::Request;
@@ -13,7 +14,7 @@ use crate::range::{BlockRange, BlockSet};
 use crate::record::ReplicaState;
 
 /// Where the resync under way is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 enum Stage {
     /// None is under way.
     #[default]
@@ -29,14 +30,14 @@ enum Stage {
 }
 
 /// The resync under way, and when the next may start.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Resync {
     stage: Stage,
     not_before: Option<Tick>,
     /// Target and source of an attempt that failed: others are tried first.
     failed: Vec<ReplicaId>,
     /// What the last copy job moved, for the status.
-    progress: ResyncProgress,
+    progress: Aside<ResyncProgress>,
 }
 
 impl Primary {
@@ -69,7 +70,7 @@ impl Primary {
 
     pub(super) fn resync_progress(&self, rid: &ReplicaId) -> Option<ResyncProgress> {
         let running = self.resync_target() == Some(*rid);
-        running.then(|| self.copy.as_ref().map_or(self.resync.progress, CopyJob::progress))
+        running.then(|| self.copy.as_ref().map_or(*self.resync.progress, CopyJob::progress))
     }
 
     pub(super) fn drive_resync(&mut self) {
@@ -140,7 +141,7 @@ impl Primary {
         let since = self.cas.record().and_then(|r| r.replica(target)).map(|r| r.state.since());
         let missed = self.missed_beside_stamps(target);
         self.resync.stage = Stage::Copying(target);
-        self.resync.progress = ResyncProgress::default();
+        self.resync.progress = Aside::default();
         let since = since.unwrap_or_default();
         self.copy = Some(CopyJob::delta(source, target, since, missed, session.fresh, true));
         if let Some(peer) = self.peers.get_mut(&target) {
@@ -177,7 +178,7 @@ impl Primary {
     /// closing flush, which comes later, covers everything acknowledged before.
     fn begin_catching(&mut self, target: ReplicaId) {
         if let Some(job) = self.copy.take() {
-            self.resync.progress = job.progress();
+            *self.resync.progress = job.progress();
             let moved = job.progress().moved_bytes;
             if job.is_fresh() {
                 self.counters.rebuild_bytes += moved;

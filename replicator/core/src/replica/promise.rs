@@ -11,7 +11,7 @@ use crate::planted::Bug;
 use crate::store::StoreOp;
 
 /// What a promise asks for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct Wanted {
     pub(super) replica: ReplicaId,
     pub(super) lineage: Lineage,
@@ -20,7 +20,7 @@ pub(super) struct Wanted {
 }
 
 /// A promise under way.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct PendingPromise {
     pub(super) conn: Conn,
     /// Is the asking connection still there?

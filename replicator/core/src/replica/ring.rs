@@ -7,7 +7,7 @@ use crate::id::{Epoch, Seq};
 use crate::range::BlockSet;
 
 /// Uncommitted writes. Bounded by the primary's credit plus one commit interval.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Ring {
     entries: BTreeMap<(Epoch, Seq), BlockSet>,
 }
