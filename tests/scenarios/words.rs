@@ -29,6 +29,7 @@ pub(crate) fn request(m: &Message<Request>) -> String {
             format!("RESYNC {}", runs(list))
         }
         Request::Close => "CLOSE".into(),
+        Request::Renew => "RENEW".into(),
     };
     format!("{what} e{} g{} s{} c{}", h.epoch, h.r#gen, h.seq, h.commit)
 }

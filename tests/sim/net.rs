@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use lockstep_core::id::Conn;
 use lockstep_core::link::Link;
+use lockstep_core::wire;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Identifies a connection in the world.
@@ -45,6 +46,8 @@ pub struct End {
     pub up: bool,
     /// The handshake and the heartbeats; none within a node.
     pub link: Option<Link>,
+    /// Version of the format of every frame that leaves here, once agreed on.
+    pub version: u16,
     /// When the link is to be woken, if an event for it exists.
     pub armed: Option<u64>,
     /// Frames under way to this end with the times at which they arrive.
@@ -55,8 +58,17 @@ pub struct End {
 
 impl End {
     fn new(node: usize, conn: Conn) -> Self {
-        let inbox = VecDeque::new();
-        Self { node, conn, open: true, up: false, link: None, armed: None, inbox, stuck_until: 0 }
+        Self {
+            node,
+            conn,
+            open: true,
+            up: false,
+            link: None,
+            version: wire::MAX_VERSION,
+            armed: None,
+            inbox: VecDeque::new(),
+            stuck_until: 0,
+        }
     }
 }
 

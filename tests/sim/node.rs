@@ -21,6 +21,8 @@ pub struct Node {
     pub up: bool,
     /// Random per process.
     pub process: u64,
+    /// The newest version of the wire format that it speaks.
+    pub speaks: u16,
     /// What its process adds to the virtual time.
     pub clock: u64,
     /// Changes with every loss of power.
@@ -50,6 +52,7 @@ impl Node {
             name,
             up: false,
             process: 0,
+            speaks: lockstep_core::wire::MAX_VERSION,
             clock: 0,
             boot: [0; 16],
             paused_until: 0,

@@ -150,6 +150,9 @@ pub enum Request {
         replica: ReplicaId,
         /// The history the replica must belong to.
         lineage: Lineage,
+        /// The history that `lineage` goes on from after a forced recovery (T11): a replica that
+        /// belongs to it changes over. Lost on a connection of wire version 1.
+        parent: Option<Lineage>,
         /// The claim that holds the epoch.
         instance: InstanceId,
         /// Counts attachments; persisted as a maximum.
@@ -216,6 +219,9 @@ pub enum Request {
     },
     /// Clean the activity log: everything is committed and flushed (T8).
     Close,
+    /// Nothing but an answer: it shows that this epoch is still the promised one, which renews
+    /// the lease for reads. A peer of wire version 1 is asked for an empty scan instead.
+    Renew,
 }
 
 impl Request {
@@ -232,7 +238,8 @@ impl Request {
             | Self::Commit { .. }
             | Self::Scan { .. }
             | Self::Digest { .. }
-            | Self::Close => false,
+            | Self::Close
+            | Self::Renew => false,
         }
     }
 }
@@ -258,6 +265,19 @@ pub struct Promised {
     pub credit_ops: u32,
     /// Bytes it lets this primary have in flight.
     pub credit_bytes: u64,
+    /// What it did before this promise; none from a peer of wire version 1.
+    pub past: Option<Past>,
+}
+
+/// What a replica did before it made a promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// The epoch that was promised before this one; this one if the replica was a member in it,
+    /// or was opened with it (R7).
+    pub promised: Epoch,
+    /// Milliseconds since it last answered an older epoch, or since it was opened, if that is
+    /// later. A longer time may be told as a shorter one.
+    pub silent_ms: u32,
 }
 
 /// Why a replica will not do what it was asked.

@@ -1,5 +1,6 @@
 //! One copy of one volume, behind the epoch fence: rules R1 to R7.
 
+mod past;
 mod promise;
 mod ring;
 mod serve;
@@ -9,6 +10,7 @@ mod tests;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
+use self::past::Past;
 use self::promise::PendingPromise;
 use self::ring::Ring;
 use crate::alike::Aside;
@@ -140,6 +142,8 @@ pub struct Replica {
     session: Option<Session>,
     /// When a primary was last heard or lost.
     heard: Option<Tick>,
+    /// The epochs before the promised one.
+    past: Past,
     /// A promise under way: draining, then persisting.
     promising: Option<PendingPromise>,
     /// Operations that the store has not answered yet.
@@ -191,6 +195,7 @@ impl Replica {
             ring: Ring::default(),
             session: None,
             heard: None,
+            past: Past::new(recovered.promised),
             promising: None,
             in_flight: BTreeMap::new(),
             next_token: Aside(1),
@@ -199,10 +204,11 @@ impl Replica {
 
     /// Handles one event.
     pub fn step(&mut self, now: Tick, event: Event, out: &mut Vec<Effect>) {
+        self.past.begin(now);
         match event {
             Event::Request { conn, message } => self.on_request(now, conn, message, out),
             Event::Disconnected(conn) => self.on_disconnected(now, conn),
-            Event::Stored { token, result } => self.on_stored(token, result, out),
+            Event::Stored { token, result } => self.on_stored(now, token, result, out),
         }
     }
 
@@ -245,7 +251,7 @@ impl Replica {
         out: &mut Vec<Effect>,
     ) {
         let Message { header, body } = message;
-        if let Request::Promise { replica, lineage, instance, attach_seq } = body {
+        if let Request::Promise { replica, lineage, instance, attach_seq, .. } = body {
             let wanted = promise::Wanted { replica, lineage, instance, attach_seq };
             return self.on_promise(now, conn, header, wanted, out);
         }
@@ -253,6 +259,7 @@ impl Replica {
             return self.reply(conn, &header, Reply::Refused(refusal), out);
         }
         self.heard = Some(now);
+        self.past.note_answer(now);
         self.see_gen(header.r#gen, out);
         self.commit(&header, out);
         self.serve(conn, header, body, out);
@@ -309,6 +316,7 @@ impl Replica {
     /// P7 and T6: the replica is a member, so older epochs' leftovers are settled.
     fn become_member(&mut self, header: &Header, out: &mut Vec<Effect>) {
         self.role = Role::Member;
+        self.past.note_member(header.epoch);
         self.member_gen = self.member_gen.max(header.r#gen);
         for blocks in self.ring.commit_older(header.epoch) {
             out.push(Effect::Note(StoreNote::Release { blocks }));

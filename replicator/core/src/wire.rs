@@ -33,7 +33,7 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"LKS1");
 /// Oldest version of the format that this build speaks.
 pub const MIN_VERSION: u16 = 1;
 /// Newest version of the format that this build speaks.
-pub const MAX_VERSION: u16 = 1;
+pub const MAX_VERSION: u16 = 2;
 /// Version in the header of [`LinkFrame::Hello`], [`LinkFrame::Welcome`] and
 /// [`LinkFrame::Reject`], which every version reads alike.
 pub const HANDSHAKE_VERSION: u16 = 0;
@@ -156,28 +156,42 @@ impl Encoded {
     }
 }
 
-/// The bytes of `frame`. The payload is shared, not copied.
+/// The bytes of `frame` in the newest version. The payload is shared, not copied.
 ///
 /// # Panics
-/// If the frame breaks a limit of the format ([`MAX_BODY_BYTES`], [`MAX_DATA_BYTES`]) or its
-/// payload has not one checksum per block; machines never build such a frame.
+/// As [`encode_as`].
 #[must_use]
 pub fn encode(frame: &Frame) -> Encoded {
+    encode_as(frame, MAX_VERSION)
+}
+
+/// The bytes of `frame` in the version that was agreed on. What that version can't say is left
+/// out, or asked for in its words. The payload is shared, not copied.
+///
+/// # Panics
+/// If the frame breaks a limit of the format ([`MAX_BODY_BYTES`], [`MAX_DATA_BYTES`]), its
+/// payload has not one checksum per block, or the version is none of ours; machines never build
+/// such a frame.
+#[must_use]
+pub fn encode_as(frame: &Frame, version: u16) -> Encoded {
+    assert!((MIN_VERSION..=MAX_VERSION).contains(&version), "no version {version} is spoken");
     let mut out = Writer::after_header(HEADER_BYTES);
     let (kind, flags, header, data) = match frame {
         Frame::Request(message) => {
-            let (kind, flags, payload) = request::write(&message.body, &mut out);
+            let (kind, flags, payload) = request::write(&message.body, version, &mut out);
             (kind, flags, message.header, payload)
         }
         Frame::Reply(message) => {
-            let (kind, payload) = reply::write(&message.body, &mut out);
+            let (kind, payload) = reply::write(&message.body, version, &mut out);
             (kind, 0, message.header, payload)
         }
         Frame::Link(frame) => (link::write(frame, &mut out), 0, NO_HEADER, None),
     };
     let data = data.map_or_else(Bytes::new, |payload| payload.data.clone());
     let mut bytes = out.into_bytes();
-    write_header(&mut bytes, kind, flags, &header, data.len());
+    let version = if kind.is_handshake() { HANDSHAKE_VERSION } else { version };
+    assert!(kind.is_handshake() || kind.since() <= version, "{kind} in version {version}");
+    write_header(&mut bytes, (kind, version, flags), &header, data.len());
     Encoded { head: Bytes::from(bytes), data }
 }
 
@@ -191,12 +205,16 @@ const NO_HEADER: Header = Header {
 };
 
 /// Fills in the header of a frame whose body is already in `bytes`.
-fn write_header(bytes: &mut [u8], kind: Kind, flags: u8, header: &Header, data_len: usize) {
+fn write_header(
+    bytes: &mut [u8],
+    (kind, version, flags): (Kind, u16, u8),
+    header: &Header,
+    data_len: usize,
+) {
     let body = bytes.get(HEADER_BYTES..).unwrap_or(&[]);
     let (body_len, body_crc) = (body.len(), crc32c::crc32c(body));
     assert!(body_len <= MAX_BODY_BYTES as usize, "{kind} with a body of {body_len} bytes");
     assert!(data_len <= MAX_DATA_BYTES as usize, "{kind} with {data_len} bytes of data");
-    let version = if kind.is_handshake() { HANDSHAKE_VERSION } else { MAX_VERSION };
     let mut out = Writer::with_capacity(HEADER_BYTES);
     out.u32(MAGIC);
     out.u16(version);
@@ -224,6 +242,7 @@ fn write_header(bytes: &mut [u8], kind: Kind, flags: u8, header: &Header, data_l
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix {
     kind: Kind,
+    version: u16,
     flags: u8,
     header: Header,
     body_len: u32,
@@ -267,16 +286,16 @@ impl Prefix {
         let Some(kind) = Kind::from_byte(kind) else {
             return Ok(Err(WireError::Kind { found: kind, version }));
         };
-        let prefix = Self { kind, flags, header, body_len, data_len, body_crc };
-        Ok(prefix.check(version, reserved).map(|()| prefix))
+        let prefix = Self { kind, version, flags, header, body_len, data_len, body_crc };
+        Ok(prefix.check(reserved).map(|()| prefix))
     }
 
-    fn check(&self, version: u16, reserved: u32) -> Result<(), WireError> {
-        let kind = self.kind;
+    fn check(&self, reserved: u32) -> Result<(), WireError> {
+        let (kind, version) = (self.kind, self.version);
         let versions = if kind.is_handshake() {
             HANDSHAKE_VERSION..=HANDSHAKE_VERSION
         } else {
-            MIN_VERSION..=MAX_VERSION
+            kind.since()..=MAX_VERSION
         };
         if !versions.contains(&version) {
             return Err(WireError::Version { kind, found: version });
@@ -301,6 +320,12 @@ impl Prefix {
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// The version of the format that it is in; 0 for a handshake frame.
+    #[must_use]
+    pub fn version(&self) -> u16 {
+        self.version
     }
 
     /// Bytes of body that follow the header.
@@ -342,10 +367,11 @@ impl Prefix {
         let frame = if self.kind.is_link() {
             Frame::Link(link::read(self.kind, &mut reader)?)
         } else if self.kind.is_request() {
-            let body = request::read(self.kind, self.flags, &mut reader, data)?;
+            let about = (self.kind, self.version, self.flags);
+            let body = request::read(about, &mut reader, data)?;
             Frame::Request(Message { header, body })
         } else {
-            let body = reply::read(self.kind, &mut reader, data)?;
+            let body = reply::read((self.kind, self.version), &mut reader, data)?;
             Frame::Reply(Message { header, body })
         };
         // A newer version may append to a handshake frame what an older one need not know.

@@ -1,18 +1,21 @@
-//! The bytes of one frame of each kind, kept in `wire_golden.txt`. A change of the format shows
-//! here; it needs a new wire version, and then a new file beside this one.
+//! The bytes of one frame of each kind, one file per version. A change of the format shows here;
+//! it needs a new wire version, and then a new file beside these.
 
 use lockstep_core::id::{
     Epoch, Gen, Incarnation, InstanceId, Lineage, NodeId, RegionIndex, ReplicaId, Seq, VolumeId,
 };
 use lockstep_core::message::{
-    BlockDigest, Digest, Header, Message, Payload, Promised, Refusal, Reply, Request, ResyncBlock,
-    ResyncContent,
+    BlockDigest, Digest, Header, Message, Past, Payload, Promised, Refusal, Reply, Request,
+    ResyncBlock, ResyncContent,
 };
 use lockstep_core::range::{BLOCK_SIZE, BlockRange, BlockSet};
-use lockstep_core::wire::{Encoded, Frame, Kind, LinkFrame, RejectReason, encode};
+use lockstep_core::wire::{
+    Encoded, Frame, Kind, LinkFrame, RejectReason, WireError, encode, encode_as,
+};
 use uuid::Uuid;
 
-const GOLDEN: &str = include_str!("wire_golden.txt");
+const GOLDEN: [(u16, &str); 2] =
+    [(1, include_str!("wire_golden_v1.txt")), (2, include_str!("wire_golden_v2.txt"))];
 const DOCUMENT: &str = include_str!("../../../docs/wire.md");
 
 fn blocks() -> BlockSet {
@@ -27,6 +30,7 @@ fn promise() -> Request {
     Request::Promise {
         replica: ReplicaId(Uuid::from_u128(2)),
         lineage: Lineage(Uuid::from_u128(3)),
+        parent: Some(Lineage(Uuid::from_u128(6))),
         instance: InstanceId(Uuid::from_u128(4)),
         attach_seq: 5,
     }
@@ -48,6 +52,7 @@ fn requests() -> Vec<Request> {
         Request::Digest { blocks: blocks(), since: Gen(6) },
         Request::Resync { blocks: (4..).zip(content).map(entry).collect(), payload: payload() },
         Request::Close,
+        Request::Renew,
     ]
 }
 
@@ -62,6 +67,7 @@ fn replies() -> Vec<Reply> {
         unresolved: vec![RegionIndex(0), RegionIndex(5)],
         credit_ops: 512,
         credit_bytes: 64 << 20,
+        past: Some(Past { promised: Epoch(11), silent_ms: 2500 }),
     };
     let digest =
         BlockDigest { block: 9, stamp: Gen(3), zero: false, digest: Digest(*b"0123456789abcdef") };
@@ -122,10 +128,44 @@ fn line(kind: Kind, encoded: &Encoded) -> String {
 fn the_format_has_not_changed() {
     let frames = frames();
     assert_eq!(frames.len(), Kind::ALL.len(), "a kind of frame has no golden bytes");
-    let pairs = Kind::ALL.iter().zip(&frames);
-    let lines: Vec<String> = pairs.map(|(kind, f)| line(*kind, &encode(f))).collect();
-    let golden: Vec<&str> = GOLDEN.lines().filter(|l| !l.starts_with('#')).collect();
-    assert_eq!(golden, lines, "\nthe format changed; as it is now:\n{}\n", lines.join("\n"));
+    for (version, golden) in GOLDEN {
+        let pairs = Kind::ALL.iter().zip(&frames).filter(|(kind, _)| kind.since() <= version);
+        let lines: Vec<String> =
+            pairs.map(|(kind, f)| line(*kind, &encode_as(f, version))).collect();
+        let golden: Vec<&str> = golden.lines().filter(|l| !l.starts_with('#')).collect();
+        let now = lines.join("\n");
+        assert_eq!(golden, lines, "\nversion {version} changed; as it is now:\n{now}\n");
+    }
+}
+
+/// What version 1 can't say is left out, or asked for in its words.
+#[test]
+fn an_older_peer_gets_what_it_understands() {
+    let sent = frames().into_iter().map(|frame| (encode_as(&frame, 1).decode(), frame));
+    let differs = |(read, frame): &(Result<Frame, _>, Frame)| read.as_ref() != Ok(frame);
+    let changed: Vec<_> = sent.filter(differs).map(|(read, _)| read).collect();
+    let [Ok(Frame::Request(promise)), Ok(Frame::Request(renew)), Ok(Frame::Reply(promised))] =
+        changed.as_slice()
+    else {
+        panic!("other frames differ: {changed:?}");
+    };
+    assert!(matches!(promise.body, Request::Promise { parent: None, .. }));
+    let empty = Request::Scan { since: Gen(u32::MAX), from: RegionIndex(0), limit: 1 };
+    assert_eq!(renew.body, empty);
+    assert!(matches!(&promised.body, Reply::Promised(p) if p.past.is_none()));
+}
+
+#[test]
+fn a_kind_is_refused_in_a_version_before_it() {
+    let renew =
+        frames().into_iter().find(|f| matches!(f, Frame::Request(m) if m.body == Request::Renew));
+    let encoded = encode(&renew.expect("one of the frames"));
+    let mut head = encoded.head.to_vec();
+    head[4] = 1;
+    let crc = crc32c::crc32c(&head[..68]).to_le_bytes();
+    head[68..72].copy_from_slice(&crc);
+    let old = Encoded { head: head.into(), data: encoded.data };
+    assert_eq!(old.decode(), Err(WireError::Version { kind: Kind::Renew, found: 1 }));
 }
 
 #[test]

@@ -222,7 +222,8 @@ impl<H: Handler> End<'_, H> {
         }
         let mut refused = None;
         for effect in &effects {
-            if let Effect::Up { peer, .. } = effect {
+            if let Effect::Up { peer, version, .. } = effect {
+                self.outbox.agree(*version);
                 refused = self.go_up(peer.clone()).err();
             }
         }

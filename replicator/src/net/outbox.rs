@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf, Bytes};
@@ -21,6 +22,9 @@ const SLICES_MAX: usize = 64;
 #[derive(Debug)]
 pub(super) struct Outbox {
     queue: Mutex<Queue>,
+    /// The version of the format that both ends agreed on; until then only frames of the
+    /// handshake are sent, which all versions have alike.
+    version: AtomicU16,
     /// Rung when the socket took less than there was.
     blocked: Notify,
     /// Cancelled when the connection is to be closed at once.
@@ -39,13 +43,19 @@ impl Outbox {
     pub(super) fn new(stream: OwnedWriteHalf, closed: CancellationToken) -> Self {
         let stream = Some(Arc::new(stream));
         let queue = Mutex::new(Queue { stream, pieces: VecDeque::new(), bytes: 0 });
-        Self { queue, blocked: Notify::new(), closed }
+        let version = AtomicU16::new(wire::MAX_VERSION);
+        Self { queue, version, blocked: Notify::new(), closed }
+    }
+
+    /// Both ends agreed on this version.
+    pub(super) fn agree(&self, version: u16) {
+        self.version.store(version, Ordering::Relaxed);
     }
 
     /// Queues a frame, to leave with the next [`Outbox::flush`]. What can't be sent is dropped:
     /// the connection is gone then.
     pub(super) fn push(&self, frame: &Frame) {
-        let Encoded { head, data } = wire::encode(frame);
+        let Encoded { head, data } = wire::encode_as(frame, self.version.load(Ordering::Relaxed));
         let mut queue = self.lock();
         if queue.stream.is_none() {
             return;

@@ -138,7 +138,7 @@ impl World {
             | Request::Close => per_mille,
             Request::Flush | Request::Digest { .. } => per_mille / 4,
             Request::Write { .. } | Request::Zero { .. } => per_mille / 20,
-            Request::Commit { member: false } | Request::Read { .. } => 0,
+            Request::Commit { member: false } | Request::Read { .. } | Request::Renew => 0,
         });
         let Some(s) = self.nodes[node].seat(seat) else { return };
         let asked = s.flows.entry(conn).or_default().asks(&message);

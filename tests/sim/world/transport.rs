@@ -71,7 +71,8 @@ impl World {
     }
 
     fn transmit(&mut self, wire: Wire, from: usize, frame: &Frame) {
-        let Encoded { head, data } = wire::encode(frame);
+        let version = self.net.end(wire, from).map_or(wire::MAX_VERSION, |e| e.version);
+        let Encoded { head, data } = wire::encode_as(frame, version);
         let mut packet = Packet::Frame { head, data, garbled: false };
         let loopback = self.net.connections.get(&wire).is_none_or(|c| c.is_loopback());
         if self.garbles_next && !loopback {
@@ -137,7 +138,7 @@ impl World {
             process: self.nodes[node].process,
             expect: expect.map(|n| self.nodes[n].name.clone()),
             min_version: wire::MIN_VERSION,
-            max_version: wire::MAX_VERSION,
+            max_version: self.nodes[node].speaks,
         };
         Link::new(params, self.tick_of(node))
     }
@@ -161,9 +162,9 @@ impl World {
         for effect in out {
             match effect {
                 LinkEffect::Send(frame) => self.transmit(wire, side, &Frame::Link(frame)),
-                LinkEffect::Up { .. } => {
+                LinkEffect::Up { version, .. } => {
                     if let Some(end) = self.net.end(wire, side) {
-                        end.up = true;
+                        (end.up, end.version) = (true, version);
                     }
                     if side == DIALER {
                         self.tell_primary_connected(wire);

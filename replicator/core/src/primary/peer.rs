@@ -195,6 +195,7 @@ impl Primary {
         let request = Request::Promise {
             replica: rid,
             lineage: record.lineage,
+            parent: None,
             instance: self.params.instance,
             attach_seq: record.attach.as_ref().map_or(0, |a| a.seq),
         };

@@ -109,8 +109,9 @@ impl Replica {
     }
 
     /// The store has persisted the promise of `header`.
-    pub(super) fn on_promise_durable(&mut self, header: &Header, out: &mut Vec<Effect>) {
+    pub(super) fn on_promise_durable(&mut self, now: Tick, header: &Header, out: &mut Vec<Effect>) {
         assert!(header.epoch >= self.promised, "a promise went backwards");
+        self.past.on_promised(now, self.promised, header.epoch);
         self.promised = header.epoch;
         let Some(pending) = self.promising.take() else { return };
         self.instance = Some(pending.wanted.instance);
@@ -128,6 +129,7 @@ impl Replica {
                 unresolved: self.unresolved.clone(),
                 credit_ops: limits::CREDIT_OPS,
                 credit_bytes: limits::CREDIT_BYTES,
+                past: Some(self.past.told(now)),
             };
             self.reply(pending.conn, header, Reply::Promised(Box::new(promised)), out);
         }

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::{Effect, InFlight, Replica, Role};
-use crate::id::{Conn, Gen, Token};
+use crate::id::{Conn, Gen, Tick, Token};
 use crate::limits::{self, MAX_OP_BLOCKS};
 use crate::message::{Header, Payload, Refusal, Reply, Request, ResyncBlock, ResyncContent};
 use crate::range::{BlockRange, BlockSet};
@@ -51,6 +51,7 @@ impl Replica {
             Request::Mark { blocks } => {
                 self.mutate(conn, header, blocks.clone(), StoreOp::Mark { blocks }, out);
             }
+            Request::Renew => self.reply(conn, &header, Reply::Done, out),
             Request::Flush => self.barrier(conn, header, StoreOp::Flush, out),
             Request::Close => {
                 self.role = Role::Idle;
@@ -87,6 +88,7 @@ impl Replica {
 
     pub(super) fn on_stored(
         &mut self,
+        now: Tick,
         token: Token,
         result: Result<StoreReply, StoreError>,
         out: &mut Vec<Effect>,
@@ -99,7 +101,7 @@ impl Replica {
         }
         let is_promise = self.promising.is_some_and(|p| p.is_for(&item.header));
         match result {
-            Ok(StoreReply::Done) if is_promise => self.on_promise_durable(&item.header, out),
+            Ok(StoreReply::Done) if is_promise => self.on_promise_durable(now, &item.header, out),
             Ok(reply) => self.on_done(&item, reply, waits, out),
             Err(_) if !waits => {}
             Err(error) => {
@@ -154,7 +156,8 @@ impl Replica {
             | Request::Flush
             | Request::Commit { .. }
             | Request::Scan { .. }
-            | Request::Close => true,
+            | Request::Close
+            | Request::Renew => true,
         }
     }
 

@@ -34,6 +34,7 @@ fn promise(instance: u128) -> Request {
     Request::Promise {
         replica: ME.replica,
         lineage: ME.lineage,
+        parent: None,
         instance: InstanceId(Uuid::from_u128(instance)),
         attach_seq: 1,
     }
@@ -301,6 +302,7 @@ fn a_replica_of_another_id_or_lineage_does_not_promise() {
     let other = Request::Promise {
         replica: ReplicaId(Uuid::from_u128(77)),
         lineage: ME.lineage,
+        parent: None,
         instance: InstanceId(Uuid::from_u128(1)),
         attach_seq: 1,
     };

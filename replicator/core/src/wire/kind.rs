@@ -87,6 +87,8 @@ kinds! {
     Resync = 0x19,
     /// [`crate::message::Request::Close`].
     Close = 0x1a,
+    /// [`crate::message::Request::Renew`].
+    Renew = 0x1b,
     /// [`crate::message::Reply::Promised`].
     Promised = 0x20,
     /// [`crate::message::Reply::Data`].
@@ -106,6 +108,15 @@ impl Kind {
     #[must_use]
     pub const fn is_handshake(self) -> bool {
         matches!(self, Self::Hello | Self::Welcome | Self::Reject)
+    }
+
+    /// The first version of the format that has it.
+    #[must_use]
+    pub const fn since(self) -> u16 {
+        match self {
+            Self::Renew => 2,
+            _ => super::MIN_VERSION,
+        }
     }
 
     /// Is it about the connection, not about a volume?

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::codec::{Malformed, Reader, Writer};
 use super::{Kind, MAX_LIST_BLOCKS, read_crcs, write_crcs};
 use crate::id::{Epoch, Gen, Incarnation};
-use crate::message::{BlockDigest, Digest, Payload, Promised, Refusal, Reply};
+use crate::message::{BlockDigest, Digest, Past, Payload, Promised, Refusal, Reply};
 
 /// Bytes of an entry of [`Reply::Digests`].
 const BLOCK_DIGEST_BYTES: usize = 29;
@@ -15,12 +15,18 @@ const BLOCK_DIGEST_BYTES: usize = 29;
 const UNCLEAN: u8 = 1;
 const LOSSY: u8 = 2;
 const FRESH: u8 = 4;
+/// The past follows; since version 2.
+const PAST: u8 = 8;
 
 /// Writes the body; returns what else belongs into the frame: kind and data.
-pub(super) fn write<'a>(reply: &'a Reply, out: &mut Writer) -> (Kind, Option<&'a Payload>) {
+pub(super) fn write<'a>(
+    reply: &'a Reply,
+    version: u16,
+    out: &mut Writer,
+) -> (Kind, Option<&'a Payload>) {
     match reply {
         Reply::Promised(promised) => {
-            write_promised(promised, out);
+            write_promised(promised, version, out);
             (Kind::Promised, None)
         }
         Reply::Data(payload) => {
@@ -46,10 +52,13 @@ pub(super) fn write<'a>(reply: &'a Reply, out: &mut Writer) -> (Kind, Option<&'a
     }
 }
 
-fn write_promised(promised: &Promised, out: &mut Writer) {
+fn write_promised(promised: &Promised, version: u16, out: &mut Writer) {
+    let past = promised.past.filter(|_| version >= 2);
     let flag = |set: bool, bit: u8| if set { bit } else { 0 };
-    let flags =
-        flag(promised.unclean, UNCLEAN) | flag(promised.lossy, LOSSY) | flag(promised.fresh, FRESH);
+    let flags = flag(promised.unclean, UNCLEAN)
+        | flag(promised.lossy, LOSSY)
+        | flag(promised.fresh, FRESH)
+        | flag(past.is_some(), PAST);
     out.u64(promised.incarnation.0);
     out.u8(flags);
     out.u32(promised.member_gen.0);
@@ -57,6 +66,10 @@ fn write_promised(promised: &Promised, out: &mut Writer) {
     out.u64(promised.credit_bytes);
     out.set(&promised.ring);
     out.regions(&promised.unresolved);
+    if let Some(past) = past {
+        out.u64(past.promised.0);
+        out.u32(past.silent_ms);
+    }
 }
 
 fn write_digest(digest: &BlockDigest, out: &mut Writer) {
@@ -81,9 +94,13 @@ fn write_refusal(refusal: Refusal, out: &mut Writer) {
     out.u64(number);
 }
 
-pub(super) fn read(kind: Kind, reader: &mut Reader<'_>, data: Bytes) -> Result<Reply, Malformed> {
+pub(super) fn read(
+    (kind, version): (Kind, u16),
+    reader: &mut Reader<'_>,
+    data: Bytes,
+) -> Result<Reply, Malformed> {
     Ok(match kind {
-        Kind::Promised => Reply::Promised(Box::new(read_promised(reader)?)),
+        Kind::Promised => Reply::Promised(Box::new(read_promised(version, reader)?)),
         Kind::Data => Reply::Data(read_crcs(reader, data)?),
         Kind::Done => Reply::Done,
         Kind::Regions => read_regions(reader)?,
@@ -93,10 +110,11 @@ pub(super) fn read(kind: Kind, reader: &mut Reader<'_>, data: Bytes) -> Result<R
     })
 }
 
-fn read_promised(reader: &mut Reader<'_>) -> Result<Promised, Malformed> {
+fn read_promised(version: u16, reader: &mut Reader<'_>) -> Result<Promised, Malformed> {
     let incarnation = Incarnation(reader.u64()?);
     let flags = reader.u8()?;
-    if flags & !(UNCLEAN | LOSSY | FRESH) != 0 {
+    let known = UNCLEAN | LOSSY | FRESH | if version >= 2 { PAST } else { 0 };
+    if flags & !known != 0 {
         return Err(Malformed("unknown state of a replica"));
     }
     let member_gen = Gen(reader.u32()?);
@@ -111,7 +129,12 @@ fn read_promised(reader: &mut Reader<'_>) -> Result<Promised, Malformed> {
         unresolved: reader.regions()?,
         credit_ops,
         credit_bytes,
+        past: if flags & PAST == 0 { None } else { Some(read_past(reader)?) },
     })
+}
+
+fn read_past(reader: &mut Reader<'_>) -> Result<Past, Malformed> {
+    Ok(Past { promised: Epoch(reader.u64()?), silent_ms: reader.u32()? })
 }
 
 fn read_flag(reader: &mut Reader<'_>) -> Result<bool, Malformed> {

@@ -6,22 +6,30 @@ use bytes::Bytes;
 use super::codec::{Malformed, Reader, Writer};
 use super::kind::{FLAG_DEALLOCATE, FLAG_FUA, FLAG_MEMBER};
 use super::{Kind, MAX_LIST_BLOCKS, MAX_SCAN_REGIONS, read_crcs, write_crcs};
-use crate::id::{Gen, InstanceId, Lineage, ReplicaId};
+use crate::id::{Gen, InstanceId, Lineage, RegionIndex, ReplicaId};
 use crate::limits::MAX_OP_BLOCKS;
 use crate::message::{Payload, Request, ResyncBlock, ResyncContent};
 use crate::range::{BlockRange, BlockSet};
+use uuid::Uuid;
 
 /// Bytes of an entry of a resync.
 const RESYNC_BLOCK_BYTES: usize = 13;
 
 /// Writes the body; returns what else belongs into the frame: kind, flags and data.
-pub(super) fn write<'a>(request: &'a Request, out: &mut Writer) -> (Kind, u8, Option<&'a Payload>) {
+pub(super) fn write<'a>(
+    request: &'a Request,
+    version: u16,
+    out: &mut Writer,
+) -> (Kind, u8, Option<&'a Payload>) {
     match request {
-        Request::Promise { replica, lineage, instance, attach_seq } => {
+        Request::Promise { replica, lineage, parent, instance, attach_seq } => {
             out.uuid(replica.0);
             out.uuid(lineage.0);
             out.uuid(instance.0);
             out.u64(*attach_seq);
+            if version >= 2 {
+                out.uuid(parent.map_or(Uuid::nil(), |parent| parent.0));
+            }
             (Kind::Promise, 0, None)
         }
         Request::Read { blocks } => {
@@ -45,9 +53,7 @@ pub(super) fn write<'a>(request: &'a Request, out: &mut Writer) -> (Kind, u8, Op
             (Kind::Mark, 0, None)
         }
         Request::Scan { since, from, limit } => {
-            out.u32(since.0);
-            out.u32(from.0);
-            out.u32(*limit);
+            write_scan(*since, *from, *limit, out);
             (Kind::Scan, 0, None)
         }
         Request::Digest { blocks, since } => {
@@ -62,7 +68,19 @@ pub(super) fn write<'a>(request: &'a Request, out: &mut Writer) -> (Kind, u8, Op
             (Kind::Resync, 0, Some(payload))
         }
         Request::Close => (Kind::Close, 0, None),
+        Request::Renew if version >= Kind::Renew.since() => (Kind::Renew, 0, None),
+        // The cheapest question that version 1 has an answer to.
+        Request::Renew => {
+            write_scan(Gen(u32::MAX), RegionIndex(0), 1, out);
+            (Kind::Scan, 0, None)
+        }
     }
+}
+
+fn write_scan(since: Gen, from: RegionIndex, limit: u32, out: &mut Writer) {
+    out.u32(since.0);
+    out.u32(from.0);
+    out.u32(limit);
 }
 
 fn fua_flag(fua: bool) -> u8 {
@@ -80,8 +98,7 @@ fn write_resync_block(block: &ResyncBlock, out: &mut Writer) {
 }
 
 pub(super) fn read(
-    kind: Kind,
-    flags: u8,
+    (kind, version, flags): (Kind, u16, u8),
     reader: &mut Reader<'_>,
     data: Bytes,
 ) -> Result<Request, Malformed> {
@@ -92,6 +109,7 @@ pub(super) fn read(
             lineage: Lineage(reader.uuid()?),
             instance: InstanceId(reader.uuid()?),
             attach_seq: reader.u64()?,
+            parent: read_parent(version, reader)?,
         },
         Kind::Read => Request::Read { blocks: read_set(reader, MAX_OP_BLOCKS)? },
         Kind::Write => {
@@ -116,8 +134,18 @@ pub(super) fn read(
         }
         Kind::Resync => read_resync(reader, data)?,
         Kind::Close => Request::Close,
+        Kind::Renew => Request::Renew,
         _ => return Err(Malformed("not a request")),
     })
+}
+
+/// Since version 2; nil is none.
+fn read_parent(version: u16, reader: &mut Reader<'_>) -> Result<Option<Lineage>, Malformed> {
+    if version < 2 {
+        return Ok(None);
+    }
+    let parent = reader.uuid()?;
+    Ok((!parent.is_nil()).then_some(Lineage(parent)))
 }
 
 /// A range that one operation may have.
