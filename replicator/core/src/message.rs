@@ -270,7 +270,7 @@ pub struct Promised {
 }
 
 /// What a replica did before it made a promise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Past {
     /// The epoch that was promised before this one; this one if the replica was a member in it,
     /// or was opened with it (R7).

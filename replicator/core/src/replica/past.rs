@@ -5,7 +5,7 @@ use crate::id::{Epoch, Tick};
 use crate::message;
 
 /// The epochs before the promised one, by the replica's own clock.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct Past {
     /// Promised before the present epoch, or when the replica was opened, whichever is later.
     promised: Epoch,
