@@ -112,6 +112,23 @@ impl Stage {
                 _ => panic!("unknown: {command}"),
             },
             ["add", n] => self.add(&node(n)),
+            ["want", repl, min] => {
+                let number = |word: &str| word.parse().expect("a number");
+                let (repl, min) = (number(repl), number(min));
+                self.change_record(|r| r.want(repl, min, Uuid::from_u128(3)).expect("allowed"));
+            }
+            ["let-go", n, copy] => {
+                let (record, _) = self.record.as_ref().expect("a record");
+                let copy = record.replicas.iter().find(|r| r.node == node(copy));
+                let rid = copy.expect("a copy there").rid;
+                self.tell(&node(n), primary::Event::Release(rid));
+            }
+            ["forget", copy] => {
+                let (record, _) = self.record.as_ref().expect("a record");
+                let copy = record.replicas.iter().find(|r| r.node == node(copy));
+                let rid = copy.expect("a copy there").rid;
+                self.change_record(|r| r.forget(rid, Uuid::from_u128(4)).expect("allowed"));
+            }
             ["advance", ms] => self.advance(ms.parse().expect("milliseconds")),
             ["show"] => self.show(),
             _ => panic!("unknown command: {command}"),
@@ -189,11 +206,15 @@ impl Stage {
     fn add(&mut self, name: &NodeId) {
         let rid = ReplicaId(Uuid::from_u128(0x100 + u128::from(self.next_id())));
         self.place(name, rid);
+        let txn = Uuid::from_u128(2);
+        let add = |r: &Record| r.add_new(rid, name.clone(), "default".into(), txn);
+        self.change_record(|r| add(r).expect("a valid record"));
+    }
+
+    /// What a controller does to the record; primaries are told.
+    fn change_record(&mut self, change: impl FnOnce(&Record) -> Record) {
         let (record, revision) = self.record.clone().expect("a record");
-        let next = record
-            .add_new(rid, name.clone(), "default".into(), Uuid::from_u128(2))
-            .expect("a valid record");
-        self.record = Some((next, Revision(revision.0 + 1)));
+        self.record = Some((change(&record), Revision(revision.0 + 1)));
         let hosts: Vec<NodeId> = self
             .nodes
             .iter()

@@ -54,6 +54,10 @@ faults! {
     ControllerAdd = "controller-add", 9000;
     /// A controller forgets a copy that is out.
     ControllerForget = "controller-forget", 12000;
+    /// A controller has a healthy member leave.
+    ControllerRemoveMember = "controller-remove-member", 12000;
+    /// A controller wants other numbers of copies.
+    ControllerSetRepl = "controller-set-repl", 12000;
     /// A disk is many times slower, for a while.
     SlowDisk = "slow-disk", 9000;
     /// A disk answers nothing, for a while.

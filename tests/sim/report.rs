@@ -16,6 +16,8 @@ pub struct Coverage {
     pub resyncs: u64,
     /// Members removed (T5).
     pub removals: u64,
+    /// Healthy members that left.
+    pub releases: u64,
     /// Members added (T6).
     pub additions: u64,
     /// Members swapped (T7).
@@ -53,6 +55,7 @@ impl Coverage {
             repairs,
             resyncs,
             removals,
+            releases,
             additions,
             swaps,
             closes,
@@ -72,6 +75,7 @@ impl Coverage {
         self.repairs += repairs;
         self.resyncs += resyncs;
         self.removals += removals;
+        self.releases += releases;
         self.additions += additions;
         self.swaps += swaps;
         self.closes += closes;

@@ -2,6 +2,7 @@
 
 mod chaos;
 mod checks;
+mod controller;
 mod heal;
 mod host;
 mod records;

@@ -45,11 +45,13 @@ pub enum Bug {
     NoRangeLock,
     /// Forget a promise at restart: answer before it is durable (R2).
     VolatilePromise,
+    /// Let a healthy member go before what it has is durable on the others.
+    ReleaseUnflushed,
 }
 
 impl Bug {
     /// All of them, with the names used on the command line.
-    pub const ALL: [(Self, &'static str); 20] = [
+    pub const ALL: [(Self, &'static str); 21] = [
         (Self::AckBeforeRemoval, "ack-before-removal"),
         (Self::NoRingRestamp, "no-ring-restamp"),
         (Self::EarlyClean, "early-clean"),
@@ -70,6 +72,7 @@ impl Bug {
         (Self::EarlyCommit, "early-commit"),
         (Self::NoRangeLock, "no-range-lock"),
         (Self::VolatilePromise, "volatile-promise"),
+        (Self::ReleaseUnflushed, "release-unflushed"),
     ];
 }
 

@@ -12,6 +12,7 @@ mod members;
 mod ops;
 mod peer;
 mod promote;
+mod release;
 mod resync;
 mod status;
 
@@ -25,6 +26,7 @@ use self::guests::Guests;
 use self::ops::Ops;
 use self::peer::Peer;
 use self::promote::Promotion;
+use self::release::Release;
 use self::resync::Resync;
 use crate::alike::Aside;
 use crate::guest::{GuestError, GuestOp, GuestReply};
@@ -73,6 +75,9 @@ pub enum Event {
     },
     /// Somebody changed the record (a copy was added or forgotten): read it again.
     RecordChanged,
+    /// A member that is healthy is one too many, or its node is being emptied: it is to leave
+    /// (T5) if as many copies as wanted stay. If not, nothing happens; ask again.
+    Release(ReplicaId),
     /// Detach: finish what is in flight, flush, close the replicas, leave the record clean.
     Close,
     /// The deadline passed.
@@ -288,6 +293,8 @@ pub struct Primary {
     resync: Resync,
     /// While draining.
     closing: Option<Closing>,
+    /// A healthy member is leaving.
+    release: Option<Release>,
     next_seq: Seq,
     counters: Aside<Counters>,
 }
@@ -318,6 +325,8 @@ enum Purpose {
     PromotionFlush,
     /// S5: makes a caught-up target durable.
     TargetFlush,
+    /// Makes durable on a member what one that leaves has.
+    ReleaseFlush(u64),
     /// T8: the last flush, or emptying the activity log, of this attempt.
     Close(u64),
 }
@@ -342,6 +351,7 @@ impl Primary {
             copy: None,
             resync: Resync::default(),
             closing: None,
+            release: None,
             next_seq: Seq(1),
             counters: Aside::default(),
         }
@@ -358,6 +368,7 @@ impl Primary {
             Event::Reply { conn, message } => self.on_reply(conn, message),
             Event::Meta { token, result } => self.on_meta(token, result),
             Event::RecordChanged => self.cas_refresh(),
+            Event::Release(rid) => self.on_release(rid),
             Event::Close => self.on_close(),
             Event::Wake => self.on_wake(),
         }
@@ -408,6 +419,7 @@ impl Primary {
         self.drive_cas();
         self.drive_promotion();
         self.drive_members();
+        self.drive_release();
         self.drive_resync();
         self.drive_guests();
         self.drive_close();

@@ -2,7 +2,7 @@
 
 use lockstep_core::id::ReplicaId;
 use lockstep_core::primary::{Event as PrimaryEvent, Phase};
-use lockstep_core::record::ReplicaState;
+use lockstep_core::record::{ReplicaEntry, ReplicaState};
 
 use super::host::formatted;
 use super::{Event, MS, Stage, World};
@@ -81,6 +81,8 @@ impl World {
             }
             Fault::ControllerAdd => self.add_copy(),
             Fault::ControllerForget => self.forget_copy(),
+            Fault::ControllerRemoveMember => self.remove_member(),
+            Fault::ControllerSetRepl => self.want_copies(),
             Fault::SlowDisk => raise(&mut self.nodes[node].slow_until, until),
             Fault::HungDisk => raise(&mut self.nodes[node].hung_until, until + 2000 * MS),
             Fault::DiskError => self.fail_disk(node),
@@ -285,6 +287,11 @@ impl World {
         let outside = record.replicas.iter().filter(|r| r.state != ReplicaState::InSync);
         let outside: Vec<_> = outside.cloned().collect();
         let Some(entry) = self.rng.pick(&outside) else { return false };
+        self.forget_entry(&entry)
+    }
+
+    pub(crate) fn forget_entry(&mut self, entry: &ReplicaEntry) -> bool {
+        let record = self.meta.record().clone();
         let txn = self.uuid();
         let Ok(record) = record.forget(entry.rid, txn) else { return false };
         self.controller_writes(record);

@@ -55,6 +55,7 @@ impl World {
                 let judged = self.check_joined(new, *rid);
                 self.judge("join", judged);
             }
+            self.check_released(old, new);
         }
         let judged = self.check_superset();
         self.judge("superset", judged);

@@ -108,6 +108,7 @@ impl World {
         match self.stage {
             Stage::Chaos | Stage::Done => return,
             Stage::Healing { since } => {
+                self.forget_leaving();
                 if phase == Phase::Active && self.is_whole(node) {
                     self.stop_guest(node, id);
                     self.stage = Stage::Settling { since: now };

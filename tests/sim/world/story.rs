@@ -41,6 +41,7 @@ impl World {
             PrimaryEvent::Reply { conn, message } => reply(*conn, message),
             PrimaryEvent::Meta { result, .. } => format!("hears of the record: {result:?}"),
             PrimaryEvent::RecordChanged => "is told that the record changed".to_owned(),
+            PrimaryEvent::Release(rid) => format!("is told to let {rid} go"),
             PrimaryEvent::Close => "is told to close".to_owned(),
             PrimaryEvent::Wake | PrimaryEvent::Guest { .. } => return,
         };

@@ -34,6 +34,15 @@ impl Action {
         !matches!(self, Self::Flush)
     }
 
+    /// The same, durable when it is acknowledged.
+    fn through(self) -> Self {
+        match self {
+            Self::Write { range, payload, .. } => Self::Write { range, fua: true, payload },
+            Self::Zero { range, deallocate, .. } => Self::Zero { range, fua: true, deallocate },
+            Self::Flush => Self::Flush,
+        }
+    }
+
     /// What it takes of a replica's credit in bytes.
     fn bytes(&self) -> u64 {
         match self {
@@ -141,6 +150,7 @@ impl Primary {
 
     /// Issues an operation for a piece that holds its lock.
     pub(super) fn issue(&mut self, piece: PieceId, action: Action) {
+        let action = if self.writes_through() { action.through() } else { action };
         let seq = self.take_seq();
         let targets = self.targets();
         self.ops.bytes += action.bytes();

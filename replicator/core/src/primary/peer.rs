@@ -295,6 +295,7 @@ impl Primary {
             (Purpose::Mark, _) => self.on_marked(rid),
             (Purpose::PromotionFlush, _) => self.on_promotion_flushed(rid),
             (Purpose::TargetFlush, _) => self.on_target_flushed(rid),
+            (Purpose::ReleaseFlush(step), _) => self.on_release_flushed(rid, step),
             (Purpose::Close(step), _) => self.on_close_step(rid, step),
             (Purpose::Promise, _) => self.fail_peer(rid),
         }
@@ -364,6 +365,7 @@ impl Primary {
         self.ops_lost(rid);
         self.promotion_lost(rid);
         self.resync_lost(rid);
+        self.release_lost();
         if self.is_required(rid) {
             self.close_lost();
         }

@@ -116,3 +116,25 @@ fn two_copies_on_one_node_are_refused() {
     let node = NodeId::new("n1").expect("a name");
     assert!(volume(1).add_new(rid(9), node, "default".into(), txn()).is_err());
 }
+
+#[test]
+fn a_healthy_member_that_leaves_does_not_come_back() {
+    let next = volume(2).release(rid(3), txn()).expect("two are left");
+    assert_eq!(next.replica(rid(3)).map(|r| r.state), Some(ReplicaState::Leaving));
+    assert_eq!(next.r#gen, volume(2).r#gen.next());
+    assert_eq!(next.release(rid(2), txn()), None, "too few would be left");
+    assert!(next.forget(rid(3), txn()).is_ok());
+}
+
+#[test]
+fn other_numbers_of_copies_are_wanted_only_if_they_can_be_had() {
+    let record = volume(1);
+    let lowered = record.want(1, 1, txn()).expect("fewer copies are no problem");
+    assert_eq!((lowered.repl, lowered.r#gen), (1, record.r#gen));
+    let raised = record.want(5, 3, txn()).expect("three are in sync");
+    assert_eq!((raised.repl, raised.min_in_sync), (5, 3));
+    assert!(record.want(5, 4, txn()).is_err(), "only three are in sync");
+    for (repl, min) in [(0, 1), (6, 1), (2, 3), (3, 0)] {
+        assert!(record.want(repl, min, txn()).is_err(), "{repl} copies, {min} at least");
+    }
+}

@@ -100,6 +100,25 @@ impl Record {
         Some(next)
     }
 
+    /// T5 for a member that is healthy: it leaves for good, to be forgotten (T9). `None` if fewer
+    /// than `min_in_sync` members would be left.
+    #[must_use]
+    pub fn release(&self, rid: ReplicaId, txn: Uuid) -> Option<Self> {
+        let mut next = self.remove(rid, txn)?;
+        next.set_state(rid, ReplicaState::Leaving);
+        Some(next)
+    }
+
+    /// Other numbers of copies are wanted. The generation stays: the members are the same.
+    ///
+    /// # Errors
+    /// If a number is out of range, or fewer members are in sync than would be needed.
+    pub fn want(&self, repl: u8, min_in_sync: u8, txn: Uuid) -> Result<Self, RecordError> {
+        let next = Self { repl, min_in_sync, txn, ..self.clone() };
+        next.validate()?;
+        Ok(next)
+    }
+
     /// T6: `rid` caught up and is already required for acknowledgements.
     #[must_use]
     pub fn add(&self, rid: ReplicaId, txn: Uuid) -> Self {
