@@ -244,8 +244,12 @@ impl Oracle {
     /// A guest asks to read.
     pub fn read(&mut self, instance: InstanceId, request: RequestId, range: BlockRange) {
         let submitted = self.tick();
-        let Some(a) = self.attachments.get_mut(&instance) else { return };
+        // Whoever reads from a deposed primary may still see only what is current (G1).
+        let deposed = self.attachments.get(&instance).is_some_and(|a| a.successor.is_some());
+        let source = if deposed { self.current } else { Some(instance) };
+        let Some(a) = source.and_then(|s| self.attachments.get_mut(&s)) else { return };
         let readable = range.blocks().map(|b| a.block(b).readable().collect()).collect();
+        let Some(a) = self.attachments.get_mut(&instance) else { return };
         a.pending.insert(request, Pending::Read { range, submitted, readable });
     }
 

@@ -42,6 +42,14 @@ pub const PROMISE_WAIT_MS: u64 = 2000;
 pub const CONNECT_WAIT_MS: u64 = 500;
 /// P3: how long promotion waits for a silent member when all that answered lost un-flushed data.
 pub const LOSSY_GRACE_MS: u64 = 60_000;
+/// How long a member's answer lets a primary serve reads, from when it sent the question and by
+/// its own clock.
+pub const LEASE_MS: u64 = 1600;
+/// A read that finds an answer older than this has the lease renewed, before it runs out.
+pub const RENEW_MS: u64 = LEASE_MS / 2;
+/// How long a member must have been silent to older epochs before a new primary may open while
+/// other members have not promised. Long enough if no clock's rate is wrong by more than 20 %.
+pub const LEASE_WAIT_MS: u64 = 2500;
 /// One attempt at the record store.
 pub const CAS_TIMEOUT_MS: u64 = 2000;
 /// Pause before the record store is asked again after a failure.
@@ -59,6 +67,13 @@ pub const RESYNC_BACKOFF_MS: u64 = 500;
 
 const _: () = assert!(MAX_GUEST_BLOCKS.is_multiple_of(MAX_OP_BLOCKS));
 const _: () = assert!(SESSION_DEAD_MS >= 4 * HEARTBEAT_MS);
+// The lease of a clock that is a fifth too slow, waited for by one that is a fifth too fast.
+const _: () = assert!(LEASE_WAIT_MS * 80 >= LEASE_MS * 120);
+// A take-over follows a silence; then, and after the wait for members without a connection, no
+// lease is left to be waited for.
+const _: () = assert!(LEASE_WAIT_MS <= SESSION_DEAD_MS + CONNECT_WAIT_MS);
+// An idle reader's question is answered before the lease that it had runs out.
+const _: () = assert!(LEASE_MS - RENEW_MS >= HEARTBEAT_MS);
 const _: () = assert!(CREDIT_BYTES >= 4 * MAX_DATA_BYTES as u64);
 const _: () = assert!(120_000 * 4 < MAX_BODY_BYTES);
 const _: () = assert!(MAX_VOLUME_BLOCKS / 256 <= u32::MAX as u64);

@@ -47,11 +47,15 @@ pub enum Bug {
     VolatilePromise,
     /// Let a healthy member go before what it has is durable on the others.
     ReleaseUnflushed,
+    /// Serve reads without the lease (G1).
+    NoReadLease,
+    /// Open while an older primary may hold a lease (P7).
+    NoLeaseWait,
 }
 
 impl Bug {
     /// All of them, with the names used on the command line.
-    pub const ALL: [(Self, &'static str); 21] = [
+    pub const ALL: [(Self, &'static str); 23] = [
         (Self::AckBeforeRemoval, "ack-before-removal"),
         (Self::NoRingRestamp, "no-ring-restamp"),
         (Self::EarlyClean, "early-clean"),
@@ -73,6 +77,8 @@ impl Bug {
         (Self::NoRangeLock, "no-range-lock"),
         (Self::VolatilePromise, "volatile-promise"),
         (Self::ReleaseUnflushed, "release-unflushed"),
+        (Self::NoReadLease, "no-read-lease"),
+        (Self::NoLeaseWait, "no-lease-wait"),
     ];
 }
 

@@ -8,6 +8,7 @@ mod cas;
 mod close;
 mod copy;
 mod guests;
+mod lease;
 mod members;
 mod ops;
 mod peer;
@@ -23,6 +24,7 @@ use self::cas::Cas;
 use self::close::Closing;
 use self::copy::CopyJob;
 use self::guests::Guests;
+use self::lease::OldLease;
 use self::ops::Ops;
 use self::peer::Peer;
 use self::promote::Promotion;
@@ -175,6 +177,8 @@ pub enum Reason {
     PromiseRetry,
     /// To stop waiting for promises (P3).
     PromiseWait,
+    /// To open once no older primary can be answering reads (P7).
+    OldLease,
     /// To remove a lost or hung member (T5).
     MemberGrace,
     /// To send the commit watermark on its own.
@@ -287,6 +291,8 @@ pub struct Primary {
     guests: Guests,
     /// While recovering.
     promotion: Promotion,
+    /// Who else may be answering reads meanwhile.
+    old_lease: OldLease,
     /// The copy job of a promotion or a resync.
     copy: Option<CopyJob>,
     /// Bringing a copy back, or filling a new one.
@@ -319,6 +325,8 @@ enum Purpose {
     Copy(copy::Step),
     /// A step of a copy job that was aborted; its window's lock is held until it is answered.
     Abandoned(crate::lock::LockId),
+    /// Renews the lease for reads.
+    Renew,
     /// P5: the source logs what will be repaired.
     Mark,
     /// P6: makes the promotion's result durable.
@@ -348,6 +356,7 @@ impl Primary {
             locks: RangeLock::default(),
             guests: Guests::default(),
             promotion: Promotion::default(),
+            old_lease: OldLease::default(),
             copy: None,
             resync: Resync::default(),
             closing: None,
@@ -385,10 +394,11 @@ impl Primary {
         let commit = self.ops.commit_due().map(|at| (at, Reason::CommitIdle));
         let resync = self.resync_due().map(|at| (at, Reason::Resync));
         let promise = self.promotion_due().map(|at| (at, Reason::PromiseWait));
+        let lease = self.old_lease_due().map(|at| (at, Reason::OldLease));
         let member = self.member_due().map(|at| (at, Reason::MemberGrace));
         let meta = self.cas.retry_at().map(|at| (at, Reason::MetaRetry));
         let again = self.promise_due().map(|at| (at, Reason::PromiseRetry));
-        [commit, resync, promise, again, member, meta]
+        [commit, resync, promise, lease, again, member, meta]
             .into_iter()
             .flatten()
             .min_by_key(|(at, _)| *at)

@@ -237,6 +237,7 @@ impl Primary {
 
     /// T3: one more epoch, ours.
     pub(super) fn claim(&mut self) {
+        self.note_old_lease();
         let txn = self.cas.next_txn(self.params.instance);
         let node = self.params.node.clone();
         let primary = PrimaryRef { node, instance: self.params.instance };

@@ -225,6 +225,10 @@ impl Primary {
         if self.guests.reads >= MAX_READS {
             return false;
         }
+        if !self.may_read() {
+            self.guests.parked.insert(id);
+            return true;
+        }
         let tried =
             |rid: &ReplicaId| self.guests.pieces.get(&id).is_some_and(|p| p.tried.contains(rid));
         let Some(record) = self.cas.record() else { return true };
@@ -288,6 +292,9 @@ impl Primary {
     }
 
     fn retry_parked(&mut self) {
+        if self.guests.parked.is_empty() || !self.may_read() {
+            return;
+        }
         for id in core::mem::take(&mut self.guests.parked) {
             let range = self.guests.pieces.get(&id).and_then(|p| p.range);
             if range.is_some_and(|range| !self.start_read(id, range)) {

@@ -27,6 +27,10 @@ pub(super) struct Peer {
     ask_again_at: Option<Tick>,
     /// Requests that it owes an answer to, and when they were sent.
     owed: BTreeMap<Seq, Tick>,
+    /// When the last request was sent that it has answered in this epoch.
+    renewed: Option<Tick>,
+    /// Is it being asked for nothing but an answer?
+    pub(super) renewing: bool,
     /// Commit watermark last sent to it.
     pub(super) commit_sent: Seq,
     /// Was an operation sent in this session? Then what it promised with (ring, unresolved
@@ -45,6 +49,8 @@ impl Peer {
             failed: false,
             ask_again_at: None,
             owed: BTreeMap::new(),
+            renewed: None,
+            renewing: false,
             commit_sent: Seq(0),
             dirty: false,
         }
@@ -85,6 +91,18 @@ impl Peer {
         }
     }
 
+    /// When the last request was sent that it has answered in this epoch: until then at least,
+    /// it had promised no other.
+    pub(super) fn renewed_at(&self) -> Option<Tick> {
+        self.renewed
+    }
+
+    /// It answered a request.
+    fn answered(&mut self, seq: Seq, refused: bool) {
+        let sent = self.owed.remove(&seq).filter(|_| !refused);
+        self.renewed = self.renewed.max(sent);
+    }
+
     /// A resync starts in this session.
     pub(super) fn begin_resync(&mut self) {
         self.known = self.session.as_ref().map(|s| s.incarnation);
@@ -110,6 +128,7 @@ impl Peer {
             self.lost_at = now;
         }
         self.ask_again_at = None;
+        self.renewing = false;
         self.owed.clear();
     }
 }
@@ -255,7 +274,7 @@ impl Primary {
             return;
         }
         if let Some(peer) = self.peers.get_mut(&rid) {
-            peer.owed.remove(&header.seq);
+            peer.answered(header.seq, matches!(body, Reply::Refused(_)));
         }
         match self.calls.get(&header.seq) {
             Some(call) if call.rid == rid => {
@@ -292,6 +311,7 @@ impl Primary {
             }
             (Purpose::Copy(step), body) => self.on_copied(rid, step, body),
             (_, Reply::Refused(refusal)) => self.on_refused(rid, refusal),
+            (Purpose::Renew, _) => self.on_renewed(rid),
             (Purpose::Mark, _) => self.on_marked(rid),
             (Purpose::PromotionFlush, _) => self.on_promotion_flushed(rid),
             (Purpose::TargetFlush, _) => self.on_target_flushed(rid),
@@ -373,6 +393,7 @@ impl Primary {
 
     fn on_promised(&mut self, rid: ReplicaId, promised: Promised) {
         let now = self.now;
+        self.note_promise(rid, &promised);
         let as_member = self.is_open() && self.is_required(rid);
         let careless = self.params.planted.has(Bug::ResumeUnclean);
         let Some(peer) = self.peers.get_mut(&rid) else { return };

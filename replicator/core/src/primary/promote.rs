@@ -344,7 +344,7 @@ impl Primary {
     /// T4, when nothing is left to settle.
     fn try_open(&mut self) {
         let settled = self.promotion.stages.values().all(|s| *s == Stage::Durable);
-        if !settled || self.copy.is_some() || !self.has_enough() {
+        if !settled || self.copy.is_some() || !self.has_enough() || self.is_read_elsewhere() {
             return;
         }
         let members: Vec<ReplicaId> = self.promotion.stages.keys().copied().collect();
