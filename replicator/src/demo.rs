@@ -3,16 +3,16 @@
 
 mod args;
 mod cluster;
-mod content;
-mod control;
+pub mod content;
+pub mod control;
 mod janitor;
-mod ledger;
+pub mod ledger;
 mod report;
 mod screen;
 mod story;
-mod verify;
+pub mod verify;
 mod watch;
-mod workload;
+pub mod workload;
 
 pub use args::DemoArgs;
 pub use report::DemoReport;

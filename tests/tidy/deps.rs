@@ -67,6 +67,12 @@ pub(crate) const EDGES: &[Edges] = &[
         others: None,
         never: &["tokio", "tonic", "rand"],
     },
+    Edges {
+        package: "lockstep-chaos",
+        ours: &["lockstep-attach", "lockstep-proto", "lockstep-replicator"],
+        others: None,
+        never: &[],
+    },
 ];
 
 /// Our packages and what they link outside of their tests: `(package, dependency)`.

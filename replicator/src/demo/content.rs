@@ -4,25 +4,25 @@
 use lockstep_attach::backend::BLOCK_BYTES;
 
 /// Bytes of a block.
-pub(super) const BLOCK: usize = BLOCK_BYTES as usize;
+pub const BLOCK: usize = BLOCK_BYTES as usize;
 
 /// Which write a block's content is from; 0: none, the block is all zeroes.
-pub(super) type Version = u64;
+pub type Version = u64;
 
 /// The contents of one run.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Content {
+pub struct Content {
     seed: u64,
 }
 
 impl Content {
     /// The contents that follow from `seed`.
-    pub(super) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self { seed }
     }
 
     /// Writes the content of `version` of `block` into `out`, which is one block long.
-    pub(super) fn fill(self, block: u64, version: Version, out: &mut [u8]) {
+    pub fn fill(self, block: u64, version: Version, out: &mut [u8]) {
         assert_eq!(out.len(), BLOCK, "contents are made block by block");
         for (word, bytes) in self.words(block, version).zip(out.chunks_exact_mut(8)) {
             bytes.copy_from_slice(&word.to_le_bytes());
@@ -30,7 +30,7 @@ impl Content {
     }
 
     /// Which version of `block` these bytes are; `None`: none that was ever made.
-    pub(super) fn recognise(self, block: u64, bytes: &[u8]) -> Option<Version> {
+    pub fn recognise(self, block: u64, bytes: &[u8]) -> Option<Version> {
         let (first, _) = bytes.split_first_chunk::<8>()?;
         let version = u64::from_le_bytes(*first) ^ self.mask(block);
         if bytes.len() != BLOCK {

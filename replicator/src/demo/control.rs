@@ -16,13 +16,16 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 
 /// A daemon. Cheap to clone; connects when first used and again when needed.
 #[derive(Clone, Debug)]
-pub(super) struct Control {
+pub struct Control {
     client: ControlClient<Channel>,
 }
 
 impl Control {
     /// The daemon whose socket is at `path`.
-    pub(super) fn new(path: &Path) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// The path is no address.
+    pub fn new(path: &Path) -> anyhow::Result<Self> {
         let endpoint = Endpoint::from_shared(format!("unix://{}", path.display()))
             .with_context(|| format!("{} is not usable as an address", path.display()))?
             .connect_timeout(CONNECT_LIMIT);
@@ -30,35 +33,51 @@ impl Control {
     }
 
     /// Makes a volume with a copy on each of the nodes.
-    pub(super) async fn create(
+    ///
+    /// # Errors
+    /// The daemon refuses, or does not answer in time; so for all that is asked here.
+    pub async fn create(
         &self,
         name: &str,
         size_bytes: u64,
         nodes: Vec<String>,
     ) -> anyhow::Result<v1::VolumeStatus> {
-        let wanted = v1::CreateVolumeRequest {
-            name: name.to_owned(),
-            size_bytes,
-            repl: u32::try_from(nodes.len())?,
-            nodes,
-            ..v1::CreateVolumeRequest::default()
-        };
+        let repl = u32::try_from(nodes.len())?;
+        let name = name.to_owned();
+        let wanted =
+            v1::CreateVolumeRequest { name, size_bytes, repl, nodes, ..Default::default() };
+        self.create_as(wanted).await
+    }
+
+    /// Makes a volume as wanted.
+    ///
+    /// # Errors
+    /// As [`Control::create`].
+    pub async fn create_as(
+        &self,
+        wanted: v1::CreateVolumeRequest,
+    ) -> anyhow::Result<v1::VolumeStatus> {
         let call = async |mut c: ControlClient<Channel>| c.create_volume(wanted).await;
         let answer = self.call("making the volume", ANSWER_LIMIT, call).await?;
         answer.volume.ok_or_else(|| anyhow!("making the volume: the daemon tells no volume"))
     }
 
-    /// Attaches a volume on a node; returns where it is served.
-    pub(super) async fn attach(
+    /// Attaches a volume on a node; returns where it is served. With `force` also if another node
+    /// serves it.
+    ///
+    /// # Errors
+    /// As [`Control::create`].
+    pub async fn attach(
         &self,
         name: &str,
         node: &str,
         wait: Duration,
+        force: bool,
     ) -> anyhow::Result<NbdUri> {
         let wanted = v1::AttachRequest {
             name: name.to_owned(),
             node: Some(node.to_owned()),
-            force: false,
+            force,
             wait_ms: u64::try_from(wait.as_millis())?,
         };
         let call = async |mut c: ControlClient<Channel>| c.attach(wanted).await;
@@ -67,15 +86,21 @@ impl Control {
         answer.nbd_uri.parse().with_context(|| format!("{} is of no use", answer.nbd_uri))
     }
 
-    /// Detaches a volume.
-    pub(super) async fn detach(&self, name: &str) -> anyhow::Result<()> {
-        let wanted = v1::DetachRequest { name: name.to_owned(), force: false };
+    /// Detaches a volume; with `force` also with clients connected.
+    ///
+    /// # Errors
+    /// As [`Control::create`].
+    pub async fn detach(&self, name: &str, force: bool) -> anyhow::Result<()> {
+        let wanted = v1::DetachRequest { name: name.to_owned(), force };
         let call = async |mut c: ControlClient<Channel>| c.detach(wanted).await;
         self.call("detaching", ANSWER_LIMIT, call).await.map(drop)
     }
 
     /// What is known of a volume.
-    pub(super) async fn volume(&self, name: &str) -> anyhow::Result<v1::VolumeStatus> {
+    ///
+    /// # Errors
+    /// As [`Control::create`].
+    pub async fn volume(&self, name: &str) -> anyhow::Result<v1::VolumeStatus> {
         let wanted = v1::GetVolumeRequest { name: name.to_owned() };
         let call = async |mut c: ControlClient<Channel>| c.get_volume(wanted).await;
         let answer = self.call("looking at the volume", ANSWER_LIMIT, call).await?;
@@ -96,20 +121,17 @@ impl Control {
 }
 
 /// The state of a replica in the volume's record.
-pub(super) fn state(replica: &v1::VolumeReplica) -> v1::ReplicaState {
+pub fn state(replica: &v1::VolumeReplica) -> v1::ReplicaState {
     v1::ReplicaState::try_from(replica.state).unwrap_or(v1::ReplicaState::Unspecified)
 }
 
 /// Whether every copy in the record is in sync, and there are at least `count`.
-pub(super) fn all_in_sync(volume: &v1::VolumeStatus, count: usize) -> bool {
+pub fn all_in_sync(volume: &v1::VolumeStatus, count: usize) -> bool {
     volume.replicas.len() >= count
         && volume.replicas.iter().all(|r| state(r) == v1::ReplicaState::InSync)
 }
 
 /// The replica on a node.
-pub(super) fn on_node<'a>(
-    volume: &'a v1::VolumeStatus,
-    node: &str,
-) -> Option<&'a v1::VolumeReplica> {
+pub fn on_node<'a>(volume: &'a v1::VolumeStatus, node: &str) -> Option<&'a v1::VolumeReplica> {
     volume.replicas.iter().find(|r| r.node == node)
 }

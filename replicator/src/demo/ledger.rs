@@ -17,16 +17,16 @@ type Moment = u64;
 
 /// Consecutive blocks of the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
+pub struct Span {
     /// The first.
-    pub(super) first: u64,
+    pub first: u64,
     /// How many.
-    pub(super) count: u64,
+    pub count: u64,
 }
 
 impl Span {
     /// The blocks.
-    pub(super) fn blocks(self) -> std::ops::Range<u64> {
+    pub fn blocks(self) -> std::ops::Range<u64> {
         self.first..self.first + self.count
     }
 
@@ -58,7 +58,7 @@ struct Block {
 
 /// A read that was issued.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub struct Reading {
     span: Span,
     issued: Moment,
     /// What may be read, for each block, if nothing is written meanwhile.
@@ -67,24 +67,24 @@ pub(super) struct Reading {
 
 /// What was found wrong in blocks that were read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Findings {
+pub struct Findings {
     /// Blocks that were looked at.
-    pub(super) blocks: u64,
+    pub blocks: u64,
     /// Acknowledged writes that are not to be seen where they must be.
-    pub(super) lost: BTreeSet<Version>,
+    pub lost: BTreeSet<Version>,
     /// Of those blocks, how many miss even what a flush covered.
-    pub(super) lost_flushed_blocks: u64,
+    pub lost_flushed_blocks: u64,
     /// Blocks with content that nobody wrote there.
-    pub(super) corrupt: BTreeSet<u64>,
+    pub corrupt: BTreeSet<u64>,
     /// The first few, in words.
-    pub(super) words: Vec<String>,
+    pub words: Vec<String>,
 }
 
 impl Findings {
     const WORDS_MAX: usize = 8;
 
     /// Adds what another look found.
-    pub(super) fn add(&mut self, other: Self) {
+    pub fn add(&mut self, other: Self) {
         self.blocks += other.blocks;
         self.lost.extend(other.lost);
         self.lost_flushed_blocks += other.lost_flushed_blocks;
@@ -94,7 +94,7 @@ impl Findings {
     }
 
     /// Nothing is wrong.
-    pub(super) fn is_clean(&self) -> bool {
+    pub fn is_clean(&self) -> bool {
         self.lost.is_empty() && self.corrupt.is_empty() && self.lost_flushed_blocks == 0
     }
 
@@ -107,7 +107,7 @@ impl Findings {
 
 /// The ledger of one volume's test area.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub struct Ledger {
     content: Content,
     area: Span,
     blocks: Vec<Block>,
@@ -120,7 +120,7 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// A ledger of an area in which nothing was written yet.
-    pub(super) fn new(content: Content, area: Span) -> Self {
+    pub fn new(content: Content, area: Span) -> Self {
         let settled = vec![Settled { version: 0, at: 0, acked: true }];
         let block = Block { settled, flushed: 0, frozen: false, missed: false };
         let blocks = area.blocks().map(|_| block.clone()).collect();
@@ -129,22 +129,22 @@ impl Ledger {
     }
 
     /// The blocks it is about.
-    pub(super) fn area(&self) -> Span {
+    pub fn area(&self) -> Span {
         self.area
     }
 
     /// Writes under way: version and place.
-    pub(super) fn pending(&self) -> impl Iterator<Item = (Version, Span)> {
+    pub fn pending(&self) -> impl Iterator<Item = (Version, Span)> {
         self.pending.iter().map(|(version, span)| (*version, *span))
     }
 
     /// Whether a block of the span must be left alone.
-    pub(super) fn is_frozen(&self, span: Span) -> bool {
+    pub fn is_frozen(&self, span: Span) -> bool {
         span.blocks().any(|b| self.at(b).frozen)
     }
 
     /// A write is issued; returns its version and its data.
-    pub(super) fn write(&mut self, span: Span) -> (Version, Vec<u8>) {
+    pub fn write(&mut self, span: Span) -> (Version, Vec<u8>) {
         let version = self.tick();
         self.pending.insert(version, span);
         let mut data = vec![0; usize::try_from(span.count).unwrap_or(0) * BLOCK];
@@ -158,7 +158,7 @@ impl Ledger {
     }
 
     /// The write was acknowledged; with `fua`, as durable.
-    pub(super) fn acked(&mut self, version: Version, fua: bool) {
+    pub fn acked(&mut self, version: Version, fua: bool) {
         let at = self.tick();
         let flushed_until = self.flushed_until;
         for block in self.settle(version).blocks() {
@@ -176,7 +176,7 @@ impl Ledger {
     }
 
     /// The server was lost before it answered: the write is done or not, block by block.
-    pub(super) fn unanswered(&mut self, version: Version) {
+    pub fn unanswered(&mut self, version: Version) {
         let at = self.tick();
         let absent = self.absent;
         for block in self.settle(version).blocks() {
@@ -187,17 +187,17 @@ impl Ledger {
     }
 
     /// A flush is issued.
-    pub(super) fn flush(&mut self) -> Moment {
+    pub fn flush(&mut self) -> Moment {
         self.tick()
     }
 
     /// The flush that was issued at `issued` was acknowledged.
-    pub(super) fn flushed(&mut self, issued: Moment) {
+    pub fn flushed(&mut self, issued: Moment) {
         self.flushed_until = self.flushed_until.max(issued);
     }
 
     /// A read is issued.
-    pub(super) fn read(&mut self, span: Span) -> Reading {
+    pub fn read(&mut self, span: Span) -> Reading {
         let allowed = span.blocks().map(|block| {
             let settled = self.at(block).settled.iter().map(|s| s.version);
             let pending = self.pending.iter().filter(|(_, p)| p.holds(block));
@@ -208,7 +208,7 @@ impl Ledger {
     }
 
     /// Judges what a read found.
-    pub(super) fn judge(&self, reading: &Reading, data: &[u8]) -> Findings {
+    pub fn judge(&self, reading: &Reading, data: &[u8]) -> Findings {
         let mut findings = Findings::default();
         let pairs = reading.span.blocks().zip(data.chunks(BLOCK));
         for ((block, bytes), allowed) in pairs.zip(&reading.allowed) {
@@ -245,7 +245,7 @@ impl Ledger {
     }
 
     /// Runs of blocks of which it is not known what they hold.
-    pub(super) fn uncertain(&self) -> Vec<Span> {
+    pub fn uncertain(&self) -> Vec<Span> {
         let mut spans: Vec<Span> = Vec::new();
         for (block, _) in self.area.blocks().zip(&self.blocks).filter(|(_, b)| b.settled.len() > 1)
         {
@@ -259,7 +259,7 @@ impl Ledger {
 
     /// Blocks of which it was not known what they hold were read: from now on they hold that, for
     /// good. Returns for how many the write whose answer was lost is there, and for how many not.
-    pub(super) fn decide(&mut self, reading: &Reading, data: &[u8]) -> (u64, u64) {
+    pub fn decide(&mut self, reading: &Reading, data: &[u8]) -> (u64, u64) {
         let (mut done, mut not_done) = (0, 0);
         for (block, bytes) in reading.span.blocks().zip(data.chunks(BLOCK)) {
             let found = self.content.recognise(block, bytes);
@@ -278,8 +278,13 @@ impl Ledger {
         (done, not_done)
     }
 
+    /// What had to stay as it was read may be written again.
+    pub fn thaw(&mut self) {
+        self.blocks.iter_mut().for_each(|block| block.frozen = false);
+    }
+
     /// From now on a copy is absent: what is under way or will be written is missed by it.
-    pub(super) fn mark_absence(&mut self) {
+    pub fn mark_absence(&mut self) {
         self.absent = true;
         let pending: Vec<Span> = self.pending.values().copied().collect();
         for block in pending.into_iter().flat_map(Span::blocks) {
@@ -288,12 +293,12 @@ impl Ledger {
     }
 
     /// The absent copy gets all writes again.
-    pub(super) fn end_absence(&mut self) {
+    pub fn end_absence(&mut self) {
         self.absent = false;
     }
 
     /// How many blocks the absent copy missed.
-    pub(super) fn missed_blocks(&self) -> u64 {
+    pub fn missed_blocks(&self) -> u64 {
         self.blocks.iter().map(|b| u64::from(b.missed)).sum()
     }
 

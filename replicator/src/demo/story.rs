@@ -17,7 +17,7 @@ use super::report::DemoReport;
 use super::screen::Screen;
 use super::verify;
 use super::watch::Watch;
-use super::workload::{DEPTH_MAX, End, Orders, Progress, Workload, read_span};
+use super::workload::{DEPTH_MAX, End, Orders, Progress, Workload};
 
 const VOLUME: &str = "demo";
 /// The node that is killed.
@@ -150,7 +150,7 @@ impl Story {
         let names: Vec<String> = self.cluster.names().into_iter().take(usize::from(repl)).collect();
         self.screen.phase(&format!("making a volume with copies on {}", names.join(", ")));
         control.create(VOLUME, self.args.size, names).await?;
-        let uri = control.attach(VOLUME, &first, LIMIT).await?;
+        let uri = control.attach(VOLUME, &first, LIMIT, false).await?;
         let client = connect(&uri).await?;
         self.screen.phase(&format!(
             "attached on {first}; copying {} bytes of {}",
@@ -208,7 +208,7 @@ impl Story {
         killed: Instant,
     ) -> anyhow::Result<Client> {
         let second = self.cluster.name(SECOND).to_owned();
-        let uri = self.cluster.control(SECOND)?.attach(VOLUME, &second, LIMIT).await?;
+        let uri = self.cluster.control(SECOND)?.attach(VOLUME, &second, LIMIT, false).await?;
         let client = connect(&uri).await?;
         timeout(LIMIT, workload.write_one(&client)).await.context("the first write hangs")??;
         self.report.failover_ms = millis(killed.elapsed());
@@ -216,14 +216,9 @@ impl Story {
             "{second} has taken over: first write acknowledged {} ms after the kill",
             self.report.failover_ms
         ));
-        for span in workload.ledger.uncertain() {
-            let reading = workload.ledger.read(span);
-            let data = read_span(&client, span).await.context("reading what was under way")?;
-            workload.findings.add(workload.ledger.judge(&reading, &data));
-            let (done, not_done) = workload.ledger.decide(&reading, &data);
-            self.report.in_flight_blocks_done += done;
-            self.report.in_flight_blocks_not_done += not_done;
-        }
+        let decided = workload.decide(&client).await.context("reading what was under way")?;
+        self.report.in_flight_blocks_done += decided.0;
+        self.report.in_flight_blocks_not_done += decided.1;
         self.screen.say(&format!(
             "{} writes were under way at the kill: {} of their blocks hold them, {} do not; \
              so it must stay",
@@ -331,7 +326,7 @@ impl Story {
     async fn check_copies(&mut self, volume: &VolumeStatus) -> anyhow::Result<()> {
         self.screen.phase("detaching, then comparing the copies on disk");
         let control = self.cluster.control(SECOND)?;
-        control.detach(VOLUME).await?;
+        control.detach(VOLUME, false).await?;
         let volume = control.volume(&volume.name).await?;
         let in_sync = volume.replicas.iter().filter(|r| state(r) == ReplicaState::InSync);
         let paths: Vec<PathBuf> = in_sync

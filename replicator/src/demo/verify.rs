@@ -21,7 +21,8 @@ const PIECE: u64 = 256;
 /// Pieces under way.
 const PIECES: usize = 8;
 
-fn pieces(span: Span) -> impl Iterator<Item = Span> {
+/// Cuts a span into pieces of at most 1 MiB.
+pub fn pieces(span: Span) -> impl Iterator<Item = Span> {
     let end = span.blocks().end;
     let starts = (span.first..end).step_by(usize::try_from(PIECE).unwrap_or(1));
     starts.map(move |first| Span { first, count: PIECE.min(end - first) })
@@ -73,7 +74,10 @@ pub(super) async fn input_hash(client: &Client, input: &Input) -> anyhow::Result
 }
 
 /// Compares the whole test area with the ledger.
-pub(super) async fn area(client: &Client, ledger: &mut Ledger) -> anyhow::Result<Findings> {
+///
+/// # Errors
+/// The server fails a read, or is gone.
+pub async fn area(client: &Client, ledger: &mut Ledger) -> anyhow::Result<Findings> {
     let mut findings = Findings::default();
     let mut data = std::pin::pin!(read_all(client, ledger.area()));
     while let Some((span, bytes)) = data.try_next().await? {
@@ -104,15 +108,18 @@ fn hex(hash: Sha256) -> String {
 
 /// Where a copy differs from the first one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Difference {
+pub struct Difference {
     /// The copy.
-    pub(super) path: PathBuf,
+    pub path: PathBuf,
     /// The block; `None`: their lengths differ.
-    pub(super) block: Option<u64>,
+    pub block: Option<u64>,
 }
 
 /// Compares files byte by byte with the first; returns the first difference, if there is one.
-pub(super) fn compare(paths: &[PathBuf]) -> anyhow::Result<Option<Difference>> {
+///
+/// # Errors
+/// A file cannot be read.
+pub fn compare(paths: &[PathBuf]) -> anyhow::Result<Option<Difference>> {
     const CHUNK: usize = 1 << 20;
     let Some((first, others)) = paths.split_first() else { return Ok(None) };
     let (one, len) = open(first)?;

@@ -17,9 +17,10 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use super::content::{BLOCK, Content, Version};
 use super::ledger::{Findings, Ledger, Reading, Span};
+use super::verify::pieces;
 
 /// Most operations under way.
-pub(super) const DEPTH_MAX: usize = 32;
+pub const DEPTH_MAX: usize = 32;
 /// Largest write: 128 KiB.
 const BLOCKS_MAX: u64 = 32;
 /// Operations after which another depth is chosen.
@@ -31,32 +32,32 @@ const TRIES: u32 = 64;
 
 /// What the writer is told while it runs.
 #[derive(Debug, Default)]
-pub(super) struct Orders {
+pub struct Orders {
     /// Finish what is under way and stop.
-    pub(super) stop: AtomicBool,
+    pub stop: AtomicBool,
     /// The absent copy gets writes again.
-    pub(super) absence_ended: AtomicBool,
+    pub absence_ended: AtomicBool,
     /// As much under way as possible, from now on.
-    pub(super) deepest: AtomicBool,
+    pub deepest: AtomicBool,
     /// Bytes per second; 0: as many as possible.
-    pub(super) rate: AtomicU64,
+    pub rate: AtomicU64,
 }
 
 /// What the writer tells while it runs.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub struct Progress {
     /// Acknowledged writes.
-    pub(super) writes: AtomicU64,
+    pub writes: AtomicU64,
     /// Their bytes.
-    pub(super) bytes: AtomicU64,
+    pub bytes: AtomicU64,
     /// Acknowledged flushes.
-    pub(super) flushes: AtomicU64,
+    pub flushes: AtomicU64,
     /// Reads that were checked.
-    pub(super) reads: AtomicU64,
+    pub reads: AtomicU64,
     /// Operations under way.
-    pub(super) in_flight: AtomicU64,
+    pub in_flight: AtomicU64,
     /// Longest time between two acknowledged writes, in milliseconds.
-    pub(super) longest_pause_ms: AtomicU64,
+    pub longest_pause_ms: AtomicU64,
 }
 
 impl Progress {
@@ -67,7 +68,7 @@ impl Progress {
 
 /// Why the writer ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub enum End {
     /// It was told to.
     Stopped,
     /// The server is gone.
@@ -81,11 +82,11 @@ pub(super) enum End {
 
 /// The writer, with its ledger.
 #[derive(Debug)]
-pub(super) struct Workload {
+pub struct Workload {
     /// Who wrote what.
-    pub(super) ledger: Ledger,
+    pub ledger: Ledger,
     /// What the reads found wrong.
-    pub(super) findings: Findings,
+    pub findings: Findings,
     progress: Arc<Progress>,
     rng: StdRng,
     depth: usize,
@@ -130,7 +131,7 @@ fn rate_f64(number: u64) -> f64 {
 
 impl Workload {
     /// Random operations in an area in which nothing was written yet.
-    pub(super) fn new(seed: u64, area: Span, progress: Arc<Progress>) -> Self {
+    pub fn new(seed: u64, area: Span, progress: Arc<Progress>) -> Self {
         Self {
             ledger: Ledger::new(Content::new(seed), area),
             findings: Findings::default(),
@@ -142,7 +143,7 @@ impl Workload {
     }
 
     /// Writes until told to stop or until the server is lost. Nothing is under way afterwards.
-    pub(super) async fn drive(&mut self, client: &Client, orders: &Orders) -> End {
+    pub async fn drive(&mut self, client: &Client, orders: &Orders) -> End {
         let mut flying: FuturesUnordered<BoxFuture<'static, Done>> = FuturesUnordered::new();
         let mut pace = Pace::new(orders.rate.load(Ordering::Relaxed));
         let mut last_ack = Instant::now();
@@ -191,13 +192,44 @@ impl Workload {
     }
 
     /// One write that must succeed; returns once it is acknowledged.
-    pub(super) async fn write_one(&mut self, client: &Client) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn write_one(&mut self, client: &Client) -> anyhow::Result<()> {
         let span = self.place();
         let done = self.write_op(client, span, true).await;
         match self.settle(done, &None) {
             Ok(()) => Ok(()),
             Err(end) => anyhow::bail!("the first write after the take-over: {end:?}"),
         }
+    }
+
+    /// The server is given up: nobody will ever say what became of the writes under way. To be
+    /// called only when none of their answers is awaited any more, and when nothing that the server
+    /// still holds of them can be done after what is asked of its successor.
+    pub fn abandon(&mut self) {
+        let pending: Vec<Version> = self.ledger.pending().map(|(version, _)| version).collect();
+        for version in pending {
+            self.ledger.unanswered(version);
+        }
+    }
+
+    /// Reads what no answer came for: it holds that for good from now on, or until
+    /// [`Ledger::thaw`]. Returns how many blocks have the write, and how many do not.
+    ///
+    /// # Errors
+    /// The server fails a read, or is gone.
+    pub async fn decide(&mut self, client: &Client) -> Result<(u64, u64), ClientError> {
+        let (mut done, mut not_done) = (0, 0);
+        for span in self.ledger.uncertain().into_iter().flat_map(pieces) {
+            let reading = self.ledger.read(span);
+            let data = read_span(client, span).await?;
+            self.findings.add(self.ledger.judge(&reading, &data));
+            let decided = self.ledger.decide(&reading, &data);
+            done += decided.0;
+            not_done += decided.1;
+        }
+        Ok((done, not_done))
     }
 
     fn note_pause(&self, last_ack: &mut Instant) {
@@ -332,7 +364,10 @@ impl Workload {
 }
 
 /// Reads blocks.
-pub(super) async fn read_span(client: &Client, span: Span) -> Result<Bytes, ClientError> {
+///
+/// # Errors
+/// As [`Client::read`].
+pub async fn read_span(client: &Client, span: Span) -> Result<Bytes, ClientError> {
     let len = u32::try_from(span.count * BLOCK as u64).unwrap_or(u32::MAX);
     client.read(span.first * BLOCK as u64, len).await
 }
