@@ -1,5 +1,7 @@
 //! Kinds of faults, each counted when it really happens, and the mixture a seed draws of them.
 
+use std::collections::BTreeSet;
+
 use crate::rng::Rng;
 
 macro_rules! faults {
@@ -115,6 +117,23 @@ impl Swarm {
             }
         }
         Self { rates }
+    }
+
+    /// These faults, mostly, at random rates around the given ones.
+    pub fn of(faults: &[(Fault, u64)], rng: &mut Rng) -> Self {
+        let mut rates = Vec::new();
+        for (fault, typical) in faults {
+            let rate = typical * rng.between(30, 250) / 100;
+            if rng.chance(750) {
+                rates.push((*fault, rate));
+            }
+        }
+        Self { rates }
+    }
+
+    /// Takes some out.
+    pub fn leave_out(&mut self, without: &BTreeSet<Fault>) {
+        self.rates.retain(|(fault, _)| !without.contains(fault));
     }
 
     /// No faults.

@@ -60,6 +60,16 @@ impl Habits {
 }
 
 impl Habits {
+    /// Writes to few places of a small volume.
+    pub fn few(&mut self, rng: &mut Rng) {
+        self.blocks = rng.between(2, 4) * 256 - rng.below(100);
+        let hot = rng.pick(&[2, 3, 8]).unwrap_or(3);
+        self.hot = (0..hot).map(|_| rng.below(self.blocks)).collect();
+        self.mix = rng.pick(&[[15, 70, 8, 7], [5, 90, 0, 5], [20, 60, 5, 15]]).unwrap_or(self.mix);
+        (self.large, self.invalid) = (0, 0);
+        self.budget = rng.pick(&[200, 500, 1000]).unwrap_or(500);
+    }
+
     /// Typical pause between two bursts in a world that lasts this long; both in microseconds.
     #[must_use]
     pub fn pause(&self, lasts: u64) -> u64 {

@@ -14,6 +14,7 @@ pub mod meta;
 pub mod net;
 pub mod node;
 pub mod oracle;
+pub mod plan;
 pub mod report;
 pub mod rng;
 pub mod schedule;
@@ -22,13 +23,20 @@ pub mod world;
 use lockstep_core::planted::Planted;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use plan::Options;
 use report::{Outcome, Violation};
 use world::{Sink, World};
 
-/// Runs one seed. A panic of the code under test is a violation like any other.
+/// Runs one seed.
 #[must_use]
 pub fn run_seed(seed: u64, planted: Planted, sink: Option<Sink>) -> Outcome {
-    let run = AssertUnwindSafe(|| World::new(seed, planted, sink).run());
+    run(&Options::new(seed, planted), sink)
+}
+
+/// Runs one world. A panic of the code under test is a violation like any other.
+#[must_use]
+pub fn run(options: &Options, sink: Option<Sink>) -> Outcome {
+    let run = AssertUnwindSafe(|| World::new(options, sink).run());
     catch_unwind(run).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));

@@ -15,16 +15,16 @@ use lockstep_core::id::{Lineage, NodeId, ReplicaId, RequestId, Revision, Token, 
 use lockstep_core::planted::Planted;
 use lockstep_core::record::{NewVolume, Record};
 use lockstep_core::{primary, replica};
-use lockstep_store::{DiskOpId, Tuning};
+use lockstep_store::DiskOpId;
 use std::fmt::Write as _;
 use uuid::Uuid;
 
-use crate::fault::{Fault, Swarm};
-use crate::guest::Habits;
+use crate::fault::Fault;
 use crate::meta::Meta;
 use crate::net::{Net, Wire};
 use crate::node::{Copy, Node};
 use crate::oracle::Oracle;
+use crate::plan::{Options, Plan};
 use crate::report::{Outcome, Violation};
 use crate::rng::Rng;
 use crate::schedule::Schedule;
@@ -35,6 +35,9 @@ pub use heal::Stage;
 pub(crate) const MS: u64 = 1000;
 /// A world that has handled so many events is stuck in a loop.
 const MAX_STEPS: u64 = 5_000_000;
+
+/// Whom an ambush is meant for: a primary's node, and the node it talks to.
+pub(crate) type Aim = (usize, usize);
 
 /// Takes the story of a world, line by line.
 pub type Sink = Box<dyn FnMut(&str)>;
@@ -73,7 +76,7 @@ pub(crate) enum Event {
     /// A fault is due.
     Planned(Fault),
     /// A fault strikes at a delicate moment.
-    Ambush(Fault),
+    Ambush(Fault, Option<Aim>),
     /// A process starts.
     Boot(usize),
     /// Somebody looks whether the volume is served.
@@ -90,18 +93,10 @@ pub(crate) enum Event {
 pub struct World {
     pub(crate) schedule: Schedule<Event>,
     pub(crate) rng: Rng,
-    pub(crate) swarm: Swarm,
-    pub(crate) habits: Habits,
-    pub(crate) tuning: Tuning,
+    pub(crate) plan: Plan,
     pub(crate) planted: Planted,
     pub(crate) nodes: Vec<Node>,
     pub(crate) net: Net,
-    /// Typical delay of a message, microseconds.
-    pub(crate) distance: u64,
-    /// How many times farther each node is from each other one, by direction.
-    pub(crate) detours: Vec<Vec<u64>>,
-    /// How many times slower than usual all disks are.
-    pub(crate) disk_factor: u64,
     pub(crate) meta: Meta,
     pub(crate) oracle: Oracle,
     pub(crate) outcome: Outcome,
@@ -111,16 +106,12 @@ pub struct World {
     pub(crate) volume: VolumeId,
     pub(crate) lineage: Lineage,
     pub(crate) cluster: Uuid,
-    /// Delicate moments among a thousand at which a fault strikes.
-    pub(crate) ambushes: u64,
     /// Typical pause of a guest between two bursts, microseconds.
     pub(crate) guest_pause: u64,
     /// Guests are quiet before then.
     pub(crate) quiet_until: u64,
     /// When a primary last served.
     pub(crate) served_at: u64,
-    /// How long nobody may serve before another primary is started.
-    pub(crate) patience: u64,
     /// The next frame is garbled.
     pub(crate) garbles_next: bool,
     next_id: u64,
@@ -129,37 +120,27 @@ pub struct World {
 }
 
 impl World {
-    /// The world of `seed`, with `planted` in every machine, telling its story to `sink`.
+    /// The world of these options, telling its story to `sink`.
     #[must_use]
-    pub fn new(seed: u64, planted: Planted, sink: Option<Sink>) -> Self {
-        let mut rng = Rng::new(seed);
-        let swarm = Swarm::draw(&mut rng);
-        let habits = Habits::draw(&mut rng);
-        let count = usize::try_from(rng.between(3, 5)).unwrap_or(3);
+    pub fn new(options: &Options, sink: Option<Sink>) -> Self {
+        let mut rng = Rng::new(options.seed);
+        let plan = Plan::draw(options, &mut rng);
         let mut nodes: Vec<Node> =
-            (1..=count).filter_map(|n| NodeId::new(&format!("n{n}"))).map(Node::new).collect();
+            (1..=plan.nodes).filter_map(|n| NodeId::new(&format!("n{n}"))).map(Node::new).collect();
         let volume = VolumeId(Uuid::from_u128(rng.bits128()));
         let lineage = Lineage(Uuid::from_u128(rng.bits128()));
-        let repl = usize::try_from(rng.pick(&[1, 2, 2, 2, 3, 3, 3, 3, 4, 5]).unwrap_or(3))
-            .unwrap_or(3)
-            .min(count);
-        for node in nodes.iter_mut().take(repl) {
+        for node in nodes.iter_mut().take(plan.repl) {
             let rid = ReplicaId(Uuid::from_u128(rng.bits128()));
-            let disk = host::formatted(rid, volume, lineage, habits.blocks);
+            let disk = host::formatted(rid, volume, lineage, plan.habits.blocks);
             node.copy = Some(Copy { rid, disk, host: None, fails_next: false, reopening: false });
         }
-        let record = first_record(&nodes, volume, lineage, habits.blocks, repl, &mut rng);
+        let record = first_record(&nodes, volume, lineage, &plan, &mut rng);
         let mut world = Self {
             schedule: Schedule::default(),
-            swarm,
-            tuning: tuning(&mut rng),
-            habits,
-            planted,
+            plan,
+            planted: options.planted,
             nodes,
             net: Net::default(),
-            distance: rng.pick(&[30, 300, 3000, 20_000]).unwrap_or(300),
-            detours: detours(count, &mut rng),
-            disk_factor: rng.pick(&[1, 1, 10, 100]).unwrap_or(1),
             meta: Meta::new(record),
             oracle: Oracle::default(),
             outcome: Outcome::default(),
@@ -168,11 +149,9 @@ impl World {
             volume,
             lineage,
             cluster: Uuid::from_u128(rng.bits128()),
-            ambushes: rng.pick(&[0, 0, 10, 50, 200]).unwrap_or(0),
             guest_pause: 0,
             quiet_until: 0,
             served_at: 0,
-            patience: rng.between(4, 15) * 1000 * MS,
             garbles_next: false,
             next_id: 0,
             next_value: 0,
@@ -187,21 +166,24 @@ impl World {
         for node in 0..self.nodes.len() {
             self.schedule.after(0, Event::Boot(node));
         }
-        let chaos = self.rng.between(8, 50) * 1000 * MS;
-        let chaos = if self.rng.chance(100) { chaos * 3 } else { chaos };
-        self.guest_pause = self.habits.pause(chaos);
+        let chaos = self.plan.chaos_ms * MS;
+        self.guest_pause = self.plan.habits.pause(chaos);
         self.schedule.after(chaos, Event::Heal);
         self.schedule.after(MS, Event::Supervise);
         self.schedule.after(50 * MS, Event::Look);
         let planned: Vec<Fault> =
-            self.swarm.rates().iter().map(|(f, _)| *f).filter(|f| f.is_planned()).collect();
-        planned.into_iter().for_each(|fault| self.plan(fault));
+            self.plan.swarm.rates().iter().map(|(f, _)| *f).filter(|f| f.is_planned()).collect();
+        planned.into_iter().for_each(|fault| self.plan_next(fault));
         let record = self.meta.record();
         let (repl, min) = (record.repl, record.min_in_sync);
-        let faults: Vec<&str> = self.swarm.rates().iter().map(|(f, _)| f.name()).collect();
-        let (nodes, blocks) = (self.nodes.len(), self.habits.blocks);
+        let faults: Vec<&str> = self.plan.swarm.rates().iter().map(|(f, _)| f.name()).collect();
+        let profile = self.plan.profile.name();
+        let (nodes, blocks) = (self.nodes.len(), self.plan.habits.blocks);
         self.say(|| {
-            format!("{nodes} nodes, {repl} copies ({min} at least) of {blocks} blocks; {faults:?}")
+            format!(
+                "{profile}: {nodes} nodes, {repl} copies ({min} at least) of {blocks} blocks; \
+                 {faults:?}"
+            )
         });
     }
 
@@ -248,7 +230,7 @@ impl World {
             Event::MetaLate { by, expected, record } => self.meta_late(by, expected, *record),
             Event::GuestTurn { node, seat } => self.guest_turn(node, seat),
             Event::Planned(fault) => self.planned(fault),
-            Event::Ambush(fault) => self.strike(fault),
+            Event::Ambush(fault, aim) => self.strike(fault, aim),
             Event::Boot(node) => self.boot(node),
             Event::Supervise => self.supervise(),
             Event::Look => self.look(),
@@ -276,7 +258,7 @@ impl World {
             | Event::MetaArrive { .. }
             | Event::MetaLate { .. }
             | Event::Planned(_)
-            | Event::Ambush(_)
+            | Event::Ambush(..)
             | Event::Boot(_)
             | Event::Supervise
             | Event::Look
@@ -355,48 +337,20 @@ impl World {
     }
 }
 
-/// Some worlds have nodes that are near in one direction and far in another.
-fn detours(nodes: usize, rng: &mut Rng) -> Vec<Vec<u64>> {
-    let uneven = rng.chance(500);
-    let mut detour = |_| if uneven { rng.pick(&[1, 1, 3, 8]).unwrap_or(1) } else { 1 };
-    (0..nodes).map(|_| (0..nodes).map(&mut detour).collect()).collect()
-}
-
-/// Stores that clean early and often, or as in the daemon.
-fn tuning(rng: &mut Rng) -> Tuning {
-    let usual = Tuning::default();
-    if rng.chance(400) {
-        return usual;
-    }
-    let active_max = rng.pick(&[2, 3, 6, 1000]).unwrap_or(6);
-    Tuning {
-        active_max,
-        clean_above: active_max / 2,
-        idle_ms: rng.pick(&[5, 50, 500, 5000]).unwrap_or(500),
-        clean_batch: rng.pick(&[1, 2, 256]).unwrap_or(2),
-        ahead: rng.pick(&[0, 1, 16]).unwrap_or(0),
-        cached_tables: rng.pick(&[0, 1, 1000]).unwrap_or(1000),
-    }
-}
-
 fn first_record(
     nodes: &[Node],
     uid: VolumeId,
     lineage: Lineage,
-    blocks: u64,
-    repl: usize,
+    plan: &Plan,
     rng: &mut Rng,
 ) -> Record {
-    let most = u64::try_from(repl).unwrap_or(1);
-    let usual = if repl <= 2 { 1 } else { 2 };
-    let min = if rng.chance(600) { usual } else { rng.between(1, most) };
     let copies = nodes.iter().filter_map(|n| Some((n.copy.as_ref()?.rid, n.name.clone())));
     let new = NewVolume {
         uid,
         lineage,
-        blocks,
-        repl: u8::try_from(repl).unwrap_or(1),
-        min_in_sync: u8::try_from(min).unwrap_or(1),
+        blocks: plan.habits.blocks,
+        repl: u8::try_from(plan.repl).unwrap_or(1),
+        min_in_sync: plan.min_in_sync,
         replicas: copies.map(|(rid, name)| (rid, name, "default".to_owned())).collect(),
     };
     let record = Record::create(new, Uuid::from_u128(rng.bits128()));

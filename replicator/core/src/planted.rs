@@ -1,85 +1,127 @@
 //! Planted bugs: each breaks one rule on purpose, so that the simulator can be seen to find it.
 //! Without the feature `planted-bugs` every question is answered with a constant `false`.
 
-/// A rule of `docs/protocol.md` to break.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Bug {
-    /// m1: acknowledge without a member before its removal is in force.
-    AckBeforeRemoval,
-    /// m2: no restamping of ring entries when the generation rises (R4).
-    NoRingRestamp,
-    /// m3: clear activity-log bits of regions with uncommitted writes.
-    EarlyClean,
-    /// m4: open without flushing what was repaired (P6).
-    NoPromotionFlush,
-    /// m5: admit a resync target without flushing it (S5).
-    NoTargetFlush,
-    /// m6: let an unclean member resume as if nothing was lost.
-    ResumeUnclean,
-    /// m7: apply messages of old epochs (R1).
-    NoEpochFence,
-    /// m8: take a promotion source from outside the in-sync set (P3).
-    SourceFromOutside,
-    /// m11: do not hold the range lock during a resync window (S4).
-    ResyncWithoutLock,
-    /// m12: forget the target's own activity log when computing what it misses.
-    IgnoreTargetLog,
-    /// m14: forget the target's own ring when computing what it misses.
-    IgnoreTargetRing,
-    /// m16: do not require a catching target for acknowledgements (S6).
-    NoCatching,
-    /// m17: do not copy what rings and logs name during promotion (P5).
-    NoRepair,
-    /// m18: go on with a resync over a new session (S2).
-    ResumeResync,
-    /// m21: issue the data write before the activity-log bit is durable.
-    DataBeforeLog,
-    /// m23: a replica does not drain old sessions before it promises (R2, R3).
-    NoDrain,
-    /// Acknowledge a flush that a replica answered without flushing.
-    FlushWithoutSync,
-    /// Commit entries that not every target has (R5).
-    EarlyCommit,
-    /// Let overlapping operations run at the same time.
-    NoRangeLock,
-    /// Forget a promise at restart: answer before it is durable (R2).
-    VolatilePromise,
-    /// Let a healthy member go before what it has is durable on the others.
-    ReleaseUnflushed,
-    /// Serve reads without the lease (G1).
-    NoReadLease,
-    /// Open while an older primary may hold a lease (P7).
-    NoLeaseWait,
+macro_rules! bugs {
+    ($($name:ident = $text:literal, $rule:literal: $breach:literal;)*) => {
+        /// A rule of `docs/protocol.md` to break.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
+        pub enum Bug { $(#[doc = $breach] $name,)* }
+
+        impl Bug {
+            /// All of them, with the names used on the command line.
+            pub const ALL: &'static [(Self, &'static str)] = &[$((Self::$name, $text),)*];
+
+            /// The rule of `docs/protocol.md` that is broken, and how.
+            #[must_use]
+            pub const fn breach(self) -> (&'static str, &'static str) {
+                match self { $(Self::$name => ($rule, $breach),)* }
+            }
+        }
+    };
 }
 
-impl Bug {
-    /// All of them, with the names used on the command line.
-    pub const ALL: [(Self, &'static str); 23] = [
-        (Self::AckBeforeRemoval, "ack-before-removal"),
-        (Self::NoRingRestamp, "no-ring-restamp"),
-        (Self::EarlyClean, "early-clean"),
-        (Self::NoPromotionFlush, "no-promotion-flush"),
-        (Self::NoTargetFlush, "no-target-flush"),
-        (Self::ResumeUnclean, "resume-unclean"),
-        (Self::NoEpochFence, "no-epoch-fence"),
-        (Self::SourceFromOutside, "source-from-outside"),
-        (Self::ResyncWithoutLock, "resync-without-lock"),
-        (Self::IgnoreTargetLog, "ignore-target-log"),
-        (Self::IgnoreTargetRing, "ignore-target-ring"),
-        (Self::NoCatching, "no-catching"),
-        (Self::NoRepair, "no-repair"),
-        (Self::ResumeResync, "resume-resync"),
-        (Self::DataBeforeLog, "data-before-log"),
-        (Self::NoDrain, "no-drain"),
-        (Self::FlushWithoutSync, "flush-without-sync"),
-        (Self::EarlyCommit, "early-commit"),
-        (Self::NoRangeLock, "no-range-lock"),
-        (Self::VolatilePromise, "volatile-promise"),
-        (Self::ReleaseUnflushed, "release-unflushed"),
-        (Self::NoReadLease, "no-read-lease"),
-        (Self::NoLeaseWait, "no-lease-wait"),
-    ];
+bugs! {
+    AckBeforeRemoval = "ack-before-removal", "m1":
+        "acknowledge without a member before its removal is in force";
+    NoRingRestamp = "no-ring-restamp", "m2":
+        "no restamping of ring entries when the generation rises (R4)";
+    EarlyClean = "early-clean", "m3": "clear activity-log bits of regions with uncommitted writes";
+    NoPromotionFlush = "no-promotion-flush", "m4": "open without flushing what was repaired (P6)";
+    NoTargetFlush = "no-target-flush", "m5": "admit a resync target without flushing it (S5)";
+    ResumeUnclean = "resume-unclean", "m6": "let an unclean member resume as if nothing was lost";
+    SecondReconnect = "second-reconnect", "m6":
+        "take the second reconnect of a restarted member for a resumption";
+    NoEpochFence = "no-epoch-fence", "m7": "apply messages of old epochs (R1)";
+    SourceFromOutside = "source-from-outside", "m8":
+        "take a promotion source from outside the in-sync set (P3)";
+    SinceTooHigh = "since-too-high", "m9": "record `since` one too high when a member goes out";
+    ForgetPendingAdd = "forget-pending-add", "m10":
+        "do not require a new member while its admission is undecided";
+    ResyncWithoutLock = "resync-without-lock", "m11":
+        "do not hold the range lock during a resync window (S4)";
+    IgnoreTargetLog = "ignore-target-log", "m12":
+        "forget the target's own activity log when computing what it misses";
+    NoUnresolvedRestamp = "no-unresolved-restamp", "m13": "do not restamp unresolved regions (R4)";
+    IgnoreTargetRing = "ignore-target-ring", "m14":
+        "forget the target's own ring when computing what it misses";
+    NoCatching = "no-catching", "m16":
+        "do not require a catching target for acknowledgements (S6)";
+    NoRepair = "no-repair", "m17": "do not copy what rings and logs name during promotion (P5)";
+    RepairIgnoresRing = "repair-ignores-ring", "m17":
+        "leave the rings out of what a promotion repairs (P5)";
+    RepairIgnoresLog = "repair-ignores-log", "m17":
+        "leave unresolved regions out of what a promotion repairs (P5)";
+    UnmarkedSource = "unmarked-source", "m17":
+        "do not log on the source what is copied from it (P5)";
+    ResumeResync = "resume-resync", "m18": "go on with a resync over a new session (S2)";
+    IgnoreSourceLog = "ignore-source-log", "m19":
+        "leave the source's unresolved regions out of what a target misses";
+    KeepVoidRepair = "keep-void-repair", "m20":
+        "keep what a member was given before its session broke (P4)";
+    DataBeforeLog = "data-before-log", "m21":
+        "issue the data write before the activity-log bit is durable";
+    RaiseSince = "raise-since", "m22": "raise `since` while the replica stays out";
+    NoDrain = "no-drain", "m23":
+        "a replica does not drain old sessions before it promises (R2, R3)";
+    PartialSpare = "partial-spare", "m24":
+        "open with a target that got only part of what it missed (P7)";
+    SkipEqualStamps = "skip-equal-stamps", "m31": "skip blocks whose stamps are equal (S4)";
+    SkipOlderStamps = "skip-older-stamps", "m32":
+        "skip blocks that the target has with no lower stamp (S4)";
+    NoStampAdoption = "no-stamp-adoption", "m33":
+        "skip equal blocks without adopting the stamp (S4)";
+    EarlyTargetClean = "early-target-clean", "m35":
+        "settle the target's activity log before it is a member (S7)";
+    AckFirst = "ack-first", "G1": "acknowledge when the first member has answered";
+    FlushWithoutSync = "flush-without-sync", "G2":
+        "acknowledge a flush that a replica answered without flushing";
+    VolatileFua = "volatile-fua", "G2": "answer a write with FUA that is not durable";
+    JoinRunningFlush = "join-running-flush", "G2":
+        "let a flush join one that was started before it arrived";
+    LossySource = "lossy-source", "G3":
+        "prefer a source that restarted to one that lost nothing (P4)";
+    LiveLossy = "live-lossy", "G4": "go on with a device in use when all members lost power (P3)";
+    EarlyCommit = "early-commit", "R5": "commit operations that not every target has";
+    CommitWhilePending = "commit-while-pending", "R5":
+        "commit while a change of the record is undecided";
+    OutsiderCommit = "outsider-commit", "R5":
+        "let a replica that is no member drop ring entries of earlier sessions";
+    AnySession = "any-session", "R3": "apply messages of an old session of the same epoch";
+    VolatilePromise = "volatile-promise", "R2":
+        "forget a promise at restart: answer before it is durable";
+    IgnoreFlushError = "ignore-flush-error", "R6":
+        "take a flush that failed for one that was done";
+    StalePromise = "stale-promise", "S2":
+        "begin a promotion anew with the promises of the last attempt";
+    DirtyResync = "dirty-resync", "S2":
+        "begin a resync in a session in which the target was written";
+    NoForward = "no-forward", "S3": "send the target no writes before it is catching";
+    NoResyncReplay = "no-resync-replay", "S3":
+        "do not send the target what is in flight when its resync begins";
+    EarlyTargetFlush = "early-target-flush", "S5":
+        "flush the target before it has answered what was forwarded";
+    CleanWithoutFlush = "clean-without-flush", "m3":
+        "clear the activity log before the data is durable";
+    ClearBeforeTags = "clear-before-tags", "m3":
+        "clear the activity log before the tags are durable";
+    RemoveBelowMin = "remove-below-min", "T5": "remove a member although too few remain";
+    UnflushedSwap = "unflushed-swap", "T7": "swap a target in that was not flushed";
+    CloseUnclean = "close-unclean", "T8": "close without emptying the activity logs";
+    OverwriteRecord = "overwrite-record", "T5":
+        "put a change over a record that somebody else changed";
+    ForgetLateCas = "forget-late-cas", "S7":
+        "take a change with an unknown outcome for one that was not made";
+    ServeBeforeOpen = "serve-before-open", "P7": "serve before the opening is in force";
+    NoRangeLock = "no-range-lock", "G1": "let overlapping operations run at the same time";
+    UnlockedReads = "unlocked-reads", "G1": "let reads overlap writes";
+    EarlyUnlock = "early-unlock", "G1": "release the range lock before every target has answered";
+    FirstPiece = "first-piece", "G1": "acknowledge a write in pieces with the first of them";
+    LongDiscard = "long-discard", "G1": "discard one block more than was asked";
+    ReleaseUnflushed = "release-unflushed", "T5":
+        "let a healthy member go before what it has is durable on the others";
+    NoReadLease = "no-read-lease", "G1": "serve reads without the lease";
+    NoLeaseWait = "no-lease-wait", "P7": "open while an older primary may hold a lease";
 }
 
 /// Which bug is planted, if any.

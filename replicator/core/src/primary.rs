@@ -15,6 +15,7 @@ mod peer;
 mod promote;
 mod release;
 mod resync;
+mod spoil;
 mod status;
 
 use alloc::collections::BTreeMap;
@@ -38,7 +39,7 @@ use crate::id::{
 };
 use crate::lock::RangeLock;
 use crate::message::{Message, Reply, Request};
-use crate::planted::Planted;
+use crate::planted::{Bug, Planted};
 use crate::record::Record;
 
 /// What happens to a primary.
@@ -409,6 +410,11 @@ impl Primary {
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.guests.len() < crate::limits::MAX_QUEUED_REQUESTS
+    }
+
+    /// Is this rule to be broken, in tests?
+    fn has(&self, bug: Bug) -> bool {
+        self.params.planted.has(bug)
     }
 
     /// Nothing more will happen.

@@ -281,6 +281,7 @@ impl Replica {
         }
         match self.session {
             Some(session) if session.conn == conn => Ok(()),
+            Some(_) | None if self.planted.has(Bug::AnySession) => Ok(()),
             Some(_) | None => Err(Refusal::NoSession),
         }
     }
@@ -296,7 +297,7 @@ impl Replica {
         if !blocks.is_empty() && !self.planted.has(Bug::NoRingRestamp) {
             out.push(Effect::Note(StoreNote::Restamp { blocks, stamp: r#gen }));
         }
-        if self.is_unclean() {
+        if self.is_unclean() && !self.planted.has(Bug::NoUnresolvedRestamp) {
             out.push(Effect::Note(StoreNote::RestampUnresolved { stamp: r#gen }));
         }
     }
@@ -306,6 +307,7 @@ impl Replica {
     fn commit(&mut self, header: &Header, out: &mut Vec<Effect>) {
         let from = match (self.role, self.session) {
             (Role::Member, _) | (_, None) => Seq(0),
+            _ if self.planted.has(Bug::OutsiderCommit) => Seq(0),
             (_, Some(session)) => session.first,
         };
         for blocks in self.ring.commit(header.epoch, from, header.commit) {
@@ -318,6 +320,11 @@ impl Replica {
         self.role = Role::Member;
         self.past.note_member(header.epoch);
         self.member_gen = self.member_gen.max(header.r#gen);
+        self.settle(header, out);
+    }
+
+    /// What older epochs left is settled: it is as on every other member.
+    fn settle(&mut self, header: &Header, out: &mut Vec<Effect>) {
         for blocks in self.ring.commit_older(header.epoch) {
             out.push(Effect::Note(StoreNote::Release { blocks }));
         }

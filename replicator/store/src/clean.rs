@@ -9,6 +9,7 @@ use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use bytes::{Bytes, BytesMut};
 use lockstep_core::id::{RegionIndex, Token};
+use lockstep_core::planted::Bug;
 use lockstep_core::range::{BLOCK_SIZE, BlockRange};
 use lockstep_core::store::StoreError;
 
@@ -193,6 +194,9 @@ impl Store {
             self.cleaner.stage = Stage::Idle;
         } else if self.cleaner.batch.iter().any(|region| self.is_dirty(*region)) {
             self.cleaner.stage = Stage::Flushing;
+            if self.planted.has(Bug::CleanWithoutFlush) {
+                return self.on_clean_flushed();
+            }
             self.flush_data(Flusher::Cleaner);
         } else {
             self.clear_batch();
@@ -229,6 +233,9 @@ impl Store {
     pub(crate) fn on_clean_written(&mut self) {
         let Stage::Writing { left } = &mut self.cleaner.stage else { return };
         *left -= 1;
+        if *left == 0 && self.planted.has(Bug::ClearBeforeTags) {
+            return self.clear_batch();
+        }
         if *left == 0 {
             self.cleaner.stage = Stage::Durable { left: 2 };
             self.issue(Purpose::CleanSync, DiskOpKind::Sync { file: File::Tags });

@@ -44,6 +44,10 @@ impl Store {
             self.done_with(token);
             return;
         }
+        if self.planted.has(Bug::JoinRunningFlush) && !self.flushes.running.is_empty() {
+            self.flushes.running.push(Flusher::Token(token));
+            return;
+        }
         self.flush_data(Flusher::Token(token));
     }
 

@@ -61,6 +61,7 @@ impl Store {
     ) {
         assert_eq!(payload.blocks() as u64, u64::from(range.count), "payload of {range:?}");
         assert_eq!(payload.data.len() as u64, range.bytes(), "data of {range:?}");
+        let durable = durable && !self.planted.has(Bug::VolatileFua);
         let durable = if durable { Durable::Writes } else { Durable::No };
         let parts = Vec::from([Part::Data { range, payload }]);
         self.mutate(token, &BlockSet::from(range), &[(range, stamp)], parts, durable);
@@ -74,6 +75,7 @@ impl Store {
         durable: bool,
         deallocate: bool,
     ) {
+        let durable = durable && !self.planted.has(Bug::VolatileFua);
         let durable = if durable { Durable::Flush } else { Durable::No };
         let parts = Vec::from([Part::Zero { range, deallocate }]);
         self.mutate(token, &BlockSet::from(range), &[(range, stamp)], parts, durable);

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use bytes::{Bytes, BytesMut};
 use lockstep_core::id::{Gen, RegionIndex, Token};
 use lockstep_core::message::{BlockDigest, Digest, Payload};
+use lockstep_core::planted::Bug;
 use lockstep_core::range::{BLOCK_SIZE, BlockRange, BlockSet, region_of};
 use lockstep_core::store::{StoreError, StoreReply};
 
@@ -278,8 +279,13 @@ impl Store {
             for block in range.blocks() {
                 let region = region_of(block);
                 let entry = self.activity.get(region);
-                let unresolved = entry.is_some_and(|entry| entry.unresolved);
-                let stamp = self.stamp_of(block);
+                let mut unresolved = entry.is_some_and(|entry| entry.unresolved);
+                let mut stamp = self.stamp_of(block);
+                if self.planted.has(Bug::IgnoreSourceLog) && since > Gen(0) {
+                    let table = self.tags.get(region);
+                    stamp = table.and_then(|t| t.stamp(slot(block))).unwrap_or_default();
+                    unresolved = false;
+                }
                 if stamp >= since || unresolved {
                     let read = stamp > Gen(0) || self.is_untrusted(region);
                     picked.push(Pick { block, stamp, read });

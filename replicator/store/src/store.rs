@@ -4,7 +4,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use bytes::Bytes;
 use lockstep_core::id::{RegionIndex, Tick, Token};
-use lockstep_core::planted::Planted;
+use lockstep_core::planted::{Bug, Planted};
 use lockstep_core::store::{StoreError, StoreNote, StoreOp, StoreReply};
 
 use crate::activity::{Activity, Phase};
@@ -230,6 +230,9 @@ impl Store {
             (Some(Purpose::LoadTags(region)), result) => self.on_tags(region, result),
             (Some(Purpose::Rebuild(region)), result) => self.on_rebuild(region, result),
             (Some(Purpose::Part(job, part)), result) => self.on_part(job, part, result),
+            (Some(Purpose::FlushData), Err(_)) if self.planted.has(Bug::IgnoreFlushError) => {
+                self.on_data_flushed();
+            }
             (Some(_), Err(error)) => self.latch(error),
             (Some(Purpose::Superblock), Ok(_)) => self.on_superblock(),
             (Some(Purpose::Append), Ok(_)) => self.on_appended(),

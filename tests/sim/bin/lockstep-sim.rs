@@ -2,8 +2,10 @@
 
 use clap::Parser;
 use lockstep_core::planted::{Bug, Planted};
+use lockstep_tests::fault::Fault;
+use lockstep_tests::plan::{Options, Profile};
 use lockstep_tests::report::{Coverage, Outcome};
-use lockstep_tests::run_seed;
+use lockstep_tests::run;
 use lockstep_tests::world::Sink;
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -12,6 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
+#[path = "lockstep-sim/minimise.rs"]
+mod minimise;
 #[path = "lockstep-sim/mutants.rs"]
 mod mutants;
 
@@ -43,6 +47,24 @@ struct Args {
     /// With --mutants: most seeds to try for each bug.
     #[arg(long, default_value_t = 20_000)]
     budget: u64,
+    /// Make every world of this kind (any, promotion, return, swap, late-change, power-cuts).
+    #[arg(long)]
+    profile: Option<String>,
+    /// Leave these faults out (names as printed, with commas between).
+    #[arg(long, value_delimiter = ',')]
+    without: Vec<String>,
+    /// End the faults after so many virtual milliseconds.
+    #[arg(long)]
+    until_ms: Option<u64>,
+    /// Most requests of the guest under way.
+    #[arg(long)]
+    depth: Option<usize>,
+    /// Look for the smallest world that shows what the seed finds.
+    #[arg(long, requires = "seed")]
+    minimise: bool,
+    /// With --mutants: print the table of docs/verification.md.
+    #[arg(long, requires = "mutants")]
+    table: bool,
     /// End with one line of JSON.
     #[arg(long)]
     json: bool,
@@ -67,48 +89,87 @@ fn say(line: &str) {
     let _ = writeln!(out, "{line}");
 }
 
-fn planted(name: Option<&str>) -> Result<Planted, String> {
-    let Some(name) = name else { return Ok(Planted::NONE) };
-    let found = Bug::ALL.iter().find(|(_, n)| *n == name);
-    let known = || Bug::ALL.iter().map(|(_, n)| *n).collect::<Vec<_>>().join(", ");
-    found
-        .map(|(bug, _)| Planted::with(*bug))
-        .ok_or_else(|| format!("no bug is called {name}; there are {}", known()))
+/// What is called `name`.
+fn named<T: Copy>(what: &str, name: &str, all: &[(T, &str)]) -> Result<T, String> {
+    let found = all.iter().find(|(_, n)| *n == name).map(|(found, _)| *found);
+    let known = || all.iter().map(|(_, n)| *n).collect::<Vec<_>>().join(", ");
+    found.ok_or_else(|| format!("no {what} is called {name}; there are {}", known()))
+}
+
+/// What the arguments say of a world.
+fn options(args: &Args) -> Result<Options, String> {
+    let faults: Vec<(Fault, &str)> = Fault::ALL.iter().map(|(f, name, _)| (*f, *name)).collect();
+    let bug = args.mutant.as_deref().map(|name| named("bug", name, Bug::ALL)).transpose()?;
+    let profile = args.profile.as_deref().map(|n| named("profile", n, Profile::ALL));
+    let without = args.without.iter().map(|name| named("fault", name, &faults));
+    Ok(Options {
+        seed: args.seed.unwrap_or(args.first_seed),
+        planted: bug.map_or(Planted::NONE, Planted::with),
+        profile: profile.transpose()?,
+        without: without.collect::<Result<_, _>>()?,
+        chaos_ms: args.until_ms,
+        depth: args.depth,
+    })
+}
+
+/// The arguments that make this world.
+fn arguments(options: &Options, mutant: Option<&str>) -> String {
+    let mut out = format!("--seed {}", options.seed);
+    let mut add = |text: String| out.push_str(&text);
+    if let Some(profile) = options.profile {
+        add(format!(" --profile {}", profile.name()));
+    }
+    if !options.without.is_empty() {
+        let names: Vec<&str> = options.without.iter().map(|f| f.name()).collect();
+        add(format!(" --without {}", names.join(",")));
+    }
+    if let Some(ms) = options.chaos_ms {
+        add(format!(" --until-ms {ms}"));
+    }
+    if let Some(depth) = options.depth {
+        add(format!(" --depth {depth}"));
+    }
+    if let Some(mutant) = mutant {
+        add(format!(" --mutant {mutant}"));
+    }
+    out
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     // Panics of the code under test are caught and reported as violations of their seed.
     std::panic::set_hook(Box::new(|_| {}));
-    let planted = match planted(args.mutant.as_deref()) {
-        Ok(planted) => planted,
+    let options = match options(&args) {
+        Ok(options) => options,
         Err(why) => {
             say(&why);
             return ExitCode::from(2);
         }
     };
     let good = if args.mutants {
-        mutants::run(&args)
+        mutants::run_all(&args, &options)
+    } else if args.minimise {
+        minimise::smallest(&args, &options)
     } else if args.trace {
-        trace(&args, planted)
+        trace(&args, &options)
     } else {
-        batch(&args, planted)
+        batch(&args, &options)
     };
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Tells the story of one seed.
-fn trace(args: &Args, planted: Planted) -> bool {
-    let seed = args.seed.unwrap_or(args.first_seed);
+fn trace(args: &Args, options: &Options) -> bool {
     let sink: Sink = Box::new(say);
     // The place of a panic belongs to the story.
     std::panic::set_hook(Box::new(|info| say(&info.to_string())));
-    let outcome = run_seed(seed, planted, Some(sink));
-    say(&verdict(seed, &outcome, args.mutant.as_deref()));
+    let outcome = run(options, Some(sink));
+    say(&verdict(options, &outcome, args.mutant.as_deref()));
     outcome.violation.is_none()
 }
 
-fn verdict(seed: u64, outcome: &Outcome, mutant: Option<&str>) -> String {
+fn verdict(options: &Options, outcome: &Outcome, mutant: Option<&str>) -> String {
+    let seed = options.seed;
     let Some(violation) = &outcome.violation else {
         return format!(
             "seed {seed}: good ({} steps, {} ms)",
@@ -116,13 +177,13 @@ fn verdict(seed: u64, outcome: &Outcome, mutant: Option<&str>) -> String {
             outcome.virtual_us / 1000
         );
     };
-    let mutant = mutant.map_or(String::new(), |m| format!(" --mutant {m}"));
     format!(
         "seed {seed}: VIOLATION after {} ms, {}: {}\n  \
-         replay: lockstep-sim --seed {seed} --trace{mutant}",
+         replay: lockstep-sim {} --trace",
         violation.at_us / 1000,
         violation.checker,
-        violation.what
+        violation.what,
+        arguments(options, mutant)
     )
 }
 
@@ -153,13 +214,14 @@ impl Totals {
     }
 }
 
-fn batch(args: &Args, planted: Planted) -> bool {
+fn batch(args: &Args, options: &Options) -> bool {
     let (first, count) = args.seed.map_or((args.first_seed, args.seeds), |seed| (seed, 1));
     let mut totals = Totals::default();
-    for_each_seed(first, count, args.jobs(), planted, |seed, outcome| {
+    for_each_seed(first, count, args.jobs(), options, |seed, outcome| {
         totals.add(outcome);
         if outcome.violation.is_some() {
-            say(&verdict(seed, outcome, args.mutant.as_deref()));
+            let options = Options { seed, ..options.clone() };
+            say(&verdict(&options, outcome, args.mutant.as_deref()));
         }
         args.keep_going || outcome.violation.is_none()
     });
@@ -181,7 +243,7 @@ fn for_each_seed(
     first: u64,
     count: u64,
     jobs: usize,
-    planted: Planted,
+    options: &Options,
     mut each: impl FnMut(u64, &Outcome) -> bool,
 ) {
     let (next, stop) = (AtomicU64::new(first), AtomicBool::new(false));
@@ -193,7 +255,8 @@ fn for_each_seed(
                 while !stop.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     let over = seed >= first.saturating_add(count);
-                    if over || results.send((seed, run_seed(seed, planted, None))).is_err() {
+                    let options = Options { seed, ..options.clone() };
+                    if over || results.send((seed, run(&options, None))).is_err() {
                         break;
                     }
                 }

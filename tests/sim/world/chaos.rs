@@ -5,7 +5,7 @@ use lockstep_core::primary::{Event as PrimaryEvent, Phase};
 use lockstep_core::record::{ReplicaEntry, ReplicaState};
 
 use super::host::formatted;
-use super::{Event, MS, Stage, World};
+use super::{Aim, Event, MS, Stage, World};
 use crate::fault::Fault;
 use crate::net::{DIALER, Wire};
 use crate::node::Copy;
@@ -15,8 +15,8 @@ const REOPEN_RESETS: bool = false;
 
 impl World {
     /// The next time that a fault happens.
-    pub(crate) fn plan(&mut self, fault: Fault) {
-        let rate = self.swarm.rate(fault) * MS;
+    pub(crate) fn plan_next(&mut self, fault: Fault) {
+        let rate = self.plan.swarm.rate(fault) * MS;
         let delay = self.rng.below(rate * 2) + MS;
         self.schedule.after(delay, Event::Planned(fault));
     }
@@ -25,43 +25,46 @@ impl World {
         if self.stage != Stage::Chaos {
             return;
         }
-        self.strike(fault);
-        self.plan(fault);
+        self.strike(fault, None);
+        self.plan_next(fault);
     }
 
-    pub(crate) fn strike(&mut self, fault: Fault) {
-        if self.stage == Stage::Chaos && self.inject(fault) {
+    pub(crate) fn strike(&mut self, fault: Fault, aim: Option<Aim>) {
+        if self.stage == Stage::Chaos && self.inject(fault, aim) {
             self.count(fault);
         }
     }
 
     /// A delicate moment: something is under way that a fault can catch half done. In some worlds
-    /// the faults of the seed strike just then, `per_mille` times in a thousand.
-    pub(crate) fn delicate(&mut self, per_mille: u64) {
+    /// the faults of the seed strike just then, `per_mille` times in a thousand; and in some of
+    /// these they strike whoever is concerned.
+    pub(crate) fn delicate(&mut self, per_mille: u64, aim: Option<Aim>) {
         if self.stage != Stage::Chaos || !self.rng.chance(per_mille) {
             return;
         }
-        let planned = self.swarm.rates().iter().map(|(f, _)| *f).filter(|f| f.is_planned());
+        let planned = self.plan.swarm.rates().iter().map(|(f, _)| *f).filter(|f| f.is_planned());
         let planned: Vec<Fault> = planned.collect();
+        let aim = aim.filter(|_| self.plan.aims);
         // What one fault does not break, the second one may.
         let faults = self.rng.pick(&[1, 1, 2, 4]).unwrap_or(1);
         for _ in 0..faults {
             let Some(fault) = self.rng.pick(&planned) else { return };
-            let soon = self.distance * self.rng.pick(&[1, 4, 30, 300]).unwrap_or(1);
+            let soon = self.plan.distance * self.rng.pick(&[1, 4, 30, 300]).unwrap_or(1);
             let delay = self.rng.below(soon + 1);
-            self.schedule.after(delay, Event::Ambush(fault));
+            self.schedule.after(delay, Event::Ambush(fault, aim));
         }
     }
 
     /// Makes the fault happen; answers whether it could.
-    fn inject(&mut self, fault: Fault) -> bool {
-        let node = self.rng.index(self.nodes.len());
+    fn inject(&mut self, fault: Fault, aim: Option<Aim>) -> bool {
+        let anybody = self.rng.index(self.nodes.len());
+        let node = aim.map_or(anybody, |(_, to)| to);
         let until = self.now() + self.rng.latency(800 * MS);
         match fault {
-            Fault::ConnectionReset => self.reset_connection(),
-            Fault::LateFrames => self.late_frames(),
-            Fault::Partition => self.partition(node, true),
-            Fault::OneWayPartition => self.partition(node, false),
+            Fault::ConnectionReset => self.reset_connection(aim),
+            Fault::LateFrames => self.late_frames(aim),
+            Fault::Partition => self.partition(node, aim, true),
+            Fault::OneWayPartition => self.partition(node, aim, false),
             Fault::Isolation => self.isolate(node),
             Fault::ProcessKill => self.kill(node),
             Fault::PowerLoss => self.power_loss(node),
@@ -98,15 +101,18 @@ impl World {
         }
     }
 
-    fn some_wire(&mut self) -> Option<Wire> {
-        let far = self.net.connections.iter().filter(|(_, c)| !c.is_loopback());
+    fn some_wire(&mut self, aim: Option<Aim>) -> Option<Wire> {
+        let meant = |c: &crate::net::Connection| {
+            aim.is_none_or(|(from, to)| c.ends[0].node == from && c.ends[1].node == to)
+        };
+        let far = self.net.connections.iter().filter(|(_, c)| !c.is_loopback() && meant(c));
         let wires: Vec<Wire> = far.map(|(wire, _)| *wire).collect();
         self.rng.pick(&wires)
     }
 
     /// One end breaks; the other learns it later.
-    fn reset_connection(&mut self) -> bool {
-        let Some(wire) = self.some_wire() else { return false };
+    fn reset_connection(&mut self, aim: Option<Aim>) -> bool {
+        let Some(wire) = self.some_wire(aim) else { return false };
         let side = self.rng.index(2);
         let late = self.now() + self.rng.latency(50 * MS);
         if let Some(end) = self.net.end(wire, 1 - side) {
@@ -117,8 +123,8 @@ impl World {
     }
 
     /// Frames towards one end get stuck; their sender gives the connection up before they arrive.
-    fn late_frames(&mut self) -> bool {
-        let Some(wire) = self.some_wire() else { return false };
+    fn late_frames(&mut self, aim: Option<Aim>) -> bool {
+        let Some(wire) = self.some_wire(aim) else { return false };
         let stuck = self.now() + self.rng.between(5, 1500) * MS;
         let side = self.rng.index(2);
         if let Some(end) = self.net.end(wire, side) {
@@ -133,8 +139,9 @@ impl World {
         self.close_end(wire, side, true);
     }
 
-    fn partition(&mut self, node: usize, both: bool) -> bool {
+    fn partition(&mut self, node: usize, aim: Option<Aim>, both: bool) -> bool {
         let other = self.rng.index(self.nodes.len());
+        let other = aim.map_or(other, |(from, _)| from);
         if node == other {
             return false;
         }
@@ -231,10 +238,18 @@ impl World {
     fn take_over(&mut self) -> bool {
         let idle = |n: &usize| self.nodes[*n].up && self.nodes[*n].seat.is_none();
         let free: Vec<usize> = (0..self.nodes.len()).filter(idle).collect();
-        let Some(node) = self.rng.pick(&free) else { return false };
+        let Some(node) = self.seat_for(&free) else { return false };
         let contested = !self.seats().is_empty();
         self.seat_primary(node);
         contested
+    }
+
+    /// One of these nodes for a new primary; in some worlds rather one without a copy.
+    fn seat_for(&mut self, nodes: &[usize]) -> Option<usize> {
+        let without: Vec<usize> =
+            nodes.iter().copied().filter(|n| self.nodes[*n].copy.is_none()).collect();
+        let away = !without.is_empty() && self.rng.chance(self.plan.away);
+        self.rng.pick(if away { &without } else { nodes })
     }
 
     fn detach(&mut self) -> bool {
@@ -274,7 +289,7 @@ impl World {
         let Ok(record) = record.add_new(rid, name, "default".to_owned(), txn) else {
             return false;
         };
-        let disk = formatted(rid, self.volume, self.lineage, self.habits.blocks);
+        let disk = formatted(rid, self.volume, self.lineage, self.plan.habits.blocks);
         let copy = Copy { rid, disk, host: None, fails_next: false, reopening: false };
         self.nodes[node].copy = Some(copy);
         self.open_copy(node);
@@ -318,11 +333,11 @@ impl World {
         let delay = self.rng.between(100, 1000) * MS;
         self.schedule.after(delay, Event::Supervise);
         let waited = self.now().saturating_sub(self.served_at);
-        if !self.seats().is_empty() && waited < self.patience {
+        if !self.seats().is_empty() && waited < self.plan.patience_ms * MS {
             return;
         }
         let up: Vec<usize> = (0..self.nodes.len()).filter(|n| self.nodes[*n].up).collect();
-        if let Some(node) = self.rng.pick(&up) {
+        if let Some(node) = self.seat_for(&up) {
             self.served_at = self.now();
             self.seat_primary(node);
         }

@@ -47,10 +47,10 @@ impl World {
         self.say(|| "the faults end".to_owned());
         let now = self.now();
         (self.stage, self.healed_at) = (Stage::Healing { since: now }, now);
-        self.swarm = Swarm::none();
+        self.plan.swarm = Swarm::none();
         self.net.blocked.clear();
-        (self.distance, self.disk_factor) = (self.distance.min(300), 1);
-        self.detours.iter_mut().flatten().for_each(|factor| *factor = 1);
+        (self.plan.distance, self.plan.disk_factor) = (self.plan.distance.min(300), 1);
+        self.plan.detours.iter_mut().flatten().for_each(|factor| *factor = 1);
         self.garbles_next = false;
         (self.meta.down_until, self.meta.slow_until, self.quiet_until) = (0, 0, 0);
         for node in 0..self.nodes.len() {

@@ -48,7 +48,7 @@ impl World {
         let open = self.fresh_id();
         let incarnation = Incarnation(self.rng.bits());
         let (volume, lineage, planted) = (self.volume, self.lineage, self.planted);
-        let (blocks, tuning) = (self.habits.blocks, self.tuning);
+        let (blocks, tuning) = (self.plan.habits.blocks, self.plan.tuning);
         let n = &mut self.nodes[node];
         let boot_id = n.boot;
         let Some(copy) = n.copy.as_mut() else { return };
@@ -218,7 +218,7 @@ impl World {
             DiskOpKind::Write { durable: true, .. } => 80,
             DiskOpKind::Sync { .. } => 300,
         };
-        let typical = typical * self.disk_factor;
+        let typical = typical * self.plan.disk_factor;
         let typical = if n.slow_until > now { typical * 20 } else { typical };
         let delay = self.rng.latency(typical);
         let when = (now + delay).max(n.hung_until);

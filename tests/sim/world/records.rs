@@ -79,7 +79,7 @@ impl World {
     }
 
     fn put(&mut self, by: usize, expected: Revision, record: Record) -> MetaResult {
-        self.delicate(self.ambushes);
+        self.delicate(self.plan.ambushes, None);
         match self.fate() {
             Fate::Usual => self.apply_put(by, expected, record),
             Fate::Contested => {
@@ -114,7 +114,7 @@ impl World {
             (Fault::MetaUnknownLate, Fate::UnknownLate),
         ];
         for (fault, fate) in fates {
-            let rate = self.swarm.rate(fault);
+            let rate = self.plan.swarm.rate(fault);
             if self.rng.chance(rate) {
                 return fate;
             }

@@ -128,8 +128,8 @@ impl World {
         if self.is_telling() {
             self.tell_request(node, conn, &message);
         }
-        let per_mille = self.ambushes;
-        self.delicate(match message.body {
+        let per_mille = self.plan.ambushes;
+        let per_mille = match message.body {
             Request::Promise { .. }
             | Request::Mark { .. }
             | Request::Resync { .. }
@@ -139,7 +139,11 @@ impl World {
             Request::Flush | Request::Digest { .. } => per_mille / 4,
             Request::Write { .. } | Request::Zero { .. } => per_mille / 20,
             Request::Commit { member: false } | Request::Read { .. } | Request::Renew => 0,
-        });
+        };
+        if per_mille > 0 {
+            let aim = self.other_end(node, conn).map(|other| (node, other));
+            self.delicate(per_mille, aim);
+        }
         let Some(s) = self.nodes[node].seat(seat) else { return };
         let asked = s.flows.entry(conn).or_default().asks(&message);
         self.judge("limits", asked);
@@ -164,7 +168,7 @@ impl World {
     }
 
     fn start_guest(&mut self, node: usize, seat: u64) {
-        let verifies = self.habits.verifies;
+        let verifies = self.plan.habits.verifies;
         let blocks: Vec<u64> = if verifies { self.oracle.blocks().collect() } else { Vec::new() };
         let Some(s) = self.nodes[node].seat(seat) else { return };
         let instance = s.instance;
@@ -189,7 +193,7 @@ impl World {
             self.schedule.at(quiet, Event::GuestTurn { node, seat });
             return;
         }
-        let mut burst = self.rng.between(1, self.habits.depth as u64 * 2);
+        let mut burst = self.rng.between(1, self.plan.habits.depth as u64 * 2);
         while burst > 0 && self.guest_asks(node, seat) {
             burst -= 1;
         }
@@ -204,7 +208,7 @@ impl World {
 
     fn guest_asks(&mut self, node: usize, seat: u64) -> bool {
         let value = Value(self.fresh_value());
-        let depth = self.habits.depth;
+        let depth = self.plan.habits.depth;
         let Some(s) = self.nodes[node].seat.as_mut().filter(|s| s.id == seat) else { return false };
         if s.guest.pending.len() >= depth || !s.primary.has_room() {
             return false;
@@ -212,7 +216,7 @@ impl World {
         if !s.guest.running && s.guest.to_verify.is_empty() {
             return false;
         }
-        let asked = s.guest.ask(&mut self.rng, &self.habits, value);
+        let asked = s.guest.ask(&mut self.rng, &self.plan.habits, value);
         let (instance, request) = (s.instance, asked.request);
         if asked.is_valid {
             self.oracle_hears(instance, &asked);

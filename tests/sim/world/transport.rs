@@ -47,11 +47,17 @@ impl World {
         }
     }
 
+    /// The node at the other end of a connection.
+    pub(crate) fn other_end(&self, node: usize, conn: Conn) -> Option<usize> {
+        let (wire, side) = self.net.find(node, conn)?;
+        self.net.connections.get(&wire).map(|c| c.ends[1 - side].node)
+    }
+
     /// Sends `packet` to `side`.
     fn post(&mut self, wire: Wire, side: usize, packet: Packet) {
         let Some(c) = self.net.connections.get(&wire) else { return };
         let (from, to) = (c.ends[1 - side].node, c.ends[side].node);
-        let far = || self.distance * self.detours[from][to];
+        let far = || self.plan.distance * self.plan.detours[from][to];
         let distance = if c.is_loopback() { 5 } else { far() };
         let delay = self.rng.latency(distance);
         let open_at = match self.net.blocked_until(from, to) {

@@ -7,6 +7,7 @@ use super::{Effect, MetaOp, MetaResult, Phase, Primary};
 use crate::alike::Aside;
 use crate::id::{InstanceId, ReplicaId, Revision, Tick, Token};
 use crate::limits;
+use crate::planted::Bug;
 use crate::record::{PrimaryRef, Record};
 use uuid::Uuid;
 
@@ -115,6 +116,7 @@ impl Primary {
     /// Proposes the next record. Nothing else may be undecided.
     pub(super) fn propose(&mut self, change: Change, record: Record) {
         assert!(self.cas.proposal.is_none(), "two changes of the record at once");
+        let record = self.spoiled(record);
         self.cas.proposal = Some(Proposal { change, record });
         self.put_proposal();
     }
@@ -183,11 +185,15 @@ impl Primary {
             self.cas.in_force = Some((record, revision));
             return self.on_changed(&proposal.change);
         }
+        if self.has(Bug::OverwriteRecord) && self.cas.claimed {
+            self.cas.in_force = self.cas.in_force.take().map(|(known, _)| (known, revision));
+            return self.put_proposal();
+        }
         if self.is_deposed_by(&record) {
             return self.fence();
         }
         let same = self.cas.in_force.as_ref().is_some_and(|(_, r)| *r == revision);
-        if same {
+        if same && !self.has(Bug::ForgetLateCas) {
             // Not applied so far; it may still be. Putting the same record under the same
             // revision again is harmless either way.
             return self.put_proposal();
@@ -303,7 +309,10 @@ impl Primary {
     /// The members of every version of the record that may be in force.
     pub(super) fn members_in_force(&self) -> Vec<ReplicaId> {
         let now = self.cas.record().into_iter().flat_map(Record::in_sync);
-        let next = self.cas.proposed().into_iter().flat_map(Record::in_sync);
+        let forgets =
+            matches!(self.cas.change(), Some(Change::Add(_))) && self.has(Bug::ForgetPendingAdd);
+        let next = self.cas.proposed().filter(|_| !forgets);
+        let next = next.into_iter().flat_map(Record::in_sync);
         let mut rids: Vec<ReplicaId> = now.chain(next).map(|r| r.rid).collect();
         rids.sort_unstable();
         rids.dedup();

@@ -7,6 +7,7 @@ use super::{Phase, Primary, Purpose};
 use crate::guest::GuestError;
 use crate::id::ReplicaId;
 use crate::message::Request;
+use crate::planted::Bug;
 
 /// A detach that was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -72,15 +73,20 @@ impl Primary {
             }
             Stage::Flushing if closing.left.is_empty() => {
                 self.note_watermark();
+                if self.has(Bug::CloseUnclean) {
+                    return self.propose_close();
+                }
                 self.close_step(Stage::Cleaning, &Request::Close);
             }
-            Stage::Cleaning if closing.left.is_empty() => {
-                let txn = self.cas.next_txn(self.params.instance);
-                if let Some(next) = self.cas.record().map(|r| r.close(txn)) {
-                    self.propose(Change::Close, next);
-                }
-            }
+            Stage::Cleaning if closing.left.is_empty() => self.propose_close(),
             Stage::Draining | Stage::Flushing | Stage::Cleaning => {}
+        }
+    }
+
+    fn propose_close(&mut self) {
+        let txn = self.cas.next_txn(self.params.instance);
+        if let Some(next) = self.cas.record().map(|r| r.close(txn)) {
+            self.propose(Change::Close, next);
         }
     }
 

@@ -191,7 +191,7 @@ impl Primary {
 
     fn start_window(&mut self) {
         let lock = self.guests_next_lock();
-        let held = self.params.planted.has(Bug::ResyncWithoutLock);
+        let held = self.has(Bug::ResyncWithoutLock);
         let Some(job) = self.copy.as_mut() else { return };
         let Some((blocks, since)) = job.todo.pop_front() else { return };
         let (Some(first), Some(last)) = (blocks.ranges().first(), blocks.ranges().last()) else {
@@ -276,11 +276,15 @@ impl Primary {
 
     /// Decides for each block whether its content has to move. A fresh target has zeroes.
     fn plan_window(&mut self, lock: LockId, target: &[BlockDigest]) -> Option<()> {
+        let (equal, older) = (self.has(Bug::SkipEqualStamps), self.has(Bug::SkipOlderStamps));
         let job = self.copy.as_mut()?;
         let source = job.source;
         let window = job.windows.get_mut(&lock)?;
+        let trusted = |s: &BlockDigest, t: &BlockDigest| {
+            equal && t.stamp == s.stamp || older && t.stamp >= s.stamp
+        };
         let decide = |(i, s): (usize, &BlockDigest)| {
-            let same = target.get(i).map_or(s.zero, |t| t.digest == s.digest);
+            let same = target.get(i).map_or(s.zero, |t| t.digest == s.digest || trusted(s, t));
             let content = match (same, s.zero) {
                 (true, _) => ResyncContent::Same,
                 (false, true) => ResyncContent::Zero,
@@ -313,7 +317,14 @@ impl Primary {
     fn write_window(&mut self, lock: LockId, payload: Payload) -> Option<()> {
         let job = self.copy.as_ref()?;
         let target = job.target;
-        let blocks = job.windows.get(&lock)?.plan.clone();
+        let mut blocks = job.windows.get(&lock)?.plan.clone();
+        if self.has(Bug::NoStampAdoption) {
+            blocks.retain(|b| b.content != ResyncContent::Same);
+        }
+        if blocks.is_empty() {
+            self.finish_window(lock);
+            return Some(());
+        }
         let request = Request::Resync { blocks, payload };
         self.copy_call(target, Step::Write(lock), true, request);
         Some(())
@@ -329,7 +340,7 @@ impl Primary {
         let Some(job) = self.copy.as_mut() else { return };
         if let Some(window) = job.windows.remove(&lock) {
             job.progress.done_bytes += window.blocks.len() * u64::from(BLOCK_SIZE);
-            if job.locked && !self.params.planted.has(Bug::ResyncWithoutLock) {
+            if job.locked && !self.has(Bug::ResyncWithoutLock) {
                 self.release_lock(lock);
             }
         }

@@ -187,10 +187,12 @@ impl Primary {
         *self.guests.next_piece += 1;
         let id = LockId(*self.guests.next_piece);
         let mode = match self.guests.requests.get(&piece.request).map(Guest::mutates) {
-            Some(true) if !self.params.planted.has(Bug::NoRangeLock) => Mode::Exclusive,
+            Some(true) if !self.has(Bug::NoRangeLock) => Mode::Exclusive,
             Some(_) | None => Mode::Shared,
         };
-        let granted = piece.range.is_none_or(|range| self.locks.acquire(id, range, mode));
+        let unlocked = mode == Mode::Shared && self.has(Bug::UnlockedReads);
+        let granted =
+            unlocked || piece.range.is_none_or(|range| self.locks.acquire(id, range, mode));
         self.guests.pieces.insert(id, piece);
         if granted && !(self.guests.ready.is_empty() && self.start(id)) {
             self.guests.ready.push_back(id);
@@ -208,6 +210,7 @@ impl Primary {
                 Action::Write { range, fua: *fua, payload }
             }
             (GuestOp::Zero { fua, deallocate, .. }, Some(range)) => {
+                let range = self.discarded(range);
                 Action::Zero { range, fua: *fua, deallocate: *deallocate }
             }
             (GuestOp::Read { .. }, Some(range)) => return self.start_read(id, range),
@@ -218,6 +221,13 @@ impl Primary {
         }
         self.issue(id, action);
         true
+    }
+
+    /// What a discard of `range` discards.
+    fn discarded(&self, range: BlockRange) -> BlockRange {
+        let volume = self.cas.record().map_or(0, |r| r.blocks);
+        let longer = self.has(Bug::LongDiscard) && range.end() < volume;
+        BlockRange::new(range.start, range.count + u32::from(longer))
     }
 
     /// Reads from one member: the one on this node if it can, else another; each is tried once.
@@ -316,9 +326,10 @@ impl Primary {
     /// A piece has its result; the request is answered with its last piece.
     pub(super) fn piece_done(&mut self, id: PieceId) {
         let Some(request) = self.guests.pieces.get(&id).map(|p| p.request) else { return };
+        let hasty = self.has(Bug::FirstPiece);
         let Some(guest) = self.guests.requests.get_mut(&request) else { return };
         guest.running -= 1;
-        if guest.running > 0 || !guest.is_issued() {
+        if guest.running > 0 && !(hasty && guest.mutates()) || !guest.is_issued() {
             return;
         }
         let Some(guest) = self.guests.requests.remove(&request) else { return };

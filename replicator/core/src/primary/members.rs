@@ -52,7 +52,8 @@ impl Primary {
         let Some(record) = self.cas.record().cloned() else { return };
         for rid in &lost {
             let txn = self.cas.next_txn(self.params.instance);
-            if let Some(next) = record.remove(*rid, txn) {
+            let next = record.remove(*rid, txn);
+            if let Some(next) = next.or_else(|| self.removed_below_min(&record, *rid, txn)) {
                 return self.propose(Change::Remove(*rid), next);
             }
         }

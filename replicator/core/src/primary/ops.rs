@@ -109,12 +109,12 @@ impl Primary {
     /// target.
     pub(super) fn required(&self) -> Vec<ReplicaId> {
         let mut required = self.members_in_force();
-        if self.params.planted.has(Bug::AckBeforeRemoval)
+        if self.has(Bug::AckBeforeRemoval)
             && let Some(proposed) = self.cas.proposed()
         {
             required = proposed.in_sync().map(|r| r.rid).collect();
         }
-        if let Some(rid) = self.catching().filter(|_| !self.params.planted.has(Bug::NoCatching)) {
+        if let Some(rid) = self.catching().filter(|_| !self.has(Bug::NoCatching)) {
             required.push(rid);
         }
         required
@@ -127,7 +127,8 @@ impl Primary {
     /// Who gets an operation issued now.
     fn targets(&self) -> Vec<ReplicaId> {
         let mut targets = self.members_in_force();
-        targets.extend(self.resync_target());
+        let late = self.has(Bug::NoForward) && self.catching().is_none();
+        targets.extend(self.resync_target().filter(|_| !late));
         targets.sort_unstable();
         targets.dedup();
         targets.retain(|rid| self.is_serving(*rid));
@@ -253,13 +254,18 @@ impl Primary {
             return;
         }
         let required = self.required();
+        let (hasty, unlocks) = (self.has(Bug::AckFirst), self.has(Bug::EarlyUnlock));
         let Some(op) = self.ops.ops.get_mut(&seq) else { return };
-        let complete = required.iter().all(|rid| op.acked.contains(rid));
+        let mut complete = required.iter().all(|rid| op.acked.contains(rid));
+        complete |= hasty && required.iter().any(|rid| op.acked.contains(rid));
         if complete && !op.done {
             op.done = true;
             let piece = op.piece;
             self.assert_enough_copies();
             self.piece_done(piece);
+            if unlocks {
+                self.release_piece(piece);
+            }
         }
         let Some(op) = self.ops.ops.get(&seq) else { return };
         if op.done && op.sent.is_subset(&op.acked) {
@@ -284,14 +290,15 @@ impl Primary {
     /// Every mutation up to here is retired on all targets. It does not move while a change of
     /// the record is undecided, nor before the volume is open (rule R5).
     pub(super) fn watermark(&self) -> Seq {
-        if self.params.planted.has(Bug::EarlyCommit) && self.is_open() {
+        if self.has(Bug::EarlyCommit) && self.is_open() {
             return Seq(self.next_seq.0 - 1);
         }
         self.ops.watermark
     }
 
     pub(super) fn note_watermark(&mut self) {
-        if !self.is_open() || self.cas.proposed().is_some() {
+        let pending = self.cas.proposed().is_some() && !self.has(Bug::CommitWhilePending);
+        if !self.is_open() || pending {
             return;
         }
         let op = self.ops.ops.iter().find(|(_, op)| op.action.mutates()).map(|(seq, _)| *seq);

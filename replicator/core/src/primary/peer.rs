@@ -395,11 +395,12 @@ impl Primary {
         let now = self.now;
         self.note_promise(rid, &promised);
         let as_member = self.is_open() && self.is_required(rid);
-        let careless = self.params.planted.has(Bug::ResumeUnclean);
+        let careless = self.has(Bug::ResumeUnclean);
+        let forgets = self.has(Bug::SecondReconnect);
         let Some(peer) = self.peers.get_mut(&rid) else { return };
         let same = peer.known == Some(promised.incarnation);
         let acceptable = !as_member || same || !promised.unclean || careless;
-        if acceptable {
+        if acceptable || forgets {
             peer.known = Some(promised.incarnation);
         }
         peer.session = Some(promised);

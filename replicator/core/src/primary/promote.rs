@@ -89,6 +89,11 @@ impl Primary {
         }
         if self.promotion.source == Some(rid) {
             self.restart_promotion();
+        } else if self.has(Bug::KeepVoidRepair)
+            && let Some(stage) = self.promotion.stages.get_mut(&rid)
+            && matches!(stage, Stage::Settled | Stage::Flushing | Stage::Durable)
+        {
+            *stage = Stage::Durable;
         } else {
             self.promotion.stages.remove(&rid);
             if self.copy.as_ref().is_some_and(|job| job.target() == rid) {
@@ -101,6 +106,9 @@ impl Primary {
     pub(super) fn restart_promotion(&mut self) {
         self.abort_copy();
         self.promotion.restart();
+        if self.has(Bug::StalePromise) {
+            return;
+        }
         // What the old attempt wrote has to be finished, and to be seen in the new promise.
         let dirty = |(_, peer): &(&ReplicaId, &super::Peer)| peer.is_dirty();
         let rids: Vec<ReplicaId> = self.peers.iter().filter(dirty).map(|(rid, _)| *rid).collect();
@@ -132,7 +140,7 @@ impl Primary {
     /// P3 and P4.
     fn choose_source(&mut self) {
         let members = self.members();
-        let outside = self.params.planted.has(Bug::SourceFromOutside);
+        let outside = self.has(Bug::SourceFromOutside);
         let eligible = |rid: &ReplicaId| outside || members.contains(rid);
         let mut up: Vec<(ReplicaId, &Promised)> = Vec::new();
         for (rid, peer) in self.peers.iter().filter(|(rid, _)| eligible(rid)) {
@@ -157,14 +165,15 @@ impl Primary {
         if !silent.is_empty() && waited < wait {
             return;
         }
-        if all_lossy && self.promotion.live {
+        if all_lossy && self.promotion.live && !self.has(Bug::LiveLossy) {
             // G4: acknowledged data may be gone under a mounted device: better an error.
             return self.fence();
         }
         let local = |rid: ReplicaId| self.peers[&rid].node() == &self.params.node;
+        let lossy = self.has(Bug::LossySource);
         let rank = |(rid, s): &(ReplicaId, &Promised)| {
             let inside = members.contains(rid) == outside;
-            (inside, s.unclean, s.lossy, !local(*rid), *rid)
+            (inside, s.unclean != lossy, s.lossy != lossy, !local(*rid), *rid)
         };
         self.promotion.source = up.iter().min_by_key(|c| rank(c)).map(|(rid, _)| *rid);
     }
@@ -215,11 +224,17 @@ impl Primary {
         let (Some(s), Some(t)) = (self.session_of(source), self.session_of(target)) else {
             return BlockSet::new();
         };
-        if self.params.planted.has(Bug::NoRepair) {
+        if self.has(Bug::NoRepair) {
             return BlockSet::new();
         }
-        let mut repair = s.ring.clone();
-        repair.extend(&t.ring);
+        let mut repair = BlockSet::new();
+        if !self.has(Bug::RepairIgnoresRing) {
+            repair.extend(&s.ring);
+            repair.extend(&t.ring);
+        }
+        if self.has(Bug::RepairIgnoresLog) {
+            return repair;
+        }
         let blocks = self.cas.record().map_or(0, |r| r.blocks);
         for region in s.unresolved.iter().chain(&t.unresolved) {
             if let Some(range) = BlockRange::of_region(*region, blocks) {
@@ -239,7 +254,7 @@ impl Primary {
 
     /// Logs on the source what will be copied from it: the resolution must stick on both sides.
     fn mark_source(&mut self, source: ReplicaId, marks: BlockSet) {
-        if marks.is_empty() {
+        if marks.is_empty() || self.has(Bug::UnmarkedSource) {
             self.promotion.stages.entry(source).or_insert(Stage::Settled);
             return;
         }
@@ -284,7 +299,7 @@ impl Primary {
         let rids: Vec<ReplicaId> =
             self.promotion.stages.iter().filter(settled).map(|(rid, _)| *rid).collect();
         for rid in rids {
-            if self.params.planted.has(Bug::NoPromotionFlush) {
+            if self.has(Bug::NoPromotionFlush) {
                 self.promotion.stages.insert(rid, Stage::Durable);
             } else {
                 self.promotion.stages.insert(rid, Stage::Flushing);
@@ -328,8 +343,11 @@ impl Primary {
             Some(state) => {
                 let missed = self.missed_beside_stamps(target);
                 let since = state.since();
-                self.copy =
-                    Some(CopyJob::delta(source, target, since, missed, session.fresh, false));
+                self.copy = Some(if self.has(Bug::PartialSpare) {
+                    CopyJob::repair(source, target, missed)
+                } else {
+                    CopyJob::delta(source, target, since, missed, session.fresh, false)
+                });
                 self.drive_copy();
             }
         }
@@ -351,6 +369,9 @@ impl Primary {
         let txn = self.cas.next_txn(self.params.instance);
         if let Some(next) = self.cas.record().map(|r| r.open(&members, txn)) {
             self.propose(Change::Open, next);
+            if self.has(Bug::ServeBeforeOpen) {
+                self.set_phase(Phase::Active);
+            }
         }
     }
 

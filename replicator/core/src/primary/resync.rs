@@ -62,6 +62,9 @@ impl Primary {
     pub(super) fn catching(&self) -> Option<ReplicaId> {
         match self.resync.stage {
             Stage::Idle | Stage::Copying(_) => None,
+            Stage::Ready(_) if self.has(Bug::ForgetPendingAdd) && self.cas.proposed().is_some() => {
+                None
+            }
             Stage::Catching { target, .. } | Stage::Flushing(target) | Stage::Ready(target) => {
                 Some(target)
             }
@@ -95,7 +98,12 @@ impl Primary {
                 }
             }
             Stage::Catching { target, barrier } => {
-                if self.ops.has_acked_before(target, barrier) {
+                let swaps = self.members().iter().any(|rid| self.is_lost(*rid));
+                if swaps && self.has(Bug::UnflushedSwap) {
+                    self.resync.stage = Stage::Ready(target);
+                } else if self.ops.has_acked_before(target, barrier)
+                    || self.has(Bug::EarlyTargetFlush)
+                {
                     self.flush_target(target);
                 }
             }
@@ -124,7 +132,7 @@ impl Primary {
             return;
         }
         let Some(target) = self.next_target() else { return };
-        if self.peers[&target].is_dirty() {
+        if self.peers[&target].is_dirty() && !self.has(Bug::DirtyResync) {
             return self.renew_session(target);
         }
         let rank = |rid: &ReplicaId| {
@@ -148,7 +156,9 @@ impl Primary {
             peer.begin_resync();
         }
         self.forget_acks(target);
-        self.send_unacked(target);
+        if !self.has(Bug::NoResyncReplay) {
+            self.send_unacked(target);
+        }
         self.drive_copy();
     }
 
@@ -160,10 +170,10 @@ impl Primary {
             return BlockSet::new();
         };
         let mut missed = BlockSet::new();
-        if !self.params.planted.has(Bug::IgnoreTargetRing) {
+        if !self.has(Bug::IgnoreTargetRing) {
             missed.extend(&session.ring);
         }
-        if !self.params.planted.has(Bug::IgnoreTargetLog) {
+        if !self.has(Bug::IgnoreTargetLog) {
             let blocks = self.cas.record().map_or(0, |r| r.blocks);
             for region in &session.unresolved {
                 if let Some(range) = BlockRange::of_region(*region, blocks) {
@@ -190,7 +200,7 @@ impl Primary {
     }
 
     fn flush_target(&mut self, target: ReplicaId) {
-        if self.params.planted.has(Bug::NoTargetFlush) {
+        if self.has(Bug::NoTargetFlush) {
             self.resync.stage = Stage::Ready(target);
             return;
         }
@@ -234,7 +244,7 @@ impl Primary {
     pub(super) fn resync_lost(&mut self, rid: ReplicaId) {
         let as_source = self.copy.as_ref().is_some_and(|job| job.source() == rid);
         let as_target = self.resync_target() == Some(rid);
-        let resumes = as_target && self.params.planted.has(Bug::ResumeResync);
+        let resumes = as_target && self.has(Bug::ResumeResync);
         if as_source || (as_target && !resumes) {
             self.abort_resync();
         }

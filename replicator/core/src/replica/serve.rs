@@ -6,6 +6,7 @@ use super::{Effect, InFlight, Replica, Role};
 use crate::id::{Conn, Gen, Tick, Token};
 use crate::limits::{self, MAX_OP_BLOCKS};
 use crate::message::{Header, Payload, Refusal, Reply, Request, ResyncBlock, ResyncContent};
+use crate::planted::Bug;
 use crate::range::{BlockRange, BlockSet};
 use crate::store::{StoreError, StoreNote, StoreOp, StoreReply};
 
@@ -45,6 +46,9 @@ impl Replica {
                 self.mutate(conn, header, range.into(), op, out);
             }
             Request::Resync { blocks, payload } => {
+                if self.planted.has(Bug::EarlyTargetClean) {
+                    self.settle(&header, out);
+                }
                 let set = blocks.iter().map(|b| BlockRange::new(b.block, 1)).collect();
                 self.mutate(conn, header, set, StoreOp::Resync { blocks, payload }, out);
             }
@@ -128,7 +132,7 @@ impl Replica {
 
     /// A write that was in the store while the generation rose gets the new stamp after all (R4).
     fn restamp_if_overtaken(&self, blocks: &BlockSet, stamp: Gen, out: &mut Vec<Effect>) {
-        if stamp < self.view && !self.planted.has(crate::planted::Bug::NoRingRestamp) {
+        if stamp < self.view && !self.planted.has(Bug::NoRingRestamp) {
             let blocks = blocks.clone();
             out.push(Effect::Note(StoreNote::Restamp { blocks, stamp: self.view }));
         }

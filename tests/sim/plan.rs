@@ -1,0 +1,250 @@
+//! What a seed makes of its world: how large it is, how far apart, what goes wrong in it, and how
+//! its guests behave. Most worlds are drawn at random; some are **directed**: they make a course
+//! of events likely that random faults hardly ever produce.
+
+use lockstep_core::planted::Planted;
+use lockstep_store::Tuning;
+use std::collections::BTreeSet;
+
+use crate::fault::{Fault, Swarm};
+use crate::guest::Habits;
+use crate::rng::Rng;
+
+/// What to run.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Decides everything that is not decided below.
+    pub seed: u64,
+    /// A rule to break.
+    pub planted: Planted,
+    /// The kind of world; the seed's own choice if not given.
+    pub profile: Option<Profile>,
+    /// Faults to leave out.
+    pub without: BTreeSet<Fault>,
+    /// When the faults end at the latest, virtual milliseconds.
+    pub chaos_ms: Option<u64>,
+    /// Most requests of the guest under way; the seed's own choice if not given.
+    pub depth: Option<usize>,
+}
+
+impl Options {
+    /// The seed with a bug planted, and nothing else.
+    #[must_use]
+    pub fn new(seed: u64, planted: Planted) -> Self {
+        Self { seed, planted, ..Self::default() }
+    }
+}
+
+macro_rules! profiles {
+    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        /// A kind of world.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Profile { $($(#[$doc])* $name,)* }
+
+        impl Profile {
+            /// All of them, with the names used on the command line.
+            pub const ALL: &'static [(Self, &'static str)] = &[$((Self::$name, $text),)*];
+        }
+    };
+}
+
+profiles! {
+    /// Everything at random.
+    Any = "any";
+    /// Primaries change often, mostly to nodes without a copy, and lose sessions while they repair.
+    Promotion = "promotion";
+    /// Copies leave and come back all the time, and fail while they do.
+    Return = "return";
+    /// As few members as the volume may have, and spares: who fails is replaced in one step.
+    Swap = "swap";
+    /// The record store says nothing, and does late what it was asked.
+    LateChange = "late-change";
+    /// Power is lost again and again, soon after flushes.
+    PowerCuts = "power-cuts";
+}
+
+impl Profile {
+    /// The name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(p, _)| *p == self).map_or("", |(_, name)| name)
+    }
+
+    fn draw(rng: &mut Rng) -> Self {
+        if rng.chance(850) {
+            return Self::Any;
+        }
+        let directed: Vec<Self> = Self::ALL.iter().map(|(p, _)| *p).skip(1).collect();
+        rng.pick(&directed).unwrap_or(Self::Any)
+    }
+
+    /// The faults of a directed world, with the typical milliseconds between two or the number in
+    /// a thousand operations.
+    fn faults(self) -> &'static [(Fault, u64)] {
+        match self {
+            Self::Any => &[],
+            Self::Promotion => &[
+                (Fault::Takeover, 1500),
+                (Fault::PrimaryRestart, 4000),
+                (Fault::ConnectionReset, 2000),
+                (Fault::ProcessKill, 6000),
+                (Fault::DiskError, 12_000),
+            ],
+            Self::Return => &[
+                (Fault::ConnectionReset, 800),
+                (Fault::Pause, 3000),
+                (Fault::ProcessKill, 3000),
+                (Fault::Partition, 4000),
+                (Fault::Takeover, 5000),
+                (Fault::PrimaryRestart, 5000),
+            ],
+            Self::Swap => &[
+                (Fault::ProcessKill, 2500),
+                (Fault::PowerLoss, 6000),
+                (Fault::Pause, 4000),
+                (Fault::Partition, 4000),
+                (Fault::ControllerAdd, 1500),
+            ],
+            Self::LateChange => &[
+                (Fault::MetaUnknownLate, 250),
+                (Fault::MetaUnknownApplied, 150),
+                (Fault::MetaUnknownLost, 150),
+                (Fault::ConnectionReset, 900),
+                (Fault::Pause, 2500),
+                (Fault::ProcessKill, 4000),
+                (Fault::Takeover, 6000),
+            ],
+            Self::PowerCuts => &[
+                (Fault::PowerLoss, 2500),
+                (Fault::ClusterPowerLoss, 5000),
+                (Fault::Takeover, 4000),
+                (Fault::PrimaryRestart, 5000),
+                (Fault::ConnectionReset, 3000),
+            ],
+        }
+    }
+}
+
+/// What a world is made with.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Its kind.
+    pub profile: Profile,
+    /// What goes wrong, and how often.
+    pub swarm: Swarm,
+    /// How the guests behave.
+    pub habits: Habits,
+    /// Number of nodes.
+    pub nodes: usize,
+    /// Copies at the beginning.
+    pub repl: usize,
+    /// Fewest members.
+    pub min_in_sync: u8,
+    /// Typical delay of a message, microseconds.
+    pub distance: u64,
+    /// How many times farther each node is from each other one, by direction.
+    pub detours: Vec<Vec<u64>>,
+    /// How many times slower than usual all disks are.
+    pub disk_factor: u64,
+    /// Delicate moments among a thousand at which a fault strikes.
+    pub ambushes: u64,
+    /// Does it strike those who are concerned?
+    pub aims: bool,
+    /// Primaries among a thousand that start on a node without a copy, if there is one.
+    pub away: u64,
+    /// How long faults happen, milliseconds.
+    pub chaos_ms: u64,
+    /// How long nobody may serve before another primary is started, milliseconds.
+    pub patience_ms: u64,
+    /// How stores clean.
+    pub tuning: Tuning,
+}
+
+impl Plan {
+    /// What `options` say, and the rest at random.
+    #[must_use]
+    pub fn draw(options: &Options, rng: &mut Rng) -> Self {
+        let drawn = Profile::draw(rng);
+        let mut plan = Self::any(options.profile.unwrap_or(drawn), rng);
+        if plan.profile != Profile::Any {
+            plan.direct(rng);
+        }
+        plan.swarm.leave_out(&options.without);
+        plan.chaos_ms = plan.chaos_ms.min(options.chaos_ms.unwrap_or(u64::MAX)).max(1);
+        plan.habits.depth = options.depth.unwrap_or(plan.habits.depth).max(1);
+        plan
+    }
+
+    fn any(profile: Profile, rng: &mut Rng) -> Self {
+        let nodes = usize::try_from(rng.between(3, 5)).unwrap_or(3);
+        let repl = rng.pick(&[1, 2, 2, 2, 3, 3, 3, 3, 4, 5]).unwrap_or(3).min(nodes);
+        let usual = if repl <= 2 { 1 } else { 2 };
+        let min = if rng.chance(600) { usual } else { rng.between(1, repl as u64) };
+        let chaos_ms = rng.between(8, 50) * 1000;
+        Self {
+            profile,
+            swarm: Swarm::draw(rng),
+            habits: Habits::draw(rng),
+            nodes,
+            repl,
+            min_in_sync: u8::try_from(min).unwrap_or(1),
+            distance: rng.pick(&[30, 300, 3000, 20_000]).unwrap_or(300),
+            detours: detours(nodes, rng),
+            disk_factor: rng.pick(&[1, 1, 10, 100]).unwrap_or(1),
+            ambushes: rng.pick(&[0, 0, 10, 50, 200]).unwrap_or(0),
+            aims: rng.chance(500),
+            away: rng.pick(&[0, 0, 300]).unwrap_or(0),
+            chaos_ms: if rng.chance(100) { chaos_ms * 3 } else { chaos_ms },
+            patience_ms: rng.between(4, 15) * 1000,
+            tuning: tuning(rng),
+        }
+    }
+
+    /// Makes the world what its profile says.
+    fn direct(&mut self, rng: &mut Rng) {
+        self.swarm = Swarm::of(self.profile.faults(), rng);
+        self.nodes = usize::try_from(rng.between(4, 5)).unwrap_or(4);
+        self.detours = detours(self.nodes, rng);
+        self.repl = rng.pick(&[2, 3, 3, 3]).unwrap_or(3);
+        self.min_in_sync = if rng.chance(700) { 1 } else { 2 };
+        self.chaos_ms = rng.between(8, 20) * 1000;
+        self.patience_ms = rng.between(2, 6) * 1000;
+        (self.aims, self.ambushes) = (true, rng.pick(&[50, 200, 500]).unwrap_or(200));
+        self.habits.few(rng);
+        match self.profile {
+            Profile::Any => {}
+            Profile::Promotion => self.away = 800,
+            Profile::Return => self.habits.repeats = rng.pick(&[0, 300, 700]).unwrap_or(0),
+            Profile::Swap => {
+                self.repl = rng.pick(&[2, 2, 3]).unwrap_or(2);
+                self.min_in_sync = u8::try_from(self.repl).unwrap_or(2);
+            }
+            Profile::LateChange => self.ambushes = 50,
+            Profile::PowerCuts => self.habits.mix = [10, 50, 10, 30],
+        }
+    }
+}
+
+/// Some worlds have nodes that are near in one direction and far in another.
+fn detours(nodes: usize, rng: &mut Rng) -> Vec<Vec<u64>> {
+    let uneven = rng.chance(500);
+    let mut detour = |_| if uneven { rng.pick(&[1, 1, 3, 8]).unwrap_or(1) } else { 1 };
+    (0..nodes).map(|_| (0..nodes).map(&mut detour).collect()).collect()
+}
+
+/// Stores that clean early and often, or as in the daemon.
+fn tuning(rng: &mut Rng) -> Tuning {
+    let usual = Tuning::default();
+    if rng.chance(400) {
+        return usual;
+    }
+    let active_max = rng.pick(&[2, 3, 6, 1000]).unwrap_or(6);
+    Tuning {
+        active_max,
+        clean_above: active_max / 2,
+        idle_ms: rng.pick(&[5, 50, 500, 5000]).unwrap_or(500),
+        clean_batch: rng.pick(&[1, 2, 256]).unwrap_or(2),
+        ahead: rng.pick(&[0, 1, 16]).unwrap_or(0),
+        cached_tables: rng.pick(&[0, 1, 1000]).unwrap_or(1000),
+    }
+}
