@@ -78,6 +78,7 @@ impl Stage {
         match words.as_slice() {
             ["create", rest @ ..] => self.create(rest),
             ["claim", n] => self.claim(&node(n)),
+            ["scrub", n] => self.tell(&node(n), primary::Event::Scrub),
             ["close", n] => self.tell(&node(n), primary::Event::Close),
             ["write", n, at, byte] => {
                 let byte = byte.bytes().next().expect("a letter");
@@ -338,6 +339,7 @@ impl Stage {
                 self.say(format!("{name} guest #{request}: {what}"));
             }
             primary::Effect::Phase(phase) => self.on_phase(name, phase),
+            primary::Effect::Notice(notice) => self.say(format!("{name} notes {notice:?}")),
         }
     }
 

@@ -44,6 +44,8 @@ pub struct Coverage {
     pub garbled_frames_noticed: u64,
     /// Pages that a power loss took back.
     pub pages_lost: u64,
+    /// Bad blocks that were rewritten with what another member held.
+    pub mended: u64,
 }
 
 impl Coverage {
@@ -69,6 +71,7 @@ impl Coverage {
             late_acks,
             garbled_frames_noticed,
             pages_lost,
+            mended,
         } = other;
         self.claims += claims;
         self.promotions += promotions;
@@ -89,6 +92,7 @@ impl Coverage {
         self.late_acks += late_acks;
         self.garbled_frames_noticed += garbled_frames_noticed;
         self.pages_lost += pages_lost;
+        self.mended += mended;
     }
 }
 

@@ -33,6 +33,10 @@ pub const MEMBER_GRACE_MS: u64 = 1000;
 /// An operation unanswered for so long on a live connection fails its replica: a hung disk looks
 /// like a dead node.
 pub const OP_FAIL_MS: u64 = 3000;
+/// A read unanswered for so long is asked of another member too.
+pub const READ_HEDGE_MS: u64 = 1000;
+/// Ranges with bad blocks that wait to be mended; what finds no place is met again.
+pub const MEND_QUEUE: usize = 1024;
 /// Pause before a replica that refused a promise is asked again: it may have been reopened.
 pub const PROMISE_RETRY_MS: u64 = 500;
 /// P3: how long promotion waits for the other members after the first has answered.
@@ -77,3 +81,4 @@ const _: () = assert!(LEASE_MS - RENEW_MS >= HEARTBEAT_MS);
 const _: () = assert!(CREDIT_BYTES >= 4 * MAX_DATA_BYTES as u64);
 const _: () = assert!(120_000 * 4 < MAX_BODY_BYTES);
 const _: () = assert!(MAX_VOLUME_BLOCKS / 256 <= u32::MAX as u64);
+const _: () = assert!(READ_HEDGE_MS < OP_FAIL_MS);

@@ -122,6 +122,10 @@ bugs! {
         "let a healthy member go before what it has is durable on the others";
     NoReadLease = "no-read-lease", "G1": "serve reads without the lease";
     NoLeaseWait = "no-lease-wait", "P7": "open while an older primary may hold a lease";
+    MendWithoutLock = "mend-without-lock", "S4": "rewrite a bad block without its range lock";
+    NoChecksumCheck = "no-checksum-check", "G7": "give out what does not match its checksum";
+    RetryFailedFlush = "retry-failed-flush", "R6":
+        "flush again after a failed flush, and believe it";
 }
 
 /// Which bug is planted, if any.

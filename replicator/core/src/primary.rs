@@ -8,11 +8,14 @@ mod cas;
 mod close;
 mod copy;
 mod guests;
+mod heal;
 mod lease;
 mod members;
+mod mend;
 mod ops;
 mod peer;
 mod promote;
+mod reads;
 mod release;
 mod resync;
 mod spoil;
@@ -26,6 +29,7 @@ use self::close::Closing;
 use self::copy::CopyJob;
 use self::guests::Guests;
 use self::lease::OldLease;
+use self::mend::Mending;
 use self::ops::Ops;
 use self::peer::Peer;
 use self::promote::Promotion;
@@ -81,6 +85,9 @@ pub enum Event {
     /// A member that is healthy is one too many, or its node is being emptied: it is to leave
     /// (T5) if as many copies as wanted stay. If not, nothing happens; ask again.
     Release(ReplicaId),
+    /// Read every block of every member, mend what is bad, compare the members. Nothing happens
+    /// if that is under way, or if the volume is not served.
+    Scrub,
     /// Detach: finish what is in flight, flush, close the replicas, leave the record clean.
     Close,
     /// The deadline passed.
@@ -148,6 +155,30 @@ pub enum Effect {
     },
     /// The phase changed.
     Phase(Phase),
+    /// Somebody should know of this: it belongs into the log.
+    Notice(Notice),
+}
+
+/// What a person should know of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Notice {
+    /// A block was bad on a member, and was rewritten with what another member holds.
+    Mended {
+        /// On which member.
+        replica: ReplicaId,
+        /// Which block.
+        block: u64,
+    },
+    /// No member can give this block: reading it fails until it is written again.
+    Unreadable {
+        /// Which block.
+        block: u64,
+    },
+    /// A scrub found that members differ, each with the right checksum.
+    Diverged {
+        /// Which block.
+        block: u64,
+    },
 }
 
 /// Where a primary is in its life.
@@ -186,6 +217,8 @@ pub enum Reason {
     CommitIdle,
     /// To start or restart a resync.
     Resync,
+    /// To ask another member for what one has not read in time.
+    HedgeRead,
 }
 
 /// A list of effects that a step fills.
@@ -221,6 +254,17 @@ pub struct Status {
     pub counters: Counters,
     /// Guest requests not answered yet.
     pub pending_requests: usize,
+    /// Progress of a scrub, if one runs.
+    pub scrub: Option<ScrubProgress>,
+}
+
+/// Progress of a scrub, in bytes of the volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubProgress {
+    /// Read so far, on each member.
+    pub done_bytes: u64,
+    /// Size of the volume.
+    pub total_bytes: u64,
 }
 
 /// One replica as its primary sees it.
@@ -230,6 +274,8 @@ pub struct ReplicaStatus {
     pub connected: bool,
     /// Progress of its resync, if one runs.
     pub resync: Option<ResyncProgress>,
+    /// Bad blocks on it that were rewritten since the claim.
+    pub mended_blocks: u64,
 }
 
 /// Progress of a resync, in bytes of the volume.
@@ -266,6 +312,12 @@ pub struct Counters {
     pub resyncs_done: u64,
     /// Members removed (T5).
     pub removals: u64,
+    /// Blocks that were bad on a member and were rewritten there.
+    pub mended_blocks: u64,
+    /// Times that no member could give a block.
+    pub unreadable_blocks: u64,
+    /// Blocks in which a scrub found members that differ.
+    pub diverged_blocks: u64,
 }
 
 /// The primary of one attached volume.
@@ -298,6 +350,8 @@ pub struct Primary {
     copy: Option<CopyJob>,
     /// Bringing a copy back, or filling a new one.
     resync: Resync,
+    /// Rewriting bad blocks.
+    mending: Mending,
     /// While draining.
     closing: Option<Closing>,
     /// A healthy member is leaving.
@@ -324,7 +378,9 @@ enum Purpose {
     Read(guests::PieceId),
     /// A step of the copy job.
     Copy(copy::Step),
-    /// A step of a copy job that was aborted; its window's lock is held until it is answered.
+    /// A step in mending the range under this lock.
+    Mend(crate::lock::LockId),
+    /// A step of a copy job or of mending that was aborted; its lock is held until it is answered.
     Abandoned(crate::lock::LockId),
     /// Renews the lease for reads.
     Renew,
@@ -360,6 +416,7 @@ impl Primary {
             old_lease: OldLease::default(),
             copy: None,
             resync: Resync::default(),
+            mending: Mending::default(),
             closing: None,
             release: None,
             next_seq: Seq(1),
@@ -379,6 +436,7 @@ impl Primary {
             Event::Meta { token, result } => self.on_meta(token, result),
             Event::RecordChanged => self.cas_refresh(),
             Event::Release(rid) => self.on_release(rid),
+            Event::Scrub => self.on_scrub(),
             Event::Close => self.on_close(),
             Event::Wake => self.on_wake(),
         }
@@ -399,7 +457,8 @@ impl Primary {
         let member = self.member_due().map(|at| (at, Reason::MemberGrace));
         let meta = self.cas.retry_at().map(|at| (at, Reason::MetaRetry));
         let again = self.promise_due().map(|at| (at, Reason::PromiseRetry));
-        [commit, resync, promise, lease, again, member, meta]
+        let hedge = self.hedge_due().map(|at| (at, Reason::HedgeRead));
+        [commit, resync, promise, lease, again, member, meta, hedge]
             .into_iter()
             .flatten()
             .min_by_key(|(at, _)| *at)
@@ -437,6 +496,7 @@ impl Primary {
         self.drive_members();
         self.drive_release();
         self.drive_resync();
+        self.drive_mend();
         self.drive_guests();
         self.drive_close();
         self.update_phase();
@@ -448,6 +508,7 @@ impl Primary {
         }
         self.send_idle_commits();
         self.retry_promises();
+        self.hedge_reads();
     }
 
     /// Suspended is Active with a member missing beyond its grace.
@@ -479,6 +540,7 @@ impl Primary {
         self.fail_all_guests(error);
         self.calls.clear();
         self.copy = None;
+        self.mending = Mending::default();
         let nodes: Vec<NodeId> = self.peers.values().map(|p| p.node().clone()).collect();
         self.peers.clear();
         self.out.extend(nodes.into_iter().map(Effect::Disconnect));

@@ -63,6 +63,12 @@ impl BlockRange {
         u64::from(self.count) * u64::from(BLOCK_SIZE)
     }
 
+    /// Is the block in it?
+    #[must_use]
+    pub fn contains(self, block: u64) -> bool {
+        self.blocks().contains(&block)
+    }
+
     /// Do the two share a block?
     #[must_use]
     pub fn overlaps(self, other: Self) -> bool {

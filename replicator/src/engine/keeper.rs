@@ -42,6 +42,8 @@ pub(super) struct Keeper {
     inputs: mpsc::UnboundedReceiver<Input>,
     /// How the replica was when it last ran.
     last: Option<Snapshot>,
+    /// Did a flush fail then?
+    lost_cache: bool,
 }
 
 impl Keeper {
@@ -53,7 +55,7 @@ impl Keeper {
         own: mpsc::UnboundedSender<Input>,
         inputs: mpsc::UnboundedReceiver<Input>,
     ) -> Self {
-        Self { context, dir, identity, own, inputs, last: None }
+        Self { context, dir, identity, own, inputs, last: None, lost_cache: false }
     }
 
     /// Runs the replica until it is told to stop.
@@ -65,6 +67,7 @@ impl Keeper {
             let mut driver = Driver::new(self.parts(files), self.own.clone());
             let outcome = driver.run(&mut self.inputs).await;
             self.last = Some(driver.snapshot());
+            self.lost_cache = driver.lost_cache();
             drop(driver);
             if let Outcome::Stopped(done) = outcome {
                 // Whoever asked may have gone.
@@ -106,7 +109,8 @@ impl Keeper {
             *pause = (*pause * 2).min(REOPEN_MAX);
             let (dir, volume) = (self.dir.clone(), self.identity.volume);
             let (direct_io, boot_id) = (self.context.direct_io, self.context.boot_id);
-            let open = move || opening::open(&dir, volume, direct_io, boot_id);
+            let lost_cache = self.lost_cache;
+            let open = move || opening::open(&dir, volume, direct_io, boot_id, lost_cache);
             match tokio::task::spawn_blocking(open).await {
                 Ok(Ok(files)) => {
                     tracing::info!(%volume, "failed replica opened again");

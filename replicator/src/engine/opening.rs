@@ -71,7 +71,8 @@ pub(super) fn identity_of(new: &NewReplica) -> Identity {
     Identity { volume: new.volume, replica: new.replica, lineage: new.lineage }
 }
 
-/// Opens the files in `dir`, which must be a replica of `volume`.
+/// Opens the files in `dir`, which must be a replica of `volume`. With `lost_cache`, a flush of
+/// them failed in this process.
 ///
 /// # Errors
 /// If they are not, or can't be used.
@@ -80,6 +81,7 @@ pub(super) fn open(
     volume: VolumeId,
     direct_io: bool,
     boot_id: [u8; 16],
+    lost_cache: bool,
 ) -> Result<OpenedFiles, OpeningError> {
     let files = ReplicaFiles::open(dir, direct_io)?;
     if files.direct() == DirectIo::Refused {
@@ -111,6 +113,7 @@ pub(super) fn open(
         regions: &regions,
         expect: None,
         boot_id,
+        lost_cache,
         tuning: Tuning::default(),
         planted: Planted::NONE,
     })?;

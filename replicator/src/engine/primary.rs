@@ -9,7 +9,7 @@ use std::time::Duration;
 use lockstep_core::guest::{GuestError, GuestOp, GuestReply};
 use lockstep_core::id::{Conn, InstanceId, NodeId, RequestId, Tick, Token, VolumeId};
 use lockstep_core::message::{Message, Reply};
-use lockstep_core::primary::{self, Effect, Event, MetaOp, MetaResult, Phase, Primary};
+use lockstep_core::primary::{self, Effect, Event, MetaOp, MetaResult, Notice, Phase, Primary};
 use lockstep_core::range::BLOCK_SIZE;
 use lockstep_meta::Meta;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -256,6 +256,7 @@ impl Driver {
             }
             Effect::Meta { token, op } => self.ask(token, op),
             Effect::Phase(phase) => self.on_phase(phase),
+            Effect::Notice(notice) => self.on_notice(notice),
         }
     }
 
@@ -272,6 +273,26 @@ impl Driver {
             self.leave();
         }
         self.parts.phase.send_replace(phase);
+    }
+
+    fn on_notice(&self, notice: Notice) {
+        let volume = self.parts.volume;
+        match notice {
+            Notice::Mended { replica, block } => {
+                tracing::warn!(%volume, %replica, block, "bad block rewritten: watch that disk");
+            }
+            Notice::Unreadable { block } => tracing::error!(
+                %volume,
+                block,
+                "no copy can give this block: reads of it fail until it is written again"
+            ),
+            Notice::Diverged { block } => tracing::error!(
+                %volume,
+                block,
+                "copies differ in this block although each has the right checksum: \
+                 please report this"
+            ),
+        }
     }
 
     fn on_guest(&mut self, now: Tick, guest: Guest) {

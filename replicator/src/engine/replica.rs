@@ -251,6 +251,11 @@ impl Driver {
         self.session.filter(|_| served).and_then(|conn| self.paths.get(&conn))
     }
 
+    /// Did a flush fail, so that un-flushed data may be gone?
+    pub(super) fn lost_cache(&self) -> bool {
+        self.parts.store.status().lost_cache
+    }
+
     pub(super) fn snapshot(&self) -> Snapshot {
         let core = self.parts.replica.status();
         let clock = self.parts.clock;

@@ -90,7 +90,7 @@ impl Replicas {
             tracing::error!(%volume, %here, %there, "two pools hold the volume: second one unused");
             return;
         }
-        let opened = opening::open(&found.dir, volume, self.direct_io, self.boot_id);
+        let opened = opening::open(&found.dir, volume, self.direct_io, self.boot_id, false);
         let kind = match opened {
             Ok(files) => self.run(&found, files),
             Err(e) => {

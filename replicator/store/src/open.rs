@@ -28,6 +28,9 @@ pub struct OpenParams<'a> {
     pub expect: Option<Identity>,
     /// Of the boot that this machine is in: tells a restart of the process from a reset.
     pub boot_id: [u8; 16],
+    /// Did a flush of these files fail since the machine started, see [`crate::Status`]? Then
+    /// what was not flushed may be gone, as after a reset.
+    pub lost_cache: bool,
     /// Limits and times.
     pub tuning: Tuning,
     /// A rule to break, for tests.
@@ -98,7 +101,7 @@ impl Store {
             activity.add_unresolved(*region, known.max(found.member_gen).max(Gen(1)));
         }
         let unresolved = activity.unresolved();
-        let lost_cache = found.lossy || found.boot_id != params.boot_id;
+        let lost_cache = params.lost_cache || found.lossy || found.boot_id != params.boot_id;
         let recovered = Recovered {
             promised: found.promised,
             attach_seq: found.attach_seq,

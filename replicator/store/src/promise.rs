@@ -61,7 +61,7 @@ impl Store {
         }
     }
 
-    fn write_superblock(&mut self) {
+    pub(crate) fn write_superblock(&mut self) {
         self.superblock.seq += 1;
         let (offset, data) = (self.superblock.offset(), self.superblock.encode());
         let kind = DiskOpKind::Write { file: File::Meta, offset, data, durable: true };

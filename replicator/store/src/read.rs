@@ -44,6 +44,8 @@ pub(crate) struct Reading {
 pub(crate) struct Digesting {
     blocks: BlockSet,
     since: Gen,
+    /// Number of mutations when it began.
+    began: u64,
     held: Vec<RegionIndex>,
     /// Once the tags are known.
     picked: Option<Vec<Pick>>,
@@ -126,6 +128,9 @@ impl Store {
     /// The checksum that a block must have, if that is known.
     fn expected_crc(&self, block: u64) -> Option<u32> {
         let region = region_of(block);
+        if self.planted.has(Bug::NoChecksumCheck) {
+            return None;
+        }
         match self.tags.get(region) {
             Some(table) => table.crc(slot(block)),
             None => self.is_untouched(region).then_some(ZERO_CRC),
@@ -198,6 +203,9 @@ impl Store {
             Ok(_) => Some(StoreError::Io),
             Err(error) => Some(StoreError::from(error)),
         };
+        if failed.is_some() {
+            self.distrust(region);
+        }
         for loader in loaders {
             match loader {
                 Loader::Cleaner => self.on_clean_loaded(region, failed.is_some()),
@@ -216,7 +224,9 @@ impl Store {
         let id = self.new_job();
         let (held, waiting) = self.hold_tables(&blocks, id);
         let (pieces, data) = (Vec::new(), Vec::new());
-        let work = Work::Digesting(Digesting { blocks, since, held, picked: None, pieces, data });
+        let began = self.tags.changes();
+        let digesting = Digesting { blocks, since, began, held, picked: None, pieces, data };
+        let work = Work::Digesting(digesting);
         self.jobs.insert(id, Job { token, waiting, failed: None, work });
         if waiting == 0 {
             self.advance_digesting(id);
@@ -248,7 +258,8 @@ impl Store {
             Some(error) => Err(error),
             None => {
                 self.learn_what_was_read(&digesting);
-                digests(&digesting).map(StoreReply::Digests)
+                let digests = digests(&digesting);
+                digests.and_then(|d| self.compared(&digesting, d)).map(StoreReply::Digests)
             }
         };
         self.answer(token, result);
@@ -270,6 +281,27 @@ impl Store {
                 table.set_crc(slot(pick.block), crc32c::crc32c(content));
             }
         }
+    }
+
+    /// The digests, unless a block does not match its checksum: what is compared with another copy
+    /// and found equal to it must not be what a disk that lost a write shows.
+    fn compared(
+        &self,
+        digesting: &Digesting,
+        digests: Vec<BlockDigest>,
+    ) -> Result<Vec<BlockDigest>, StoreError> {
+        let contents =
+            digesting.data.iter().flat_map(|data| data.chunks_exact(BLOCK_SIZE as usize));
+        let read = digesting.picked.iter().flatten().filter(|pick| pick.read);
+        for (Pick { block, .. }, content) in read.zip(contents) {
+            let expected = self.expected_crc(*block);
+            if expected.is_some_and(|expected| expected != crc32c::crc32c(content))
+                && !self.may_have_changed(*block, digesting.began)
+            {
+                return Err(StoreError::Checksum { block: *block });
+            }
+        }
+        Ok(digests)
     }
 
     /// The blocks of interest.

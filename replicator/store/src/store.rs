@@ -1,6 +1,6 @@
 //! The store: what comes in, what goes out, and what each result of the disk leads to.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use bytes::Bytes;
 use lockstep_core::id::{RegionIndex, Tick, Token};
@@ -55,6 +55,12 @@ pub struct Store {
     in_flight: BTreeMap<DiskOpId, Purpose>,
     replies: VecDeque<(Token, Result<StoreReply, StoreError>)>,
     faulted: bool,
+    /// Did a flush of the data fail?
+    lost_cache: bool,
+    /// Is that still to be written into the superblock?
+    unmarked: bool,
+    /// Regions whose tags can't be read: when the last of them is in the log, the store latches.
+    pub(crate) unreadable: BTreeSet<RegionIndex>,
 }
 
 /// What a disk operation is for.
@@ -117,6 +123,9 @@ pub struct Status {
     pub disk_ops: usize,
     /// Has the store latched?
     pub faulted: bool,
+    /// Did a flush fail? Then it must be said when the files are opened again: what was not
+    /// flushed may be gone.
+    pub lost_cache: bool,
 }
 
 /// What [`Store::open`] found, as parts of a store.
@@ -153,6 +162,9 @@ impl Store {
             in_flight: BTreeMap::new(),
             replies: VecDeque::new(),
             faulted: false,
+            lost_cache: false,
+            unmarked: false,
+            unreadable: BTreeSet::new(),
         };
         if let Some(last) = last_record {
             let (offset, data) = store.log.repeat(&last);
@@ -224,7 +236,7 @@ impl Store {
         let purpose = self.in_flight.remove(&id);
         assert!(purpose.is_some(), "disk operation {id:?} was not under way");
         if self.faulted {
-            return;
+            return self.mark_if_quiet();
         }
         match (purpose, result) {
             (Some(Purpose::LoadTags(region)), result) => self.on_tags(region, result),
@@ -233,6 +245,7 @@ impl Store {
             (Some(Purpose::FlushData), Err(_)) if self.planted.has(Bug::IgnoreFlushError) => {
                 self.on_data_flushed();
             }
+            (Some(Purpose::FlushData), Err(error)) => self.on_flush_failed(error),
             (Some(_), Err(error)) => self.latch(error),
             (Some(Purpose::Superblock), Ok(_)) => self.on_superblock(),
             (Some(Purpose::Append), Ok(_)) => self.on_appended(),
@@ -280,6 +293,7 @@ impl Store {
             damaged_regions: self.regions.damaged(),
             disk_ops: self.in_flight.len(),
             faulted: self.faulted,
+            lost_cache: self.lost_cache,
         }
     }
 
@@ -349,6 +363,25 @@ impl Store {
                 self.countdown(job);
             }
         }
+        self.latch_if_unreadable();
+    }
+
+    /// The tags of a region can't be read. The region goes into the log, so that the doubt is
+    /// remembered; then the store fails. After the next opening the region is unresolved, its tags
+    /// are not read, and are written anew once its content is settled.
+    pub(crate) fn distrust(&mut self, region: RegionIndex) {
+        self.activate(region, None);
+        self.unreadable.insert(region);
+        self.latch_if_unreadable();
+    }
+
+    fn latch_if_unreadable(&mut self) {
+        let is_set = |region: &RegionIndex| {
+            self.activity.get(*region).is_some_and(|entry| entry.phase == Phase::Set)
+        };
+        if !self.unreadable.is_empty() && self.unreadable.iter().all(is_set) {
+            self.latch(DiskError::Io);
+        }
     }
 
     /// Sees to it that a region is, or gets, active, and is not being cleaned. Is it set on disk
@@ -408,6 +441,27 @@ impl Store {
             (Some((Work::Mutation(_), _)) | None, Ok(_)) | (None, Err(_)) => {}
         }
         self.countdown(id);
+    }
+
+    /// After a failed flush the system may have dropped what was written, and reports success for
+    /// the next one (R6). That this replica may lack what it answered is its last word.
+    fn on_flush_failed(&mut self, error: DiskError) {
+        if self.planted.has(Bug::RetryFailedFlush) {
+            return self.issue(Purpose::FlushData, DiskOpKind::Sync { file: File::Data });
+        }
+        self.latch(error);
+        (self.lost_cache, self.unmarked) = (true, true);
+        self.mark_if_quiet();
+    }
+
+    /// Notes in the superblock that un-flushed data may be gone, if no promise is being written.
+    fn mark_if_quiet(&mut self) {
+        let busy = self.in_flight.values().any(|purpose| *purpose == Purpose::Superblock);
+        if self.unmarked && !busy {
+            self.unmarked = false;
+            self.superblock.lossy = true;
+            self.write_superblock();
+        }
     }
 
     /// Nothing can be trusted to be on the disk from now on.

@@ -292,7 +292,7 @@ impl World {
         let disk = formatted(rid, self.volume, self.lineage, self.plan.habits.blocks);
         let copy = Copy { rid, disk, host: None, fails_next: false, reopening: false };
         self.nodes[node].copy = Some(copy);
-        self.open_copy(node);
+        self.open_copy(node, false);
         self.controller_writes(record);
         true
     }

@@ -40,11 +40,11 @@ impl World {
         (n.up, n.process, n.clock) = (true, process, clock);
         let name = n.name.clone();
         self.say(|| format!("{name}: process starts"));
-        self.open_copy(node);
+        self.open_copy(node, false);
     }
 
     /// Opens the node's copy, if it has one.
-    pub(crate) fn open_copy(&mut self, node: usize) {
+    pub(crate) fn open_copy(&mut self, node: usize, lost_cache: bool) {
         let open = self.fresh_id();
         let incarnation = Incarnation(self.rng.bits());
         let (volume, lineage, planted) = (self.volume, self.lineage, self.planted);
@@ -60,6 +60,7 @@ impl World {
             regions: &whole(File::Regions),
             expect: Some(identity),
             boot_id,
+            lost_cache,
             tuning,
             planted,
         };
@@ -102,8 +103,10 @@ impl World {
         }
         let name = self.nodes[node].name.clone();
         self.say(|| format!("{name}: faulted copy is opened again"));
+        let lost_cache =
+            self.nodes[node].host(open).is_some_and(|(h, _)| h.store.status().lost_cache);
         self.abandon_copy(node);
-        self.open_copy(node);
+        self.open_copy(node, lost_cache);
         self.reset_acceptors(node);
     }
 

@@ -3,7 +3,7 @@
 use lockstep_core::guest::{GuestError, GuestOp, GuestReply};
 use lockstep_core::id::{Conn, InstanceId, RequestId};
 use lockstep_core::message::{Message, Request};
-use lockstep_core::primary::{Effect, Event as PrimaryEvent, Params, Phase, Primary};
+use lockstep_core::primary::{Effect, Event as PrimaryEvent, Notice, Params, Phase, Primary};
 use lockstep_core::range::BlockRange;
 use lockstep_core::wire::Frame;
 
@@ -121,6 +121,7 @@ impl World {
             }
             Effect::Reply { request, result } => self.guest_reply(node, seat, request, result),
             Effect::Phase(phase) => self.phase(node, seat, phase),
+            Effect::Notice(notice) => self.notice(node, seat, notice),
         }
     }
 
@@ -148,6 +149,20 @@ impl World {
         let asked = s.flows.entry(conn).or_default().asks(&message);
         self.judge("limits", asked);
         self.send(node, conn, &Frame::Request(message));
+    }
+
+    fn notice(&mut self, node: usize, seat: u64, notice: Notice) {
+        let name = self.nodes[node].name.clone();
+        self.say(|| format!("{name}: primary {seat} notes {notice:?}"));
+        match notice {
+            Notice::Mended { .. } => self.outcome.coverage.mended += 1,
+            Notice::Unreadable { block } => {
+                self.fail("readable", format!("no member can give block {block}"));
+            }
+            Notice::Diverged { block } => {
+                self.fail("identical", format!("a scrub finds that block {block} differs"));
+            }
+        }
     }
 
     fn phase(&mut self, node: usize, seat: u64, phase: Phase) {

@@ -42,6 +42,7 @@ impl World {
             PrimaryEvent::Meta { result, .. } => format!("hears of the record: {result:?}"),
             PrimaryEvent::RecordChanged => "is told that the record changed".to_owned(),
             PrimaryEvent::Release(rid) => format!("is told to let {rid} go"),
+            PrimaryEvent::Scrub => "is told to scrub".to_owned(),
             PrimaryEvent::Close => "is told to close".to_owned(),
             PrimaryEvent::Wake | PrimaryEvent::Guest { .. } => return,
         };

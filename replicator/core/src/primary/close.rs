@@ -68,7 +68,7 @@ impl Primary {
         let ready = self.cas.is_free() && self.members().iter().all(|rid| self.is_serving(*rid));
         match closing.stage {
             _ if !ready => {}
-            Stage::Draining if self.guests.is_empty() && self.ops.len() == 0 => {
+            Stage::Draining if self.is_quiet() => {
                 self.close_step(Stage::Flushing, &Request::Flush);
             }
             Stage::Flushing if closing.left.is_empty() => {
@@ -88,6 +88,11 @@ impl Primary {
         if let Some(next) = self.cas.record().map(|r| r.close(txn)) {
             self.propose(Change::Close, next);
         }
+    }
+
+    /// Is nothing under way that changes members?
+    fn is_quiet(&self) -> bool {
+        self.guests.is_empty() && self.ops.len() == 0 && self.mending.is_idle()
     }
 
     /// Asks every member for the same, as the next step.

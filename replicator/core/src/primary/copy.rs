@@ -8,12 +8,15 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
+use super::heal::Heal;
 use super::{Primary, Purpose, ResyncProgress};
 use crate::alike::Aside;
 use crate::id::{Gen, RegionIndex, ReplicaId};
 use crate::limits;
 use crate::lock::{LockId, Mode};
-use crate::message::{BlockDigest, Payload, Refusal, Reply, Request, ResyncBlock, ResyncContent};
+use crate::message::{
+    BlockDigest, Digest, Payload, Refusal, Reply, Request, ResyncBlock, ResyncContent,
+};
 use crate::planted::Bug;
 use crate::range::{BLOCK_SIZE, BlockRange, BlockSet};
 
@@ -30,18 +33,25 @@ pub(super) enum Step {
     Read(LockId),
     /// Content and stamps arrive at the target.
     Write(LockId),
+    /// The source reads one block, to tell whether it is bad.
+    Probe(LockId),
+    /// Another member reads a block that is bad on the source.
+    HealRead(LockId, u64),
+    /// The source writes it.
+    HealWrite(LockId, u64),
 }
 
 /// Blocks to bring over under one lock.
 #[derive(Clone, Debug, Hash)]
-struct Window {
+pub(super) struct Window {
     /// Which blocks the source is asked about, and from which stamp on they are of interest.
-    blocks: BlockSet,
+    pub(super) blocks: BlockSet,
     since: Gen,
     /// The source's answer.
     source: Vec<BlockDigest>,
     /// What will be done with each.
     plan: Vec<ResyncBlock>,
+    pub(super) heal: Heal,
 }
 
 /// One target's copy job.
@@ -70,7 +80,10 @@ impl Step {
             Self::SourceDigest(lock)
             | Self::TargetDigest(lock)
             | Self::Read(lock)
-            | Self::Write(lock) => Some(*lock),
+            | Self::Write(lock)
+            | Self::Probe(lock)
+            | Self::HealRead(lock, _)
+            | Self::HealWrite(lock, _) => Some(*lock),
         }
     }
 }
@@ -123,6 +136,10 @@ impl CopyJob {
     fn add_window(&mut self, blocks: BlockSet, since: Gen) {
         self.progress.total_bytes += blocks.len() * u64::from(BLOCK_SIZE);
         self.todo.push_back((blocks, since));
+    }
+
+    pub(super) fn window(&mut self, lock: LockId) -> Option<&mut Window> {
+        self.windows.get_mut(&lock)
     }
 
     pub(super) fn source(&self) -> ReplicaId {
@@ -185,7 +202,13 @@ impl Primary {
         }
     }
 
-    fn copy_call(&mut self, rid: ReplicaId, step: Step, mutates: bool, request: Request) {
+    pub(super) fn copy_call(
+        &mut self,
+        rid: ReplicaId,
+        step: Step,
+        mutates: bool,
+        request: Request,
+    ) {
         self.call(rid, Purpose::Copy(step), mutates, request);
     }
 
@@ -199,7 +222,8 @@ impl Primary {
         };
         let count = u32::try_from(last.end() - first.start).unwrap_or(limits::MAX_OP_BLOCKS);
         let range = BlockRange::new(first.start, count);
-        let window = Window { blocks, since, source: Vec::new(), plan: Vec::new() };
+        let window =
+            Window { blocks, since, source: Vec::new(), plan: Vec::new(), heal: Heal::default() };
         job.windows.insert(lock, window);
         let unlocked = !job.locked || held;
         if unlocked || self.locks.acquire(lock, range, Mode::Exclusive) {
@@ -223,7 +247,7 @@ impl Primary {
             (Step::TargetDigest(lock), Reply::Digests(d)) => self.on_target_digests(*lock, &d),
             (Step::Read(lock), Reply::Data(payload)) => self.on_content(*lock, payload),
             (Step::Write(lock), Reply::Done) => self.on_written_over(*lock),
-            _ => None,
+            (step, reply) => self.on_heal(rid, step, reply),
         };
         if expected.is_none() {
             self.fail_peer(rid);
@@ -303,6 +327,15 @@ impl Primary {
         }
     }
 
+    /// The target can't tell what it has in the window: it gets everything.
+    fn rewrite_window(&mut self, lock: LockId) -> Option<()> {
+        let window = self.copy.as_mut()?.window(lock)?;
+        let nothing = Digest([0; 16]);
+        let unlike = |s: &BlockDigest| BlockDigest { digest: nothing, ..*s };
+        let target: Vec<BlockDigest> = window.source.iter().map(unlike).collect();
+        self.plan_window(lock, &target)
+    }
+
     fn on_content(&mut self, lock: LockId, payload: Payload) -> Option<()> {
         let job = self.copy.as_mut()?;
         let window = job.windows.get(&lock)?;
@@ -348,13 +381,20 @@ impl Primary {
 
     /// The copy can't go on with this replica.
     pub(super) fn on_copy_refused(&mut self, rid: ReplicaId, step: &Step, refusal: Refusal) {
-        let reading = matches!(step, Step::Read(_) | Step::SourceDigest(_) | Step::TargetDigest(_));
-        let readable = matches!(refusal, Refusal::Io | Refusal::Checksum { .. });
-        if reading && readable && self.is_open() {
-            // A block that can't be read ends this attempt, not the replica.
-            self.abort_resync();
-        } else {
-            self.on_refused(rid, refusal);
+        let bad_block = matches!(refusal, Refusal::Io | Refusal::Checksum { .. });
+        let (mended, reads) = match *step {
+            _ if !bad_block => (None, false),
+            Step::SourceDigest(lock) | Step::Read(lock) => (self.heal_source(lock, refusal), true),
+            Step::Probe(lock) => (self.on_probed(lock, false), true),
+            Step::HealRead(lock, block) => (self.heal_refused(rid, lock, block), true),
+            Step::TargetDigest(lock) => (self.rewrite_window(lock), true),
+            Step::Scan | Step::Write(_) | Step::HealWrite(..) => (None, false),
+        };
+        match mended {
+            Some(()) => {}
+            // A block that nobody can give ends this attempt, not the replica.
+            None if reads && self.is_open() => self.abort_resync(),
+            None => self.on_refused(rid, refusal),
         }
     }
 

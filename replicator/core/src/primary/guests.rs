@@ -1,17 +1,17 @@
 //! The guest's requests: cut into pieces, run under the range lock, answered once.
 
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use bytes::Bytes;
 
 use super::ops::Action;
-use super::{Effect, Phase, Primary, Purpose};
+use super::reads::{ReadState, Reads};
+use super::{Effect, Phase, Primary};
 use crate::alike::Aside;
 use crate::guest::{GuestError, GuestOp, GuestReply};
-use crate::id::{ReplicaId, RequestId};
+use crate::id::RequestId;
 use crate::limits::{MAX_GUEST_BLOCKS, MAX_OP_BLOCKS};
 use crate::lock::{LockId, Mode};
-use crate::message::{Refusal, Reply, Request};
 use crate::planted::Bug;
 use crate::range::BlockRange;
 
@@ -20,21 +20,19 @@ pub(super) type PieceId = LockId;
 
 /// Pieces of one request that run at once; bounds what a huge discard takes.
 const PIECES_PER_REQUEST: usize = 32;
-/// Reads in flight; together with half the credit for operations it stays within the credit.
-const MAX_READS: usize = 128;
 
 /// A request of the guest.
 #[derive(Clone, Debug, Hash)]
-struct Guest {
+pub(super) struct Guest {
     op: GuestOp,
     /// Blocks handed out as pieces.
     issued: u32,
     /// Pieces that run.
     running: usize,
     /// What was read, by offset in blocks.
-    data: BTreeMap<u32, Bytes>,
+    pub(super) data: BTreeMap<u32, Bytes>,
     /// First error; sticky.
-    error: Option<GuestError>,
+    pub(super) error: Option<GuestError>,
 }
 
 impl Guest {
@@ -59,27 +57,25 @@ impl Guest {
 
 /// A piece of a request.
 #[derive(Clone, Debug, Hash)]
-struct Piece {
-    request: RequestId,
+pub(super) struct Piece {
+    pub(super) request: RequestId,
     /// Its place within the request, in blocks.
-    offset: u32,
-    range: Option<BlockRange>,
-    /// Members that could not read it.
-    tried: BTreeSet<ReplicaId>,
+    pub(super) offset: u32,
+    pub(super) range: Option<BlockRange>,
+    /// If it is a read: whom it was asked of.
+    pub(super) read: ReadState,
 }
 
 /// Requests and their pieces.
 #[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Guests {
-    requests: BTreeMap<RequestId, Guest>,
+    pub(super) requests: BTreeMap<RequestId, Guest>,
     /// Requests with pieces still to hand out, in order of arrival.
     queue: VecDeque<RequestId>,
-    pieces: BTreeMap<PieceId, Piece>,
+    pub(super) pieces: BTreeMap<PieceId, Piece>,
     /// Pieces that hold their lock and wait for credit.
-    ready: VecDeque<PieceId>,
-    /// Reads that hold their lock and wait for a member.
-    parked: BTreeSet<PieceId>,
-    reads: usize,
+    pub(super) ready: VecDeque<PieceId>,
+    pub(super) reads: Reads,
     next_piece: Aside<u64>,
 }
 
@@ -159,7 +155,7 @@ impl Primary {
             });
             guest.issued += range.map_or(1, |r| r.count);
             guest.running += 1;
-            self.begin_piece(Piece { request, offset, range, tried: BTreeSet::new() });
+            self.begin_piece(Piece { request, offset, range, read: ReadState::default() });
         }
         true
     }
@@ -230,99 +226,6 @@ impl Primary {
         BlockRange::new(range.start, range.count + u32::from(longer))
     }
 
-    /// Reads from one member: the one on this node if it can, else another; each is tried once.
-    fn start_read(&mut self, id: PieceId, range: BlockRange) -> bool {
-        if self.guests.reads >= MAX_READS {
-            return false;
-        }
-        if !self.may_read() {
-            self.guests.parked.insert(id);
-            return true;
-        }
-        let tried =
-            |rid: &ReplicaId| self.guests.pieces.get(&id).is_some_and(|p| p.tried.contains(rid));
-        let Some(record) = self.cas.record() else { return true };
-        let members = || record.in_sync().filter(|r| !tried(&r.rid));
-        let local = |r: &&crate::record::ReplicaEntry| r.node == self.params.node;
-        let serving = || members().filter(|r| self.is_serving(r.rid));
-        let chosen = serving().find(local).or_else(|| serving().next()).map(|r| r.rid);
-        let none_left = members().next().is_none();
-        match chosen {
-            Some(rid) => {
-                self.guests.reads += 1;
-                self.call(rid, Purpose::Read(id), false, Request::Read { blocks: range.into() });
-            }
-            None if none_left => self.read_failed(id),
-            None => {
-                self.guests.parked.insert(id);
-            }
-        }
-        true
-    }
-
-    pub(super) fn on_read(&mut self, rid: ReplicaId, id: PieceId, reply: Reply) {
-        self.guests.reads = self.guests.reads.saturating_sub(1);
-        match reply {
-            Reply::Data(payload) if self.read_fits(id, payload.blocks()) => {
-                if let Some(piece) = self.guests.pieces.get(&id)
-                    && let Some(guest) = self.guests.requests.get_mut(&piece.request)
-                {
-                    guest.data.insert(piece.offset, payload.data);
-                }
-                self.piece_done(id);
-                self.release_piece(id);
-            }
-            // The copy can't read it, or not this block: another one may.
-            Reply::Refused(Refusal::Io | Refusal::Checksum { .. }) => {
-                if let Some(piece) = self.guests.pieces.get_mut(&id) {
-                    piece.tried.insert(rid);
-                }
-                self.guests.parked.insert(id);
-            }
-            Reply::Refused(refusal) => {
-                self.guests.parked.insert(id);
-                self.on_refused(rid, refusal);
-            }
-            _ => {
-                self.guests.parked.insert(id);
-                self.fail_peer(rid);
-            }
-        }
-    }
-
-    fn read_fits(&self, id: PieceId, blocks: usize) -> bool {
-        let range = self.guests.pieces.get(&id).and_then(|p| p.range);
-        range.is_some_and(|r| r.count as usize == blocks)
-    }
-
-    /// The member that was reading is gone.
-    pub(super) fn park_read(&mut self, id: PieceId) {
-        self.guests.reads = self.guests.reads.saturating_sub(1);
-        self.guests.parked.insert(id);
-    }
-
-    fn retry_parked(&mut self) {
-        if self.guests.parked.is_empty() || !self.may_read() {
-            return;
-        }
-        for id in core::mem::take(&mut self.guests.parked) {
-            let range = self.guests.pieces.get(&id).and_then(|p| p.range);
-            if range.is_some_and(|range| !self.start_read(id, range)) {
-                self.guests.parked.insert(id);
-            }
-        }
-    }
-
-    /// No member can read it: EIO for this request only.
-    fn read_failed(&mut self, id: PieceId) {
-        let request = self.guests.pieces.get(&id).map(|p| p.request);
-        if let Some(guest) = request.and_then(|r| self.guests.requests.get_mut(&r)) {
-            guest.error.get_or_insert(GuestError::Io);
-        }
-        self.piece_done(id);
-        self.release_piece(id);
-    }
-
     /// A piece has its result; the request is answered with its last piece.
     pub(super) fn piece_done(&mut self, id: PieceId) {
         let Some(request) = self.guests.pieces.get(&id).map(|p| p.request) else { return };
@@ -363,8 +266,9 @@ impl Primary {
 
     /// A piece is over: its lock goes to whoever waits.
     pub(super) fn release_piece(&mut self, id: PieceId) {
-        let range = self.guests.pieces.remove(&id).and_then(|p| p.range);
-        if range.is_some() {
+        let Some(piece) = self.guests.pieces.remove(&id) else { return };
+        self.guests.reads.forget(id, &piece.read);
+        if piece.range.is_some() {
             self.release_lock(id);
         }
     }
@@ -380,7 +284,7 @@ impl Primary {
         for id in granted {
             if self.guests.pieces.contains_key(&id) {
                 self.guests.ready.push_back(id);
-            } else {
+            } else if !self.mend_locked(id) {
                 self.window_locked(id);
             }
         }

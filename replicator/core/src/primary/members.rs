@@ -90,6 +90,7 @@ impl Primary {
     /// T3 again, on the same node, for the same device: what is in flight is done anew after OPEN.
     fn repromote(&mut self) {
         self.abort_resync();
+        self.forget_mending();
         self.close_lost();
         self.promotion.begin_live();
         self.set_phase(Phase::Claiming);

@@ -305,6 +305,7 @@ impl Primary {
         match (purpose, body) {
             (Purpose::Promise, Reply::Promised(promised)) => self.on_promised(rid, *promised),
             (Purpose::Read(piece), body) => self.on_read(rid, piece, body),
+            (Purpose::Mend(lock), body) => self.on_mend(rid, lock, body),
             (Purpose::Abandoned(lock), _) => self.release_lock(lock),
             (Purpose::Copy(step), Reply::Refused(refusal)) => {
                 self.on_copy_refused(rid, &step, refusal);
@@ -377,7 +378,8 @@ impl Primary {
             self.calls.iter().filter(|(_, c)| c.rid == rid).map(|(seq, _)| *seq).collect();
         for seq in lost {
             match self.calls.remove(&seq).map(|call| call.purpose) {
-                Some(Purpose::Read(piece)) => self.park_read(piece),
+                Some(Purpose::Read(piece)) => self.park_read(rid, piece),
+                Some(Purpose::Mend(lock)) => self.mend_lost(rid, lock),
                 Some(Purpose::Abandoned(lock)) => self.release_lock(lock),
                 _ => {}
             }

@@ -293,6 +293,16 @@ impl Primary {
         self.drive_copy();
     }
 
+    /// Whom to ask first for a block that the source lacks: who is repaired already, as what they
+    /// hold is settled; then who lost least.
+    pub(super) fn heal_rank(&self, rid: ReplicaId) -> (bool, bool, bool, ReplicaId) {
+        let stage = self.promotion.stages.get(&rid);
+        let settled = matches!(stage, Some(Stage::Settled | Stage::Flushing | Stage::Durable));
+        let session = self.session_of(rid);
+        let lost = |of: fn(&Promised) -> bool| session.is_none_or(of);
+        (!settled, lost(|s| s.lossy), lost(|s| s.unclean), rid)
+    }
+
     /// P6: source and repaired members become durable before anything is exposed (m4).
     fn flush_settled(&mut self) {
         let settled = |(_, stage): &(&ReplicaId, &Stage)| **stage == Stage::Settled;

@@ -11,6 +11,7 @@ impl Primary {
         let of = |rid: &ReplicaId, peer: &Peer| ReplicaStatus {
             connected: peer.is_up(),
             resync: self.resync_progress(rid),
+            mended_blocks: self.mending.mended(rid),
         };
         Status {
             phase: self.phase,
@@ -20,6 +21,7 @@ impl Primary {
             replicas: self.peers.iter().map(|(rid, peer)| (*rid, of(rid, peer))).collect(),
             counters: *self.counters,
             pending_requests: self.guests.len(),
+            scrub: self.scrub_progress(),
         }
     }
 }

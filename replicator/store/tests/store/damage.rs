@@ -69,8 +69,16 @@ fn files_that_end_too_early_are_refused() {
     let (meta, regions) = (driver.disk.file(File::Meta), driver.disk.file(File::Regions));
     let try_open = |meta: &[u8], regions: &[u8]| {
         let (boot_id, tuning, planted) = ([0; 16], Tuning::default(), Planted::NONE);
-        Store::open(OpenParams { meta, regions, expect: None, boot_id, tuning, planted })
-            .map(|opened| opened.recovered.blocks)
+        Store::open(OpenParams {
+            meta,
+            regions,
+            expect: None,
+            boot_id,
+            lost_cache: false,
+            tuning,
+            planted,
+        })
+        .map(|opened| opened.recovered.blocks)
     };
     assert_eq!(try_open(&meta, &regions), Ok(SIZE));
     for (file, meta, regions) in [
@@ -97,8 +105,15 @@ fn files_of_somebody_else_are_refused() {
     let try_open = |expect: Identity| {
         let (boot_id, tuning, planted) = ([0; 16], Tuning::default(), Planted::NONE);
         let expect = Some(expect);
-        let params =
-            OpenParams { meta: &meta, regions: &regions, expect, boot_id, tuning, planted };
+        let params = OpenParams {
+            meta: &meta,
+            regions: &regions,
+            expect,
+            boot_id,
+            lost_cache: false,
+            tuning,
+            planted,
+        };
         Store::open(params).map(|opened| opened.recovered.blocks)
     };
     let me = identity();

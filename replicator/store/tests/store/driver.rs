@@ -31,6 +31,7 @@ pub(crate) fn open(disk: &Disk, boot: u8, tuning: Tuning) -> Result<(Store, Reco
         regions: &regions,
         expect: Some(identity()),
         boot_id: [boot; 16],
+        lost_cache: false,
         tuning,
         planted: Planted::NONE,
     };

@@ -150,6 +150,7 @@ fn open(disk: &Disk, boot: u8, planted: Planted) -> Result<(Store, Recovered), S
         regions: &regions,
         expect: Some(identity()),
         boot_id: [boot; 16],
+        lost_cache: false,
         tuning: tuning(),
         planted,
     };

@@ -1,0 +1,126 @@
+//! Blocks that the source of a copy can't read: they are fetched from another member and rewritten
+//! on the source before its window goes on.
+//!
+//! The window's lock is held, or no guest is served, so what another member holds is what the
+//! source should hold. In a promotion that goes for members that are repaired already; of the
+//! others any content is as good, since the block is among those that may differ (P5).
+
+use alloc::collections::BTreeSet;
+
+use super::copy::Step;
+use super::{Effect, Notice, Primary};
+use crate::id::ReplicaId;
+use crate::lock::LockId;
+use crate::message::{Payload, Refusal, Reply, Request};
+use crate::range::BlockRange;
+
+/// What is known of the source's bad blocks in a window.
+#[derive(Clone, Debug, Default, Hash)]
+pub(super) struct Heal {
+    /// The block to be read next on the source, if it did not say which are bad.
+    probe: Option<u64>,
+    /// Members that could not give the block at hand.
+    tried: BTreeSet<ReplicaId>,
+    /// The block rewritten last, and how often.
+    last: Option<(u64, u32)>,
+}
+
+/// How often a block is rewritten that can't be read back.
+const REWRITES: u32 = 2;
+
+impl Primary {
+    /// The source could not read all of a window. `None` if that can't be mended.
+    pub(super) fn heal_source(&mut self, lock: LockId, refusal: Refusal) -> Option<()> {
+        match refusal {
+            Refusal::Checksum { block } => self.heal_block(lock, block),
+            _ => {
+                let window = self.copy.as_mut()?.window(lock)?;
+                window.heal.probe = window.blocks.blocks().next();
+                self.probe_source(lock)
+            }
+        }
+    }
+
+    /// Reads the blocks of the window one by one, then asks for its digests again.
+    fn probe_source(&mut self, lock: LockId) -> Option<()> {
+        let job = self.copy.as_mut()?;
+        let source = job.source();
+        match job.window(lock)?.heal.probe {
+            Some(block) => {
+                let blocks = BlockRange::new(block, 1).into();
+                self.copy_call(source, Step::Probe(lock), false, Request::Read { blocks });
+            }
+            None => self.window_locked(lock),
+        }
+        Some(())
+    }
+
+    /// The source has read a block of the window, or could not.
+    pub(super) fn on_probed(&mut self, lock: LockId, good: bool) -> Option<()> {
+        let window = self.copy.as_mut()?.window(lock)?;
+        let block = window.heal.probe?;
+        window.heal.probe = window.blocks.blocks().find(|b| *b > block);
+        if good { self.probe_source(lock) } else { self.heal_block(lock, block) }
+    }
+
+    fn heal_block(&mut self, lock: LockId, block: u64) -> Option<()> {
+        let heal = &mut self.copy.as_mut()?.window(lock)?.heal;
+        heal.tried.clear();
+        let times = heal.last.filter(|(last, _)| *last == block).map_or(0, |(_, n)| n);
+        heal.last = Some((block, times + 1));
+        if times < REWRITES { self.heal_from_another(lock, block) } else { None }
+    }
+
+    fn heal_from_another(&mut self, lock: LockId, block: u64) -> Option<()> {
+        let members = self.members();
+        let job = self.copy.as_mut()?;
+        let source = job.source();
+        let tried = &job.window(lock)?.heal.tried;
+        let left = members.into_iter().filter(|rid| *rid != source && !tried.contains(rid));
+        let left: BTreeSet<ReplicaId> = left.collect();
+        let serving = left.iter().filter(|rid| self.is_serving(**rid));
+        let Some(rid) = serving.min_by_key(|rid| self.heal_rank(**rid)).copied() else {
+            if left.is_empty() {
+                self.counters.unreadable_blocks += 1;
+                self.out.push(Effect::Notice(Notice::Unreadable { block }));
+            }
+            return None;
+        };
+        let blocks = BlockRange::new(block, 1).into();
+        self.copy_call(rid, Step::HealRead(lock, block), false, Request::Read { blocks });
+        Some(())
+    }
+
+    /// Another member was asked for a block and could not give it.
+    pub(super) fn heal_refused(&mut self, rid: ReplicaId, lock: LockId, block: u64) -> Option<()> {
+        self.copy.as_mut()?.window(lock)?.heal.tried.insert(rid);
+        self.heal_from_another(lock, block)
+    }
+
+    /// Another member gave the block.
+    pub(super) fn on_heal_read(&mut self, lock: LockId, block: u64, data: Payload) -> Option<()> {
+        let source = self.copy.as_ref()?.source();
+        let range = BlockRange::new(block, 1);
+        let request = Request::Write { range, fua: true, payload: data };
+        self.copy_call(source, Step::HealWrite(lock, block), true, request);
+        Some(())
+    }
+
+    /// The source has the block again.
+    pub(super) fn on_healed(&mut self, rid: ReplicaId, lock: LockId, block: u64) -> Option<()> {
+        self.note_mended(rid, block);
+        self.probe_source(lock)
+    }
+
+    /// Dispatches the answers of this file's steps.
+    pub(super) fn on_heal(&mut self, rid: ReplicaId, step: &Step, reply: Reply) -> Option<()> {
+        match (step, reply) {
+            (Step::Probe(lock), Reply::Data(_)) => self.on_probed(*lock, true),
+            (Step::HealRead(lock, block), Reply::Data(data)) if data.blocks() == 1 => {
+                self.on_heal_read(*lock, *block, data)
+            }
+            (Step::HealWrite(lock, block), Reply::Done) => self.on_healed(rid, *lock, *block),
+            _ => None,
+        }
+    }
+}
