@@ -146,7 +146,7 @@ fn fit<'a>(
 }
 
 /// How much of a pool is free, in twentieths, 20 at most.
-fn twentieths_free(candidate: &Candidate) -> u64 {
+pub(super) fn twentieths_free(candidate: &Candidate) -> u64 {
     let free = candidate.free_bytes.min(candidate.total_bytes);
     // Divided first, so that it can't overflow; pools are far larger than 20 bytes.
     free / (candidate.total_bytes / 20).max(1)

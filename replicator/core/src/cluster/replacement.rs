@@ -1,7 +1,7 @@
 //! When a lost copy is replaced, where the new one goes, and when one is too many.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -189,6 +189,16 @@ impl View<'_> {
 
     fn answers(&self, node: &NodeId) -> bool {
         self.node(node).is_some_and(|n| n.silent_since.is_none())
+    }
+
+    /// Does it count as a copy, now?
+    pub(super) fn is_present(&self, entry: &ReplicaEntry) -> bool {
+        self.fate(entry) == Fate::Present
+    }
+
+    /// Is the node being emptied, or was it removed?
+    pub(super) fn is_emptied(&self, node: &NodeId) -> bool {
+        self.node(node).is_none_or(|n| n.leaving)
     }
 
     fn fate(&self, entry: &ReplicaEntry) -> Fate {

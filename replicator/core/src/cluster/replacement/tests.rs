@@ -9,24 +9,24 @@ const GRACE_MS: u64 = 600_000;
 /// Long after the start, so that nodes can have fallen silent before.
 const NOW: Tick = Tick(3_600_000_000);
 
-const IN: ReplicaState = ReplicaState::InSync;
-const NEW: ReplicaState = ReplicaState::New;
-const OUT: ReplicaState = ReplicaState::Out { since: Gen(5) };
-const LEAVING: ReplicaState = ReplicaState::Leaving;
+pub(in crate::cluster) const IN: ReplicaState = ReplicaState::InSync;
+pub(in crate::cluster) const NEW: ReplicaState = ReplicaState::New;
+pub(in crate::cluster) const OUT: ReplicaState = ReplicaState::Out { since: Gen(5) };
+pub(in crate::cluster) const LEAVING: ReplicaState = ReplicaState::Leaving;
 
 /// What it is about, copies wanted, copies, nodes, and what is decided.
-type Row<T> = (&'static str, u8, &'static [ReplicaState], &'static str, T);
+pub(in crate::cluster) type Row<T> = (&'static str, u8, &'static [ReplicaState], &'static str, T);
 
-fn node(name: &str) -> NodeId {
+pub(in crate::cluster) fn node(name: &str) -> NodeId {
     NodeId::new(name).expect("a legal name")
 }
 
-fn rid(at: usize) -> ReplicaId {
+pub(in crate::cluster) fn rid(at: usize) -> ReplicaId {
     ReplicaId(Uuid::from_u128(at as u128))
 }
 
 /// A volume of 1 GiB whose copies, on nodes a, b, c and so on, are in these states.
-fn record(repl: u8, states: &[ReplicaState]) -> Record {
+pub(in crate::cluster) fn record(repl: u8, states: &[ReplicaState]) -> Record {
     let copies = (0..states.len()).map(|at| (rid(at), name(at), "default".into())).collect();
     let new = NewVolume {
         uid: VolumeId(Uuid::from_u128(1)),
@@ -43,18 +43,18 @@ fn record(repl: u8, states: &[ReplicaState]) -> Record {
     record
 }
 
-fn name(at: usize) -> NodeId {
+pub(in crate::cluster) fn name(at: usize) -> NodeId {
     node(["a", "b", "c", "d", "e", "f", "g", "h"][at])
 }
 
 /// A cluster of nodes a, b, c and so on: `.` answers, `s` fell silent just now, `S` longer ago
 /// than the grace, `l` is being drained, `-` was deleted.
-struct World {
-    nodes: Vec<NodeState>,
-    candidates: Vec<Candidate>,
+pub(in crate::cluster) struct World {
+    pub(in crate::cluster) nodes: Vec<NodeState>,
+    pub(in crate::cluster) candidates: Vec<Candidate>,
 }
 
-fn world(nodes: &str) -> World {
+pub(in crate::cluster) fn world(nodes: &str) -> World {
     let (mut states, mut candidates) = (Vec::new(), Vec::new());
     for (at, state) in nodes.bytes().enumerate().filter(|(_, state)| *state != b'-') {
         let silent_since = match state {
@@ -77,7 +77,7 @@ fn world(nodes: &str) -> World {
 }
 
 impl World {
-    fn view<'a>(&'a self, record: &'a Record) -> View<'a> {
+    pub(in crate::cluster) fn view<'a>(&'a self, record: &'a Record) -> View<'a> {
         let (nodes, candidates) = (&self.nodes, &self.candidates);
         View { record, nodes, candidates, now: NOW, grace_ms: GRACE_MS }
     }
