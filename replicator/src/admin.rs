@@ -10,10 +10,12 @@ mod create;
 mod delete;
 mod detach;
 mod doors;
+mod evacuate;
 mod housekeeping;
 mod keeper;
 mod liveness;
 mod local;
+mod modify;
 mod names;
 mod pace;
 mod peers;
@@ -45,6 +47,7 @@ use crate::clock::Clock;
 use crate::engine::Engine;
 use attach::Attachment;
 use doors::Doors;
+use keeper::Told;
 use pace::Pace;
 use peers::Peers;
 
@@ -96,6 +99,8 @@ struct Inner {
     rebuild_after_ms: u64,
     forget_after_ms: u64,
     attachments: Mutex<BTreeMap<VolumeId, Attachment>>,
+    /// What is done about missing copies of volumes attached here.
+    told: Mutex<BTreeMap<VolumeId, Told>>,
     /// Why the daemon is not ready; `None`: it is.
     not_ready: Mutex<Option<String>>,
     tasks: TaskTracker,
@@ -122,6 +127,7 @@ impl Admin {
             rebuild_after_ms: parts.rebuild_after_ms,
             forget_after_ms: parts.forget_after_ms,
             attachments: Mutex::new(BTreeMap::new()),
+            told: Mutex::new(BTreeMap::new()),
             not_ready: Mutex::new(Some("the daemon is starting".to_owned())),
             tasks: TaskTracker::new(),
             stop,

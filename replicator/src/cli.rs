@@ -5,6 +5,7 @@ mod attach;
 mod connect;
 mod failure;
 mod json;
+mod leave;
 mod node;
 mod output;
 mod status;
@@ -40,12 +41,21 @@ async fn dispatch(args: Args, out: &Output) -> Result<ExitCode, Failure> {
         Command::Node { command } => match command {
             NodeCommand::List => node::list(&server, out).await?,
             NodeCommand::Show { name } => node::show(&server, out, name).await?,
+            NodeCommand::Evacuate { name, undo, wait } => {
+                leave::evacuate(&server, out, name, undo, wait).await?;
+            }
+            NodeCommand::Remove { name, force } => {
+                leave::remove(&server, out, name, force).await?;
+            }
         },
         Command::Volume { command } => match command {
             VolumeCommand::Create(wanted) => volume::create(&server, out, wanted).await?,
             VolumeCommand::List => volume::list(&server, out).await?,
             VolumeCommand::Show { name } => volume::show(&server, out, name).await?,
             VolumeCommand::Delete { name } => volume::delete(&server, out, name).await?,
+            VolumeCommand::Set { name, repl, min_in_sync } => {
+                volume::set(&server, out, name, repl, min_in_sync).await?;
+            }
             VolumeCommand::AddReplica { name, node } => {
                 volume::add_replica(&server, out, name, node).await?;
             }

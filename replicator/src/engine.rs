@@ -238,6 +238,14 @@ impl Engine {
         handle.is_some()
     }
 
+    /// Tells the volume's primary on this node, if any, that a healthy member is to leave. It does
+    /// if as many copies as wanted stay; ask again if the record does not say so after a while.
+    pub fn release(&self, volume: VolumeId, replica: ReplicaId) {
+        if let Some(handle) = self.attached(volume) {
+            handle.send(PrimaryInput::Release(replica));
+        }
+    }
+
     /// Ends the attachment. Without `force`: finishes what is in flight, flushes, leaves the
     /// record clean; waits `limit` for that and goes on with it afterwards. With `force`: stops
     /// at once, as a crash would; the record still names this primary. The caller takes the doors

@@ -3,8 +3,10 @@
 //! - `node/<name>`: a node and where it is reached.
 //! - `volume/<name>`: a volume as its owner wanted it, and how far its making has come.
 //! - `record/<uid>`: the volume's record, of which the core knows the rules.
+//! - `evacuate/<node>`: a node that is being emptied.
 //! - `gone/<node>/<rid>`: a replica that its node is to remove.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -101,6 +103,11 @@ impl VolumeObject {
         }
     }
 
+    /// The same with other numbers of copies.
+    pub(super) fn wanting(self, repl: u8, min_in_sync: u8) -> Self {
+        Self { repl, min_in_sync, ..self }
+    }
+
     /// The same at another stage.
     pub(super) fn at(self, stage: Stage) -> Self {
         Self { stage, ..self }
@@ -114,6 +121,13 @@ pub(super) struct Gone {
     pub(super) uid: VolumeId,
     pub(super) rid: ReplicaId,
     pub(super) volume_name: String,
+}
+
+/// A node that is being emptied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Evacuation {
+    version: u32,
+    node: NodeId,
 }
 
 /// A value and the revision to change it by.
@@ -236,6 +250,31 @@ impl Catalog {
             return Ok(());
         }
         self.put(&key, found.map(|stored| stored.revision), encode(node)?).await
+    }
+
+    /// Forgets a node.
+    pub(super) async fn delete_node(&self, name: &NodeId) -> Result<(), Status> {
+        self.delete(&node_key(name)).await
+    }
+
+    /// The nodes that are being emptied.
+    pub(super) async fn evacuations(&self) -> Result<BTreeSet<NodeId>, Status> {
+        let found = self.list::<Evacuation>("evacuate/").await?;
+        Ok(found.into_iter().map(|stored| stored.value.node).collect())
+    }
+
+    /// A node is to be emptied.
+    pub(super) async fn put_evacuation(&self, node: &NodeId) -> Result<(), Status> {
+        let value = encode(&Evacuation { version: OBJECT_VERSION, node: node.clone() })?;
+        match self.meta.put_if(&format!("evacuate/{node}"), Expect::Absent, value).await {
+            Ok(_) | Err(PutError::Conflict { current: Some(_) }) => Ok(()),
+            Err(error) => Err(refuse::unwritten(&error)),
+        }
+    }
+
+    /// A node is not to be emptied any more.
+    pub(super) async fn delete_evacuation(&self, node: &NodeId) -> Result<(), Status> {
+        self.delete(&format!("evacuate/{node}")).await
     }
 
     /// All volumes, by name.

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::catalog::{Place, Stage, VolumeObject};
 use super::names::{self, Wanted};
 use super::peers::{DO_LIMIT, at, pass_on, within};
-use super::survey::candidates;
+use super::survey::{candidates, evacuated};
 use super::{Admin, refuse};
 
 /// Attempts against others who change the same volume.
@@ -89,6 +89,7 @@ impl Admin {
             copies: usize::from(wanted.repl),
             pool: wanted.pool.clone(),
             prefer: wanted.nodes.is_empty().then(|| self.inner.node.clone()),
+            exclude: evacuated(&survey),
             ..Want::default()
         };
         let mut chosen = choose(&want, &all);

@@ -1,21 +1,35 @@
-//! Looks after the volumes that are attached here: a lost copy is replaced, and a copy too many
-//! is forgotten. What to do is decided by the core; this asks around, and acts.
+//! Looks after the volumes that are attached here: a lost copy is replaced, a copy too many is let
+//! go and forgotten, a node that is being emptied loses its copies. What to do is decided by the
+//! core; this asks around, and acts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lockstep_core::cluster::replacement::{NodeState, Verdict, View, assess, surplus};
-use lockstep_core::id::{NodeId, ReplicaId, Tick, VolumeId};
+use lockstep_core::cluster::trim::{Wanted, spare};
+use lockstep_core::id::{InstanceId, NodeId, ReplicaId, Tick, VolumeId};
 use lockstep_core::primary::Phase;
 use lockstep_core::record::{Record, ReplicaState};
 use tonic::Status;
 
+use super::catalog::VolumeObject;
+use super::evacuate::concerns;
 use super::survey::{Survey, candidates};
 use super::{Admin, peers};
 use crate::engine::PrimaryInfo;
 
 const LONGEST_PAUSE_MS: u64 = 5000;
 const SHORTEST_PAUSE_MS: u64 = 100;
+
+/// What is done about a volume's copies, or why nothing is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    /// In words.
+    pub(super) what: String,
+    /// When something will be done, if that is waited for.
+    pub(super) until: Option<Tick>,
+}
 
 /// What was seen at earlier looks.
 #[derive(Debug, Default)]
@@ -24,8 +38,8 @@ struct Memory {
     silent: BTreeMap<(VolumeId, NodeId), Tick>,
     /// Since when a copy is one too many.
     surplus: BTreeMap<(VolumeId, ReplicaId), Tick>,
-    /// What was last logged about a volume.
-    told: BTreeMap<VolumeId, String>,
+    /// Attachments about which nothing was left to do at the last look.
+    calm: BTreeSet<(VolumeId, InstanceId)>,
 }
 
 impl Admin {
@@ -41,39 +55,66 @@ impl Admin {
             }
             let primaries = self.inner.engine.list_primaries().await;
             memory.forget_all_but(&primaries);
-            let ailing: Vec<_> = primaries.iter().filter(|p| needs_a_look(p)).collect();
-            if ailing.is_empty() {
+            self.told().retain(|volume, _| primaries.iter().any(|p| p.volume == *volume));
+            if primaries.is_empty() {
                 continue;
             }
-            let survey = match self.survey_all().await {
-                Ok(survey) => survey,
-                Err(status) => {
-                    tracing::debug!(why = status.message(), "cannot look after copies now");
-                    continue;
-                }
-            };
-            for primary in ailing {
-                if let Err(status) = self.mend(primary, &survey, &mut memory).await {
-                    memory.tell(primary.volume, &peers::plain(&status));
-                }
+            if let Err(status) = self.look_after(&primaries, &mut memory).await {
+                tracing::debug!(why = status.message(), "cannot look after copies now");
             }
         }
     }
 
+    async fn look_after(
+        &self,
+        primaries: &[PrimaryInfo],
+        memory: &mut Memory,
+    ) -> Result<(), Status> {
+        let evacuated = self.inner.catalog.evacuations().await?;
+        let calm = |p: &PrimaryInfo| memory.calm.contains(&(p.volume, p.instance));
+        let ailing: Vec<_> =
+            primaries.iter().filter(|p| needs_a_look(p, &evacuated) || !calm(p)).collect();
+        if ailing.is_empty() {
+            return Ok(());
+        }
+        let survey = self.survey_all().await?;
+        for primary in ailing {
+            let key = (primary.volume, primary.instance);
+            memory.calm.remove(&key);
+            match self.mend(primary, &survey, memory).await {
+                Ok(true) if !needs_a_look(primary, &evacuated) => {
+                    memory.calm.insert(key);
+                    self.told().remove(&primary.volume);
+                }
+                Ok(_) => {}
+                Err(status) => self.tell(primary.volume, peers::plain(&status), None),
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what can be done about a volume now. Returns whether nothing is left.
     async fn mend(
         &self,
         primary: &PrimaryInfo,
         survey: &Survey,
         memory: &mut Memory,
-    ) -> Result<(), Status> {
+    ) -> Result<bool, Status> {
         let uid = primary.volume;
+        if !serves(primary) {
+            return Ok(true);
+        }
         // Read afresh: the primary may not have seen yet what was changed a moment ago.
-        let Some(record) = self.inner.catalog.record(uid).await? else { return Ok(()) };
+        let Some(record) = self.inner.catalog.record(uid).await? else { return Ok(true) };
         let record = record.value;
         let claims = record.primary.as_ref().map(|p| p.instance);
+        let Some(volume) = self.volume_of(uid).await? else { return Ok(true) };
         if claims != Some(primary.instance) {
-            return Ok(());
+            return Ok(true);
         }
+        let wanted = Wanted { repl: volume.repl, min_in_sync: volume.min_in_sync };
+        let at_hand = record.in_sync().filter(|r| reached(primary, &r.rid)).count();
+        let pending = self.settle(&volume, wanted, Some(at_hand)).await?;
         let now = self.inner.clock.now();
         let nodes = memory.nodes(primary, &record, survey, now);
         let pool = record.replicas.first().map_or("", |r| r.pool.as_str());
@@ -86,44 +127,91 @@ impl Admin {
             grace_ms: self.inner.rebuild_after_ms,
         };
         let verdict = assess(&view);
-        match &verdict {
-            Verdict::Enough => {}
-            Verdict::Replace(replace) => {
-                memory.tell(uid, &verdict.to_string());
-                if let Some(volume) = self.volume_of(uid).await? {
-                    self.add_here(&volume, Some(replace.node.clone())).await?;
-                }
+        self.act(&volume, &verdict).await?;
+        if primary.core.phase == Phase::Active
+            && let Some(rid) = spare(&view)
+        {
+            tracing::info!(volume = volume.name, replica = %rid, "a copy is to leave");
+            self.inner.engine.release(uid, rid);
+            return Ok(false);
+        }
+        let forgotten = self.forget_surplus(&volume, &view, memory).await?;
+        Ok(verdict == Verdict::Enough && pending.is_empty() && forgotten)
+    }
+
+    async fn act(&self, volume: &VolumeObject, verdict: &Verdict) -> Result<(), Status> {
+        let what = verdict.to_string();
+        match verdict {
+            Verdict::Enough => {
+                self.told().remove(&volume.uid);
             }
-            Verdict::Wait { .. }
-            | Verdict::Braked { .. }
+            Verdict::Replace(replace) => {
+                self.tell(volume.uid, what, None);
+                self.add_here(volume, Some(replace.node.clone())).await?;
+            }
+            Verdict::Wait { until } => self.tell(volume.uid, what, Some(*until)),
+            Verdict::Braked { .. }
             | Verdict::NoSource
             | Verdict::RecordFull
-            | Verdict::NoRoom(_) => memory.tell(uid, &verdict.to_string()),
-        }
-        let Some(rid) = surplus(&view) else {
-            memory.surplus.retain(|(volume, _), _| *volume != uid);
-            return Ok(());
-        };
-        let since = *memory.surplus.entry((uid, rid)).or_insert(now);
-        if now.ms_since(since) >= self.inner.forget_after_ms
-            && let Some(volume) = self.volume_of(uid).await?
-        {
-            self.forget(&volume, rid).await?;
+            | Verdict::NoRoom(_) => self.tell(volume.uid, what, None),
         }
         Ok(())
     }
+
+    /// Forgets a copy that is not needed any more, at once if it left in good order. Returns
+    /// whether there was none.
+    async fn forget_surplus(
+        &self,
+        volume: &VolumeObject,
+        view: &View<'_>,
+        memory: &mut Memory,
+    ) -> Result<bool, Status> {
+        let uid = volume.uid;
+        let Some(rid) = surplus(view) else {
+            memory.surplus.retain(|(volume, _), _| *volume != uid);
+            return Ok(true);
+        };
+        let left = view.record.replica(rid).is_some_and(|r| r.state == ReplicaState::Leaving);
+        let since = *memory.surplus.entry((uid, rid)).or_insert(view.now);
+        if left || view.now.ms_since(since) >= self.inner.forget_after_ms {
+            self.forget(volume, rid).await?;
+        }
+        Ok(false)
+    }
+
+    /// Remembers, and logs, what is new about a volume.
+    fn tell(&self, volume: VolumeId, what: String, until: Option<Tick>) {
+        let told = Told { what, until };
+        let before = self.told().insert(volume, told.clone());
+        if before.is_none_or(|before| before.what != told.what) {
+            tracing::info!(%volume, what = told.what, "copies");
+        }
+    }
+
+    pub(super) fn told(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Told>> {
+        self.inner.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn serves(primary: &PrimaryInfo) -> bool {
+    matches!(primary.core.phase, Phase::Active | Phase::Suspended)
+}
+
+fn reached(primary: &PrimaryInfo, rid: &ReplicaId) -> bool {
+    primary.core.replicas.get(rid).is_some_and(|status| status.connected)
 }
 
 /// Whether anything about the volume's copies is not as it should be.
-fn needs_a_look(primary: &PrimaryInfo) -> bool {
-    if !matches!(primary.core.phase, Phase::Active | Phase::Suspended) {
+fn needs_a_look(primary: &PrimaryInfo, evacuated: &BTreeSet<NodeId>) -> bool {
+    let Some(record) = primary.core.record.as_ref().filter(|_| serves(primary)) else {
         return false;
-    }
-    let Some(record) = &primary.core.record else { return false };
-    let reached =
-        |rid: &ReplicaId| primary.core.replicas.get(rid).is_some_and(|status| status.connected);
+    };
+    let unwell = |r: &lockstep_core::record::ReplicaEntry| {
+        r.state != ReplicaState::InSync || !reached(primary, &r.rid)
+    };
     record.replicas.len() != usize::from(record.repl)
-        || record.replicas.iter().any(|r| r.state != ReplicaState::InSync || !reached(&r.rid))
+        || record.replicas.iter().any(unwell)
+        || concerns(record, evacuated)
 }
 
 impl Memory {
@@ -131,15 +219,7 @@ impl Memory {
         let there = |volume: &VolumeId| primaries.iter().any(|p| p.volume == *volume);
         self.silent.retain(|(volume, _), _| there(volume));
         self.surplus.retain(|(volume, _), _| there(volume));
-        self.told.retain(|volume, _| there(volume));
-    }
-
-    /// Logs what is new about a volume.
-    fn tell(&mut self, volume: VolumeId, what: &str) {
-        if self.told.get(&volume).map(String::as_str) != Some(what) {
-            tracing::info!(%volume, what, "copies");
-            self.told.insert(volume, what.to_owned());
-        }
+        self.calm.retain(|(volume, _)| there(volume));
     }
 
     /// The nodes as this volume sees them. A node that answers, but whose copy the primary does
@@ -155,9 +235,7 @@ impl Memory {
         for (name, status) in survey {
             let Some(node) = NodeId::new(name) else { continue };
             let reached = match record.replicas.iter().find(|r| r.node == node) {
-                Some(entry) => {
-                    primary.core.replicas.get(&entry.rid).is_some_and(|status| status.connected)
-                }
+                Some(entry) => reached(primary, &entry.rid),
                 None => status.live,
             };
             let key = (primary.volume, node.clone());
@@ -167,7 +245,7 @@ impl Memory {
             } else {
                 Some(*self.silent.entry(key).or_insert(now))
             };
-            states.push(NodeState { node, silent_since, leaving: false });
+            states.push(NodeState { node, silent_since, leaving: status.evacuating });
         }
         states
     }

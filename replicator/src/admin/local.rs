@@ -47,6 +47,8 @@ impl Admin {
             };
             v1::ReplicaResync { rid: rid.to_string(), progress: Some(progress) }
         });
+        let told = self.told().get(&volume).cloned();
+        let now = self.inner.clock.now();
         let connected = core.replicas.iter().filter(|(_, r)| r.connected);
         v1::LocalPrimary {
             uid: volume.to_string(),
@@ -71,6 +73,8 @@ impl Admin {
             nbd_uri: door.as_ref().map(|d| d.uri.clone()).unwrap_or_default(),
             nbd_uri_tcp: door.and_then(|d| d.uri_tcp),
             phase_reason: info.waits_for.clone(),
+            copies_wait_ms: told.as_ref().and_then(|t| t.until).map(|at| at.ms_since(now)),
+            copies_reason: told.map(|t| t.what).unwrap_or_default(),
         }
     }
 

@@ -71,6 +71,31 @@ impl Wanted {
     }
 }
 
+/// Checks other numbers of copies for a volume that has these now.
+pub(super) fn copies(
+    request: &v1::SetVolumeRequest,
+    repl: u8,
+    min_in_sync: u8,
+) -> Result<(u8, u8), Status> {
+    let repl = match request.repl {
+        None => repl,
+        Some(n) => {
+            u8::try_from(n).ok().filter(|n| (1..=MAX_REPL).contains(n)).ok_or_else(|| {
+                Status::invalid_argument(format!("repl = {n}: 1 to {MAX_REPL} are allowed"))
+            })?
+        }
+    };
+    let min_in_sync = match request.min_in_sync {
+        None => min_in_sync.min(repl),
+        Some(n) => u8::try_from(n).ok().filter(|n| (1..=repl).contains(n)).ok_or_else(|| {
+            Status::invalid_argument(format!(
+                "min_in_sync = {n}: 1 to {repl}, the number of copies, are allowed"
+            ))
+        })?,
+    };
+    Ok((repl, min_in_sync))
+}
+
 /// The name of a pool, or the default.
 pub(super) fn pool(name: &str) -> String {
     if name.is_empty() { DEFAULT_POOL.to_owned() } else { name.to_owned() }

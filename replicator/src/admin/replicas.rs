@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::catalog::{Stage, VolumeObject};
 use super::peers::{DO_LIMIT, pass_on, within};
-use super::survey::{Survey, candidates};
+use super::survey::{Survey, candidates, evacuated};
 use super::{Admin, names, refuse};
 
 /// Attempts against others who change the same record.
@@ -86,6 +86,7 @@ impl Admin {
             copies: 1,
             pool: volume.pool.clone(),
             beside: record.replicas.iter().map(|r| r.node.clone()).collect(),
+            exclude: evacuated(&survey),
             ..Want::default()
         };
         let chosen = choose(&want, &all).map_err(|error| {

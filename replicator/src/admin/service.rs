@@ -139,6 +139,42 @@ impl Control for Admin {
         told("detach", &name, answer)
     }
 
+    async fn set_volume(
+        &self,
+        request: Request<v1::SetVolumeRequest>,
+    ) -> Result<Response<v1::SetVolumeResponse>, Status> {
+        let passed_on = was_passed_on(&request);
+        let request = request.into_inner();
+        let name = request.name.clone();
+        let answer = async {
+            let pending = self.set_volume(request, passed_on).await?;
+            let volume = Some(self.look_at(&name).await?);
+            Ok(v1::SetVolumeResponse { volume, pending })
+        };
+        told("set", &name, answer.await)
+    }
+
+    async fn evacuate_node(
+        &self,
+        request: Request<v1::EvacuateNodeRequest>,
+    ) -> Result<Response<v1::EvacuateNodeResponse>, Status> {
+        let request = request.into_inner();
+        let name = request.node.clone();
+        let copies = self.evacuate_node(request).await;
+        told("evacuate node", &name, copies.map(|copies| v1::EvacuateNodeResponse { copies }))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<v1::RemoveNodeRequest>,
+    ) -> Result<Response<v1::RemoveNodeResponse>, Status> {
+        let request = request.into_inner();
+        let name = request.node.clone();
+        let removed = self.remove_node(request).await;
+        let answer = removed.map(|(existed, volumes)| v1::RemoveNodeResponse { existed, volumes });
+        told("remove node", &name, answer)
+    }
+
     async fn status(
         &self,
         _: Request<v1::StatusRequest>,

@@ -19,7 +19,9 @@ pub(super) type Survey = BTreeMap<String, v1::NodeStatus>;
 impl Admin {
     /// Asks every known node.
     pub(super) async fn survey_all(&self) -> Result<Survey, Status> {
-        Ok(self.ask(self.inner.catalog.nodes().await?).await)
+        let mut survey = self.ask(self.inner.catalog.nodes().await?).await;
+        super::evacuate::mark(&mut survey, &self.inner.catalog.evacuations().await?);
+        Ok(survey)
     }
 
     /// Asks some nodes; one that the record store does not know is told as unreachable.
@@ -107,6 +109,12 @@ impl Admin {
         }
         Ok(volumes)
     }
+}
+
+/// The nodes that are being emptied: they get no copies.
+pub(super) fn evacuated(survey: &Survey) -> Vec<NodeId> {
+    let leaving = survey.values().filter(|status| status.evacuating);
+    leaving.filter_map(|status| NodeId::new(&status.name)).collect()
 }
 
 /// Every pool of every node, for the placement of copies. A silent node is a candidate that does

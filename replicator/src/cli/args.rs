@@ -80,6 +80,25 @@ pub enum NodeCommand {
         /// Its name; the node of the daemon that is asked, if left out
         name: Option<String>,
     },
+    /// Move all copies away from a node: each is built elsewhere first
+    Evacuate {
+        /// Its name
+        name: String,
+        /// Stop that: copies that are still there stay
+        #[arg(long)]
+        undo: bool,
+        /// Keep running until no copy is left there
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Forget a node whose daemon has ended; its copies are built anew elsewhere
+    Remove {
+        /// Its name
+        name: String,
+        /// Also if it holds the last copies of some volume
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 /// About volumes.
@@ -98,6 +117,17 @@ pub enum VolumeCommand {
     Delete {
         /// Its name
         name: String,
+    },
+    /// Change how many copies a volume has, attached or not
+    Set {
+        /// Its name
+        name: String,
+        /// Copies, 1 to 5
+        #[arg(long, value_name = "N")]
+        repl: Option<u32>,
+        /// Fewest copies an acknowledged write may have
+        #[arg(long, value_name = "N")]
+        min_in_sync: Option<u32>,
     },
     /// Build one more copy of a volume
     AddReplica {

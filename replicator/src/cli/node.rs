@@ -78,11 +78,12 @@ pub(super) fn table(nodes: &[v1::NodeStatus]) -> String {
 }
 
 fn state(node: &v1::NodeStatus) -> String {
-    match &node.info {
-        Some(info) if info.ready => "ready".to_owned(),
-        Some(_) => "not ready".to_owned(),
-        None => "unreachable".to_owned(),
-    }
+    let state = match &node.info {
+        Some(info) if info.ready => "ready",
+        Some(_) => "not ready",
+        None => "unreachable",
+    };
+    if node.evacuating { format!("{state}, being emptied") } else { state.to_owned() }
 }
 
 fn details(node: &v1::NodeStatus) -> String {

@@ -80,6 +80,41 @@ pub(super) async fn delete(server: &Server, out: &Output, name: String) -> Resul
     })
 }
 
+/// `volume set`
+pub(super) async fn set(
+    server: &Server,
+    out: &Output,
+    name: String,
+    repl: Option<u32>,
+    min_in_sync: Option<u32>,
+) -> Result<(), Failure> {
+    if repl.is_none() && min_in_sync.is_none() {
+        return Err(Failure::usage("nothing to set: give --repl, --min-in-sync or both"));
+    }
+    let request = v1::SetVolumeRequest { name, repl, min_in_sync };
+    let answer = server.control().await?.set_volume(request).await?.into_inner();
+    let volume = told(answer.volume)?;
+    let value = json!({ "pending": answer.pending, "volume": json::volume(&volume) });
+    out.answer(&value, || {
+        let now = format!(
+            "volume {} is to have {}, at least {} for each write\n",
+            volume.name,
+            copies(volume.repl),
+            volume.min_in_sync
+        );
+        match answer.pending.as_str() {
+            "" => now,
+            pending => {
+                format!("{now}{pending}\nnext: lockstep volume show {}\n", volume.name)
+            }
+        }
+    })
+}
+
+fn copies(number: u32) -> String {
+    if number == 1 { "1 copy".to_owned() } else { format!("{number} copies") }
+}
+
 /// `volume add-replica`
 pub(super) async fn add_replica(
     server: &Server,
@@ -145,10 +180,7 @@ fn details(volume: &v1::VolumeStatus) -> String {
         "volume {}: {}, {} wanted, at least {} for each write\n  uid {}\n  {}{}\n",
         volume.name,
         Size(volume.size_bytes),
-        match volume.repl {
-            1 => "1 copy".to_owned(),
-            n => format!("{n} copies"),
-        },
+        copies(volume.repl),
         volume.min_in_sync,
         volume.uid,
         match &volume.primary_node {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lockstep_core::guest::{GuestError, GuestOp, GuestReply};
-use lockstep_core::id::{Conn, InstanceId, NodeId, RequestId, Tick, Token, VolumeId};
+use lockstep_core::id::{Conn, InstanceId, NodeId, ReplicaId, RequestId, Tick, Token, VolumeId};
 use lockstep_core::message::{Message, Reply};
 use lockstep_core::primary::{self, Effect, Event, MetaOp, MetaResult, Notice, Phase, Primary};
 use lockstep_core::range::BLOCK_SIZE;
@@ -56,6 +56,8 @@ pub(crate) enum Input {
     Meta { token: Token, result: MetaResult },
     /// Somebody changed the record.
     RecordChanged,
+    /// A healthy member is to leave.
+    Release(ReplicaId),
     /// Detach in good order.
     Close,
     /// Somebody wants to know how it is.
@@ -206,6 +208,7 @@ impl Driver {
             Input::Guest(guest) => self.on_guest(now, guest),
             Input::Meta { token, result } => self.step(now, Event::Meta { token, result }),
             Input::RecordChanged => self.step(now, Event::RecordChanged),
+            Input::Release(rid) => self.step(now, Event::Release(rid)),
             Input::Close => self.step(now, Event::Close),
             Input::Status(asker) => {
                 // An asker that is gone needs no answer.
