@@ -26,9 +26,12 @@ head -c $((8 << 20)) /dev/urandom >"$input"
 lockstep volume create v --size 64MiB --repl 1 --node n1 >/dev/null || die "no volume"
 uri=$(lockstep attach v --node n1 2>/dev/null) || die "not attached"
 nbdcopy --flush "$input" "$uri" || die "not written"
-(cd "$CLUSTER_DIR" && exec fio --name=w --ioengine=nbd --uri="$uri" --rw=randwrite --bs=4k --offset=32M --size=16M \
-    --iodepth=4 --time_based --runtime=20 --rate_iops=300 --verify=crc32c --do_verify=0 \
-    >"$CLUSTER_DIR/fio" 2>&1) &
+writes() { # a client that writes for 20 s, beside what is compared
+    cd "$CLUSTER_DIR" || return
+    exec fio --name=w --ioengine=nbd --uri="$uri" --rw=randwrite --bs=4k --offset=32M --size=16M \
+        --iodepth=4 --time_based --runtime=20 --rate_iops=300 --verify=crc32c --do_verify=0
+}
+writes >"$CLUSTER_DIR/fio" 2>&1 &
 writer=$!
 
 echo "-- more copies"
