@@ -68,6 +68,22 @@ faults! {
     DiskError = "disk-error", 12000;
     /// A bit of a frame flips on the way.
     GarbledFrame = "garbled-frame", 6000;
+    /// A node's clock runs up to a fifth too fast or too slow from now on.
+    ClockRate = "clock-rate", 6000;
+    /// A node's clock jumps forward.
+    ClockJump = "clock-jump", 9000;
+    /// A connection between two nodes comes and goes.
+    FlappingPartition = "flapping-partition", 9000;
+    /// A copy's files are gone; it is replaced.
+    WipedReplica = "wiped-replica", 9000;
+    /// Somebody else changes the record before every put, for a while.
+    MetaStorm = "meta-conflict-storm", 9000;
+    /// A guest's connection to its device breaks, and it connects anew.
+    DoorReconnect = "door-reconnect", 6000;
+    /// A daemon of another version is started: the wire format of before is spoken with it.
+    OldWire = "old-wire", 9000;
+    /// A driver does something late.
+    Bugify = "bugify", 5;
     /// Somebody else changes the record just before a put arrives.
     MetaConflict = "meta-conflict", 150;
     /// A put is applied but its answer is lost.
@@ -94,6 +110,7 @@ impl Fault {
                 | Self::MetaUnknownApplied
                 | Self::MetaUnknownLost
                 | Self::MetaUnknownLate
+                | Self::Bugify
         )
     }
 }

@@ -4,7 +4,7 @@ use lockstep_core::guest::GuestOp;
 use lockstep_core::id::RequestId;
 use lockstep_core::message::Payload;
 use lockstep_core::range::BlockRange;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::content::{Value, payload};
 use crate::rng::Rng;
@@ -82,7 +82,11 @@ impl Habits {
 #[derive(Debug, Default)]
 pub struct Guest {
     /// Requests without an answer.
-    pub pending: BTreeSet<RequestId>,
+    pub pending: BTreeMap<RequestId, (GuestOp, Value)>,
+    /// Did its connection break while these were under way? Nobody hears their answers.
+    pub unheard: BTreeSet<RequestId>,
+    /// To be asked again on the new connection.
+    again: Vec<(GuestOp, Value)>,
     /// Blocks still to be read before anything else.
     pub to_verify: Vec<BlockRange>,
     /// Does it ask anything?
@@ -108,12 +112,33 @@ pub struct Asked {
 }
 
 impl Guest {
+    /// Its connection breaks; answers whether anything was under way.
+    pub fn reconnect(&mut self) -> bool {
+        let valid = |r: &&RequestId| !self.invalid.contains(r);
+        let lost: Vec<RequestId> = self.pending.keys().filter(valid).copied().collect();
+        for request in &lost {
+            if self.unheard.insert(*request) {
+                self.again.extend(self.pending.get(request).cloned());
+            }
+        }
+        !lost.is_empty()
+    }
+
+    /// Must it wait until nothing of its old connection is under way?
+    #[must_use]
+    pub fn is_reconnecting(&self) -> bool {
+        !self.unheard.is_empty()
+    }
+
     /// The next request; `value` is for a write.
     pub fn ask(&mut self, rng: &mut Rng, habits: &Habits, value: Value) -> Asked {
         self.next += 1;
         self.requests += 1;
         let request = RequestId(self.next);
-        self.pending.insert(request);
+        if let Some((op, value)) = self.again.pop() {
+            self.pending.insert(request, (op.clone(), value));
+            return Asked { request, op, value, is_valid: true };
+        }
         let is_valid = !(self.to_verify.is_empty() && rng.chance(habits.invalid));
         let repeats = rng.chance(habits.repeats);
         let back = if repeats { rng.below(30) } else { 0 };
@@ -127,6 +152,7 @@ impl Guest {
             self.invalid.insert(request);
         }
         let value = if matches!(op, GuestOp::Zero { .. }) { Value::ZERO } else { value };
+        self.pending.insert(request, (op.clone(), value));
         Asked { request, op, value, is_valid }
     }
 }

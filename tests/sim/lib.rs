@@ -6,6 +6,7 @@
 //! happens with what `docs/protocol.md` promises. The same seed gives the same run.
 #![forbid(unsafe_code)]
 
+pub mod clock;
 pub mod content;
 pub mod disk;
 pub mod fault;

@@ -12,13 +12,15 @@ pub struct Meta {
     pub down_until: u64,
     /// It answers slowly before then.
     pub slow_until: u64,
+    /// Somebody else is always first before then.
+    pub storm_until: u64,
 }
 
 impl Meta {
     /// A store that holds `record`.
     #[must_use]
     pub fn new(record: Record) -> Self {
-        Self { record, revision: 1, down_until: 0, slow_until: 0 }
+        Self { record, revision: 1, down_until: 0, slow_until: 0, storm_until: 0 }
     }
 
     /// The record in force.

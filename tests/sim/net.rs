@@ -127,6 +127,15 @@ impl Net {
         })
     }
 
+    /// The open ends of a node.
+    #[must_use]
+    pub fn ends_of(&self, node: usize) -> Vec<(Wire, usize)> {
+        let mine = |e: &End| e.open && e.node == node;
+        let sides = |c: &Connection| [DIALER, ACCEPTOR].map(|side| (side, mine(&c.ends[side])));
+        let ends = self.connections.iter().flat_map(|(wire, c)| sides(c).map(|s| (*wire, s)));
+        ends.filter(|(_, (_, mine))| *mine).map(|(wire, (side, _))| (wire, side)).collect()
+    }
+
     /// When something sent now between the nodes gets through at the earliest.
     #[must_use]
     pub fn blocked_until(&self, from: usize, to: usize) -> u64 {

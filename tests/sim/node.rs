@@ -8,6 +8,7 @@ use lockstep_core::replica::Replica;
 use lockstep_store::{DiskOpId, DiskOpKind, Store};
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::guest::Guest;
 use crate::net::Wire;
@@ -23,8 +24,8 @@ pub struct Node {
     pub process: u64,
     /// The newest version of the wire format that it speaks.
     pub speaks: u16,
-    /// What its process adds to the virtual time.
-    pub clock: u64,
+    /// What its process takes for the time.
+    pub clock: Clock,
     /// Changes with every loss of power.
     pub boot: [u8; 16],
     /// Its process stands still before then.
@@ -53,7 +54,7 @@ impl Node {
             up: false,
             process: 0,
             speaks: lockstep_core::wire::MAX_VERSION,
-            clock: 0,
+            clock: Clock::default(),
             boot: [0; 16],
             paused_until: 0,
             slow_until: 0,
@@ -75,7 +76,7 @@ impl Node {
     /// What its clock shows at virtual time `now`.
     #[must_use]
     pub fn tick(&self, now: u64) -> Tick {
-        Tick(now + self.clock)
+        self.clock.shows(now)
     }
 
     /// Its open copy, if it is the one opened as `open`.

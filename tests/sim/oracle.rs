@@ -156,12 +156,19 @@ pub struct Oracle {
     clock: u64,
     attachments: BTreeMap<InstanceId, Attachment>,
     current: Option<InstanceId>,
+    /// Clocks may have jumped: a deposed primary may believe in its lease.
+    leases_may_lie: bool,
 }
 
 impl Oracle {
     fn tick(&mut self) -> u64 {
         self.clock += 1;
         self.clock
+    }
+
+    /// Clocks jump: no lease means anything from now on.
+    pub fn distrust_leases(&mut self) {
+        self.leases_may_lie = true;
     }
 
     /// The attachment that opened last.
@@ -246,6 +253,7 @@ impl Oracle {
         let submitted = self.tick();
         // Whoever reads from a deposed primary may still see only what is current (G1).
         let deposed = self.attachments.get(&instance).is_some_and(|a| a.successor.is_some());
+        let deposed = deposed && !self.leases_may_lie;
         let source = if deposed { self.current } else { Some(instance) };
         let Some(a) = source.and_then(|s| self.attachments.get_mut(&s)) else { return };
         let readable = range.blocks().map(|b| a.block(b).readable().collect()).collect();

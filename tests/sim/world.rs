@@ -9,6 +9,7 @@ mod records;
 mod seat;
 mod story;
 mod transport;
+mod wild;
 
 use lockstep_core::guest::GuestError;
 use lockstep_core::id::{Lineage, NodeId, ReplicaId, RequestId, Revision, Token, VolumeId};
@@ -73,6 +74,10 @@ pub(crate) enum Event {
     MetaLate { by: usize, expected: Revision, record: Box<Record> },
     /// A guest may ask something.
     GuestTurn { node: usize, seat: u64 },
+    /// Nothing passes from one node to another for a while.
+    Cut { from: usize, to: usize, until: u64 },
+    /// A copy without files may be replaced.
+    Replace { node: usize, rid: ReplicaId },
     /// A fault is due.
     Planned(Fault),
     /// A fault strikes at a delicate moment.
@@ -112,6 +117,8 @@ pub struct World {
     pub(crate) quiet_until: u64,
     /// When a primary last served.
     pub(crate) served_at: u64,
+    /// Puts that were asked for and may still be applied.
+    pub(crate) puts_under_way: u64,
     /// The next frame is garbled.
     pub(crate) garbles_next: bool,
     next_id: u64,
@@ -152,6 +159,7 @@ impl World {
             guest_pause: 0,
             quiet_until: 0,
             served_at: 0,
+            puts_under_way: 0,
             garbles_next: false,
             next_id: 0,
             next_value: 0,
@@ -163,6 +171,7 @@ impl World {
     }
 
     fn start(&mut self) {
+        self.draw_versions();
         for node in 0..self.nodes.len() {
             self.schedule.after(0, Event::Boot(node));
         }
@@ -206,7 +215,7 @@ impl World {
     }
 
     fn dispatch(&mut self, event: Event) {
-        if let Some(until) = self.stands_still(&event) {
+        if let Some(until) = self.stands_still(&event).or_else(|| self.dawdles(&event)) {
             self.schedule.at(until, event);
             return;
         }
@@ -229,6 +238,8 @@ impl World {
             }
             Event::MetaLate { by, expected, record } => self.meta_late(by, expected, *record),
             Event::GuestTurn { node, seat } => self.guest_turn(node, seat),
+            Event::Cut { from, to, until } => self.cut(from, to, until),
+            Event::Replace { node, rid } => self.replace(node, rid),
             Event::Planned(fault) => self.planned(fault),
             Event::Ambush(fault, aim) => self.strike(fault, aim),
             Event::Boot(node) => self.boot(node),
@@ -257,6 +268,8 @@ impl World {
             | Event::Reopen { .. }
             | Event::MetaArrive { .. }
             | Event::MetaLate { .. }
+            | Event::Cut { .. }
+            | Event::Replace { .. }
             | Event::Planned(_)
             | Event::Ambush(..)
             | Event::Boot(_)

@@ -94,7 +94,15 @@ impl World {
                 // Counted when a frame is garbled.
                 false
             }
-            Fault::MetaConflict
+            Fault::ClockRate => self.change_clock(node),
+            Fault::ClockJump => self.jump_clock(node),
+            Fault::FlappingPartition => self.flap(node),
+            Fault::WipedReplica => self.wipe(node),
+            Fault::MetaStorm => self.storm(),
+            Fault::DoorReconnect => self.reconnect_guest(),
+            Fault::OldWire => self.change_version(node),
+            Fault::Bugify
+            | Fault::MetaConflict
             | Fault::MetaUnknownApplied
             | Fault::MetaUnknownLost
             | Fault::MetaUnknownLate => false,
@@ -169,7 +177,7 @@ impl World {
     }
 
     /// SIGKILL; a supervisor starts the process again.
-    fn kill(&mut self, node: usize) -> bool {
+    pub(crate) fn kill(&mut self, node: usize) -> bool {
         if !self.stop_process(node, true) {
             return false;
         }
@@ -221,7 +229,7 @@ impl World {
         self.nodes[node].up && raise(&mut self.nodes[node].paused_until, until)
     }
 
-    fn seats(&self) -> Vec<(usize, u64)> {
+    pub(crate) fn seats(&self) -> Vec<(usize, u64)> {
         let seat = |(n, node): (usize, &crate::node::Node)| {
             node.seat.as_ref().filter(|s| !s.is_over()).map(|s| (n, s.id))
         };
@@ -279,11 +287,15 @@ impl World {
         raise(&mut self.quiet_until, until)
     }
 
-    fn add_copy(&mut self) -> bool {
-        let record = self.meta.record().clone();
+    pub(crate) fn add_copy(&mut self) -> bool {
         let free = |n: &usize| self.nodes[*n].copy.is_none() && self.nodes[*n].up;
         let free: Vec<usize> = (0..self.nodes.len()).filter(free).collect();
         let Some(node) = self.rng.pick(&free) else { return false };
+        self.add_copy_on(node)
+    }
+
+    pub(crate) fn add_copy_on(&mut self, node: usize) -> bool {
+        let record = self.meta.record().clone();
         let (rid, txn) = (ReplicaId(self.uuid()), self.uuid());
         let name = self.nodes[node].name.clone();
         let Ok(record) = record.add_new(rid, name, "default".to_owned(), txn) else {
@@ -292,7 +304,9 @@ impl World {
         let disk = formatted(rid, self.volume, self.lineage, self.plan.habits.blocks);
         let copy = Copy { rid, disk, host: None, fails_next: false, reopening: false };
         self.nodes[node].copy = Some(copy);
-        self.open_copy(node, false);
+        if self.nodes[node].up {
+            self.open_copy(node, false);
+        }
         self.controller_writes(record);
         true
     }

@@ -21,6 +21,10 @@ impl World {
     fn want(&mut self, repl: u64, min: u64) -> bool {
         let (Ok(repl), Ok(min)) = (u8::try_from(repl), u8::try_from(min)) else { return false };
         let record = self.meta.record().clone();
+        // A member without files counts for nobody who looks.
+        if self.in_sync(&record).len() < record.in_sync().count() {
+            return false;
+        }
         let txn = self.uuid();
         let Ok(next) = record.want(repl, min, txn) else { return false };
         let changes = (record.repl, record.min_in_sync) != (repl, min);

@@ -1,10 +1,11 @@
 //! The end of a world: faults stop, and everything has to come right.
 
+use lockstep_core::limits;
 use lockstep_core::primary::{Event as PrimaryEvent, Phase};
 use lockstep_core::record::ReplicaState;
 
 use super::{Event, MS, World};
-use crate::fault::Swarm;
+use crate::fault::{Fault, Swarm};
 use crate::node::Copy;
 
 /// Where a world is in its life.
@@ -52,12 +53,17 @@ impl World {
         (self.plan.distance, self.plan.disk_factor) = (self.plan.distance.min(300), 1);
         self.plan.detours.iter_mut().flatten().for_each(|factor| *factor = 1);
         self.garbles_next = false;
+        self.meta.storm_until = 0;
         (self.meta.down_until, self.meta.slow_until, self.quiet_until) = (0, 0, 0);
         for node in 0..self.nodes.len() {
             let n = &mut self.nodes[node];
             (n.paused_until, n.slow_until, n.hung_until, n.meta_cut_until) = (0, 0, 0, 0);
             if let Some(copy) = &mut n.copy {
                 copy.fails_next = false;
+            }
+            if !self.nodes[node].clock.is_true() {
+                self.nodes[node].clock.run_at(now, 1000);
+                self.rearm(node);
             }
             self.boot(node);
         }
@@ -112,7 +118,7 @@ impl World {
                 if phase == Phase::Active && self.is_whole(node) {
                     self.stop_guest(node, id);
                     self.stage = Stage::Settling { since: now };
-                } else if now - since > HEAL_LIMIT {
+                } else if now - since > self.heal_limit() {
                     let record = super::records::describe(self.meta.record());
                     self.fail("converge", format!("still {phase:?} after 60 s: {record}"));
                 }
@@ -140,6 +146,13 @@ impl World {
             }
         }
         self.schedule.after(POLL, Event::Stage);
+    }
+
+    /// How long healing may take. A member without files never answers: if all that do answer lost
+    /// power, a promotion waits for it in vain (P3).
+    fn heal_limit(&self) -> u64 {
+        let wiped = self.outcome.faults.contains_key(Fault::WipedReplica.name());
+        HEAL_LIMIT + if wiped { limits::LOSSY_GRACE_MS * MS } else { 0 }
     }
 
     /// Are all copies in sync, open, and reached by their primary? The record alone does not

@@ -35,9 +35,10 @@ impl World {
         if self.nodes[node].up {
             return;
         }
-        let (process, clock) = (self.rng.bits(), self.rng.below(1 << 40));
+        let (now, process, clock) = (self.now(), self.rng.bits(), self.rng.below(1 << 40));
         let n = &mut self.nodes[node];
-        (n.up, n.process, n.clock) = (true, process, clock);
+        (n.up, n.process) = (true, process);
+        n.clock.start(now, clock);
         let name = n.name.clone();
         self.say(|| format!("{name}: process starts"));
         self.open_copy(node, false);
@@ -174,11 +175,11 @@ impl World {
         self.watch_for_faults(node, open);
     }
 
-    fn arm_store(&mut self, node: usize, open: u64) {
+    pub(crate) fn arm_store(&mut self, node: usize, open: u64) {
         let (now, clock) = (self.now(), self.nodes[node].clock);
         let Some((host, _)) = self.nodes[node].host(open) else { return };
         let Some(tick) = host.store.deadline() else { return };
-        let when = tick.0.saturating_sub(clock).max(now);
+        let when = clock.when(tick, now);
         if host.armed != Some(when) {
             host.armed = Some(when);
             self.schedule.at(when, Event::StoreWake { node, open });

@@ -23,12 +23,14 @@ impl World {
     pub(crate) fn ask_meta(&mut self, node: usize, seat: u64, token: Token, op: MetaOp) {
         let typical = if self.meta.slow_until > self.now() { 400 * MS } else { 2 * MS };
         let delay = self.rng.latency(typical);
+        self.puts_under_way += u64::from(matches!(op, MetaOp::PutIf { .. }));
         let op = Box::new(op);
         self.schedule.after(delay, Event::MetaArrive { node, seat, token, op });
     }
 
     pub(crate) fn meta_arrive(&mut self, node: usize, seat: u64, token: Token, op: MetaOp) {
         let now = self.now();
+        self.puts_under_way -= u64::from(matches!(op, MetaOp::PutIf { .. }));
         let away = self.meta.down_until.max(self.nodes[node].meta_cut_until) > now;
         if away {
             let delay = self.rng.between(10 * MS, PATIENCE);
@@ -80,6 +82,9 @@ impl World {
 
     fn put(&mut self, by: usize, expected: Revision, record: Record) -> MetaResult {
         self.delicate(self.plan.ambushes, None);
+        if self.meta.storm_until > self.now() {
+            self.touch_record();
+        }
         match self.fate() {
             Fate::Usual => self.apply_put(by, expected, record),
             Fate::Contested => {
@@ -126,11 +131,13 @@ impl World {
         self.count(Fault::MetaUnknownLate);
         let delay = self.rng.pick(&[20, 150, 1000, 4000, 10_000]).unwrap_or(1000) * MS;
         let delay = self.rng.below(delay * 2);
+        self.puts_under_way += 1;
         let record = Box::new(record);
         self.schedule.after(delay, Event::MetaLate { by, expected, record });
     }
 
     pub(crate) fn meta_late(&mut self, by: usize, expected: Revision, record: Record) {
+        self.puts_under_way -= 1;
         self.apply_put(by, expected, record);
     }
 
@@ -156,7 +163,7 @@ impl World {
         self.say(|| format!("record: a controller writes {}", describe(&new)));
         for node in 0..self.nodes.len() {
             let Some(seat) = self.nodes[node].seat.as_ref().map(|s| s.id) else { continue };
-            if self.rng.chance(900) {
+            if self.stage != super::Stage::Chaos || self.rng.chance(900) {
                 let delay = self.rng.latency(5 * MS);
                 let event = Box::new(PrimaryEvent::RecordChanged);
                 self.schedule.after(delay, Event::Primary { node, seat, event });

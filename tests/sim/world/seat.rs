@@ -77,11 +77,11 @@ impl World {
         self.check_seat(node, seat);
     }
 
-    fn arm_primary(&mut self, node: usize, seat: u64) {
+    pub(crate) fn arm_primary(&mut self, node: usize, seat: u64) {
         let (now, clock) = (self.now(), self.nodes[node].clock);
         let Some(s) = self.nodes[node].seat(seat) else { return };
         let Some((tick, _)) = s.primary.deadline() else { return };
-        let when = tick.0.saturating_sub(clock).max(now);
+        let when = clock.when(tick, now);
         if s.armed != Some(when) {
             s.armed = Some(when);
             self.schedule.at(when, Event::PrimaryWake { node, seat });
@@ -225,7 +225,7 @@ impl World {
         let value = Value(self.fresh_value());
         let depth = self.plan.habits.depth;
         let Some(s) = self.nodes[node].seat.as_mut().filter(|s| s.id == seat) else { return false };
-        if s.guest.pending.len() >= depth || !s.primary.has_room() {
+        if s.guest.is_reconnecting() || s.guest.pending.len() >= depth || !s.primary.has_room() {
             return false;
         }
         if !s.guest.running && s.guest.to_verify.is_empty() {
@@ -263,7 +263,8 @@ impl World {
     ) {
         let Some(s) = self.nodes[node].seat(seat) else { return };
         let instance = s.instance;
-        if !s.guest.pending.remove(&request) {
+        let unheard = s.guest.unheard.remove(&request);
+        if s.guest.pending.remove(&request).is_none() {
             self.fail("honest", format!("guest request {request} is answered but not open"));
             return;
         }
@@ -274,6 +275,10 @@ impl World {
             return;
         }
         match result {
+            Ok(_) if unheard => {
+                let judged = self.oracle.failed(instance, request);
+                self.judge("honest", judged);
+            }
             Ok(GuestReply::Data(pieces)) => {
                 let found = self.contents_read(request, &pieces, instance);
                 let judged = self.oracle.was_read(instance, request, &found);

@@ -186,13 +186,13 @@ impl World {
         self.arm_link(wire, side);
     }
 
-    fn arm_link(&mut self, wire: Wire, side: usize) {
+    pub(crate) fn arm_link(&mut self, wire: Wire, side: usize) {
         let now = self.now();
         let Some(node) = self.net.end(wire, side).map(|e| e.node) else { return };
         let clock = self.nodes[node].clock;
         let Some(end) = self.net.end(wire, side).filter(|e| e.open) else { return };
         let Some((tick, _)) = end.link.as_ref().and_then(Link::deadline) else { return };
-        let when = tick.0.saturating_sub(clock).max(now);
+        let when = clock.when(tick, now);
         if end.armed != Some(when) {
             end.armed = Some(when);
             self.schedule.at(when, Event::LinkWake(wire, side));
@@ -313,13 +313,7 @@ impl World {
 
     /// All connections of a process end with it; after a loss of power nobody is told.
     pub(crate) fn drop_connections(&mut self, node: usize, tells: bool) {
-        let mine = |e: &End| e.open && e.node == node;
-        let ends: Vec<(Wire, usize)> = self
-            .net
-            .connections
-            .iter()
-            .flat_map(|(w, c)| (0..2).filter(|s| mine(&c.ends[*s])).map(|s| (*w, s)))
-            .collect();
+        let ends = self.net.ends_of(node);
         for (wire, side) in ends {
             if let Some(end) = self.net.end(wire, side) {
                 end.open = false;

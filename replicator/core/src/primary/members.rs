@@ -50,7 +50,11 @@ impl Primary {
         let lost: Vec<ReplicaId> =
             self.members().into_iter().filter(|rid| self.is_lost(*rid)).collect();
         let Some(record) = self.cas.record().cloned() else { return };
-        for rid in &lost {
+        // Whoever stays has to be there: with nobody to serve, nothing is gained by a removal, and
+        // the one that is removed may be the last that ever comes back.
+        let stays = |rid: &ReplicaId| !lost.contains(rid) && self.is_serving(*rid);
+        let held = !self.members().iter().any(stays);
+        for rid in lost.iter().filter(|_| !held) {
             let txn = self.cas.next_txn(self.params.instance);
             let next = record.remove(*rid, txn);
             if let Some(next) = next.or_else(|| self.removed_below_min(&record, *rid, txn)) {

@@ -1,0 +1,200 @@
+//! Faults of a rarer kind: clocks that run wrong, networks that come and go, copies that are
+//! replaced, daemons of another version, guests that connect anew.
+
+use lockstep_core::id::ReplicaId;
+use lockstep_core::primary::Phase;
+use lockstep_core::record::ReplicaState;
+use lockstep_core::wire::{MAX_VERSION, MIN_VERSION};
+
+use super::{Event, MS, Stage, World};
+use crate::fault::Fault;
+
+/// Clocks are at most so wrong, in a thousand: what the lease for reads assumes.
+const RATES: [u64; 6] = [800, 900, 990, 1010, 1100, 1200];
+
+impl World {
+    /// A clock goes faster or slower from now on.
+    pub(crate) fn change_clock(&mut self, node: usize) -> bool {
+        let (now, rate) = (self.now(), self.rng.pick(&RATES).unwrap_or(1000));
+        self.nodes[node].clock.run_at(now, rate);
+        let name = self.nodes[node].name.clone();
+        self.say(|| format!("{name}: clock runs at {rate} in 1000"));
+        self.rearm(node);
+        true
+    }
+
+    /// A clock jumps forward. This breaks what the lease for reads assumes, so in such a world
+    /// reads of a deposed primary are compared with its own history only.
+    pub(crate) fn jump_clock(&mut self, node: usize) -> bool {
+        let by = self.rng.pick(&[20, 500, 3000, 60_000]).unwrap_or(500);
+        let by = self.rng.between(1, by) * MS;
+        self.oracle.distrust_leases();
+        self.nodes[node].clock.jump(by);
+        let name = self.nodes[node].name.clone();
+        self.say(|| format!("{name}: clock jumps by {} ms", by / MS));
+        self.rearm(node);
+        true
+    }
+
+    /// Timers follow their clock.
+    pub(crate) fn rearm(&mut self, node: usize) {
+        if let Some(seat) = self.nodes[node].seat.as_ref().map(|s| s.id) {
+            self.arm_primary(node, seat);
+        }
+        let host = self.nodes[node].copy.as_ref().and_then(|c| c.host.as_ref());
+        if let Some(open) = host.map(|h| h.open) {
+            self.arm_store(node, open);
+        }
+        let ends = self.net.ends_of(node);
+        ends.into_iter().for_each(|(wire, side)| self.arm_link(wire, side));
+    }
+
+    /// A connection between two nodes comes and goes.
+    pub(crate) fn flap(&mut self, node: usize) -> bool {
+        let other = self.rng.index(self.nodes.len());
+        if node == other {
+            return false;
+        }
+        let mut at = self.now();
+        for _ in 0..self.rng.between(3, 12) {
+            let length = self.rng.pick(&[50, 300, 1200, 2500]).unwrap_or(300);
+            let until = at + self.rng.between(1, length) * MS;
+            self.schedule.at(at, Event::Cut { from: node, to: other, until });
+            if self.rng.chance(600) {
+                self.schedule.at(at, Event::Cut { from: other, to: node, until });
+            }
+            at = until + self.rng.between(1, length) * MS;
+        }
+        true
+    }
+
+    pub(crate) fn cut(&mut self, from: usize, to: usize, until: u64) {
+        if self.stage == Stage::Chaos {
+            let blocked = self.net.blocked.entry((from, to)).or_default();
+            *blocked = until.max(*blocked);
+        }
+    }
+
+    /// A copy's files are gone. Only if enough others are members and have theirs, so that nothing
+    /// is lost with them; and not while a change is under way that might leave only this one.
+    pub(crate) fn wipe(&mut self, node: usize) -> bool {
+        let record = self.meta.record();
+        let Some(rid) = self.nodes[node].copy.as_ref().map(|c| c.rid) else { return false };
+        let others = self.in_sync(record).iter().filter(|(n, _)| *n != node).count();
+        let unsettled = self.seats_in_doubt() || self.puts_under_way > 0;
+        if unsettled
+            || record.replica(rid).is_none()
+            || others < usize::from(record.min_in_sync.max(1))
+        {
+            return false;
+        }
+        let (now, name) = (self.now(), self.nodes[node].name.clone());
+        self.say(|| format!("{name}: the files of its copy are gone"));
+        self.kill(node);
+        self.nodes[node].copy = None;
+        self.nodes[node].lost_power = Some(now);
+        self.schedule.after(0, Event::Replace { node, rid });
+        true
+    }
+
+    /// Does any primary not see all members, or work on what the members are?
+    fn seats_in_doubt(&self) -> bool {
+        let sees_all = |seat: &crate::node::Seat| {
+            let status = seat.primary.status();
+            let mut members = self.meta.record().in_sync();
+            members.all(|r| status.replicas.get(&r.rid).is_some_and(|r| r.connected))
+        };
+        let good = |seat: &&crate::node::Seat| {
+            seat.is_over() || seat.phase == Phase::Active && sees_all(seat)
+        };
+        self.nodes.iter().filter_map(|n| n.seat.as_ref()).any(|seat| !good(&seat))
+    }
+
+    /// A controller forgets a copy without files once it is no member, and puts a new one there.
+    pub(crate) fn replace(&mut self, node: usize, rid: ReplicaId) {
+        let entry = self.meta.record().replica(rid).cloned();
+        let taken = self.nodes[node].copy.is_some();
+        match entry.filter(|_| !taken) {
+            None => return,
+            Some(entry) if entry.state != ReplicaState::InSync => {
+                if self.forget_entry(&entry) && self.rng.chance(800) {
+                    self.add_copy_on(node);
+                }
+                return;
+            }
+            // As long as it counts as a member, another copy may have to take its place.
+            Some(_) if self.stage != Stage::Chaos => {
+                self.add_copy();
+            }
+            Some(_) => {}
+        }
+        let delay = self.rng.between(100, 1500) * MS;
+        self.schedule.after(delay, Event::Replace { node, rid });
+    }
+
+    /// For a while somebody else changes the record before every put.
+    pub(crate) fn storm(&mut self) -> bool {
+        let until = self.now() + self.rng.latency(1500 * MS);
+        self.meta.storm_until = until.max(self.meta.storm_until);
+        true
+    }
+
+    /// A daemon of another version is started on the node, as in an upgrade or its undoing.
+    pub(crate) fn change_version(&mut self, node: usize) -> bool {
+        let other = if self.nodes[node].speaks > MIN_VERSION { MIN_VERSION } else { MAX_VERSION };
+        if !self.kill(node) {
+            return false;
+        }
+        self.nodes[node].speaks = other;
+        let name = self.nodes[node].name.clone();
+        self.say(|| format!("{name}: speaks version {other} from now on"));
+        true
+    }
+
+    /// Some daemons are old from the beginning.
+    pub(crate) fn draw_versions(&mut self) {
+        if self.plan.swarm.rate(Fault::OldWire) == 0 {
+            return;
+        }
+        for node in 0..self.nodes.len() {
+            if self.rng.chance(400) {
+                self.nodes[node].speaks = MIN_VERSION;
+            }
+        }
+    }
+
+    /// The guest's connection to its device breaks. Its next one is accepted when nothing of the
+    /// old one is under way; then what it had no answer to is asked again.
+    pub(crate) fn reconnect_guest(&mut self) -> bool {
+        let seats = self.seats();
+        let Some((node, id)) = self.rng.pick(&seats) else { return false };
+        let Some(seat) = self.nodes[node].seat(id) else { return false };
+        if !seat.guest.reconnect() {
+            return false;
+        }
+        let name = self.nodes[node].name.clone();
+        self.say(|| format!("{name}: the guest of primary {id} connects anew"));
+        true
+    }
+
+    /// In some worlds whatever a driver does may come late, where no order is promised.
+    pub(crate) fn dawdles(&mut self, event: &Event) -> Option<u64> {
+        let rate = self.plan.swarm.rate(Fault::Bugify);
+        let may = matches!(
+            event,
+            Event::DiskDone { .. }
+                | Event::StoreWake { .. }
+                | Event::PrimaryWake { .. }
+                | Event::LinkWake(..)
+                | Event::MetaAnswer { .. }
+                | Event::GuestTurn { .. }
+                | Event::Redial { .. }
+        );
+        if rate == 0 || !may || self.stage != Stage::Chaos || !self.rng.chance(rate) {
+            return None;
+        }
+        self.count(Fault::Bugify);
+        let late = self.rng.pick(&[100, 2000, 30_000, 400_000]).unwrap_or(2000);
+        Some(self.now() + self.rng.between(1, late))
+    }
+}
