@@ -32,6 +32,8 @@ enum Letter {
 #[derive(Default)]
 struct Node {
     disk: Option<(ReplicaId, Twin)>,
+    /// An image of it, taken earlier.
+    kept: Option<(ReplicaId, Twin)>,
     replica: Option<Replica>,
     primary: Option<Primary>,
     wanted: BTreeSet<NodeId>,
@@ -54,6 +56,8 @@ pub(crate) struct Stage {
     cut: BTreeSet<(NodeId, NodeId)>,
     held: BTreeSet<(NodeId, NodeId)>,
     record: Option<(Record, Revision)>,
+    /// The record store as it was earlier.
+    kept_record: Option<(Record, Revision)>,
     store_up: bool,
     lose_answer: bool,
     ids: u64,
@@ -131,11 +135,30 @@ impl Stage {
                 self.change_record(|r| r.forget(rid, Uuid::from_u128(4)).expect("allowed"));
             }
             ["advance", ms] => self.advance(ms.parse().expect("milliseconds")),
+            ["keep", what] => self.keep(what),
+            ["put-back", what] => self.put_back(what),
             ["show"] => self.show(),
             _ => panic!("unknown command: {command}"),
         }
         self.run();
         std::mem::take(&mut self.said)
+    }
+
+    /// Takes an image of a copy, or of the record store.
+    fn keep(&mut self, what: &str) {
+        if what == "store" {
+            return self.kept_record = self.record.clone();
+        }
+        let n = self.nodes.get_mut(&node(what)).expect("a node");
+        n.kept = n.disk.clone();
+    }
+
+    fn put_back(&mut self, what: &str) {
+        if what == "store" {
+            return self.record = self.kept_record.clone();
+        }
+        let n = self.nodes.get_mut(&node(what)).expect("a node");
+        n.disk = n.kept.clone();
     }
 
     fn say(&mut self, what: String) {
@@ -191,6 +214,8 @@ impl Stage {
     }
 
     fn claim(&mut self, name: &NodeId) {
+        self.nodes.get_mut(name).expect("a node").primary = None;
+        self.drop_links(|link| link.from == *name);
         let instance = InstanceId(Uuid::from_u128(u128::from(self.next_id()) << 64));
         let params =
             Params { volume: VOLUME, node: name.clone(), instance, planted: Planted::NONE };
@@ -344,7 +369,10 @@ impl Stage {
     }
 
     fn on_phase(&mut self, name: &NodeId, phase: Phase) {
-        self.say(format!("{name} is {phase:?}"));
+        let node = self.nodes.get(name).and_then(|n| n.primary.as_ref());
+        let why = node.and_then(|p| p.status().stopped);
+        let why = why.map_or(String::new(), |why| format!(": {why:?}"));
+        self.say(format!("{name} is {phase:?}{why}"));
     }
 
     fn ask_store(&mut self, name: &NodeId, op: MetaOp) -> MetaResult {

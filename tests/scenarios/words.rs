@@ -79,12 +79,16 @@ pub(crate) fn record(r: &Record) -> String {
     let state = |s| match s {
         ReplicaState::New => "new".into(),
         ReplicaState::InSync => "in-sync".into(),
-        ReplicaState::Out { since } => format!("out@{since}"),
+        ReplicaState::Out { since, .. } => format!("out@{since}"),
         ReplicaState::Leaving => "leaving".into(),
     };
     let replicas: Vec<String> =
         r.replicas.iter().map(|e| format!("{}:{}", e.node, state(e.state))).collect();
     let primary = r.primary.as_ref().map_or("none".into(), |p| p.node.to_string());
-    let clean = if r.clean { " clean" } else { "" };
+    let clean = match (r.clean, r.put_back.0) {
+        (_, 1..) => " PUT BACK",
+        (true, 0) => " clean",
+        (false, 0) => "",
+    };
     format!("e{} g{} primary={primary}{clean} {}", r.epoch, r.r#gen, replicas.join(" "))
 }

@@ -153,6 +153,9 @@ pub enum Request {
         /// The history that `lineage` goes on from after a forced recovery (T11): a replica that
         /// belongs to it changes over. Lost on a connection of wire version 1.
         parent: Option<Lineage>,
+        /// The record proves that it promised this epoch, or a later one. A replica that did not
+        /// was put back to an older image, and refuses (R7). Lost in wire version 1.
+        at_least: Epoch,
         /// The claim that holds the epoch.
         instance: InstanceId,
         /// Counts attachments; persisted as a maximum.
@@ -265,19 +268,9 @@ pub struct Promised {
     pub credit_ops: u32,
     /// Bytes it lets this primary have in flight.
     pub credit_bytes: u64,
-    /// What it did before this promise; none from a peer of wire version 1.
-    pub past: Option<Past>,
-}
-
-/// What a replica did before it made a promise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Past {
-    /// The epoch that was promised before this one; this one if the replica was a member in it,
-    /// or was opened with it (R7).
-    pub promised: Epoch,
     /// Milliseconds since it last answered an older epoch, or since it was opened, if that is
-    /// later. A longer time may be told as a shorter one.
-    pub silent_ms: u32,
+    /// later; a longer time may be told as a shorter one. None from a peer of wire version 1.
+    pub silent_ms: Option<u32>,
 }
 
 /// Why a replica will not do what it was asked.
@@ -290,6 +283,11 @@ pub enum Refusal {
     },
     /// No such replica here, or another lineage or id.
     NoSuchReplica,
+    /// It was put back to an older image: it promised less than the record proves (rule R7).
+    PutBack {
+        /// The epoch that it promised by what it has now.
+        promised: Epoch,
+    },
     /// No promise was made on this connection; start with one.
     NoSession,
     /// The replica has failed and waits to be reopened.

@@ -20,6 +20,7 @@ mod release;
 mod resync;
 mod spoil;
 mod status;
+mod stop;
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -35,6 +36,7 @@ use self::peer::Peer;
 use self::promote::Promotion;
 use self::release::Release;
 use self::resync::Resync;
+pub use self::stop::Stop;
 use crate::alike::Aside;
 use crate::guest::{GuestError, GuestOp, GuestReply};
 use crate::id::{
@@ -42,7 +44,7 @@ use crate::id::{
     VolumeId,
 };
 use crate::lock::RangeLock;
-use crate::message::{Message, Reply, Request};
+use crate::message::{Message, Refusal, Reply, Request};
 use crate::planted::{Bug, Planted};
 use crate::record::Record;
 
@@ -110,6 +112,7 @@ pub enum MetaResult {
 }
 
 /// What a primary asks of the record store.
+#[expect(clippy::large_enum_variant, reason = "one at a time, and only for a membership change")]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum MetaOp {
     /// Linearizable read of the volume's record.
@@ -246,6 +249,8 @@ pub struct Status {
     pub epoch: Epoch,
     /// The generation in force.
     pub r#gen: Gen,
+    /// Why it was fenced, if it was.
+    pub stopped: Option<Stop>,
     /// The record in force, once read.
     pub record: Option<Record>,
     /// How each replica is reached and what it lacks.
@@ -272,6 +277,8 @@ pub struct ScrubProgress {
 pub struct ReplicaStatus {
     /// Has it a session?
     pub connected: bool,
+    /// Why it would not promise, the last time it was asked.
+    pub refused: Option<Refusal>,
     /// Progress of its resync, if one runs.
     pub resync: Option<ResyncProgress>,
     /// Bad blocks on it that were rewritten since the claim.
@@ -329,6 +336,10 @@ pub struct Primary {
     now: Tick,
     /// Effects of the step under way.
     out: Aside<Effects>,
+    /// Why it was fenced.
+    stopped: Option<Stop>,
+    /// The highest epoch of others that a replica has promised, while we were claiming.
+    outbid: Option<Epoch>,
     /// The record in force and the dialogue about the next one.
     cas: Cas,
     /// One per copy in the record.
@@ -405,6 +416,8 @@ impl Primary {
             phase: Phase::Claiming,
             now: Tick(0),
             out: Aside::default(),
+            stopped: None,
+            outbid: None,
             cas: Cas::default(),
             peers: BTreeMap::new(),
             conns: BTreeMap::new(),
@@ -524,15 +537,6 @@ impl Primary {
             self.phase = phase;
             self.out.push(Effect::Phase(phase));
         }
-    }
-
-    /// Taken over elsewhere: every request fails with EIO at once, and nothing is tried again.
-    fn fence(&mut self) {
-        if self.is_over() {
-            return;
-        }
-        self.set_phase(Phase::Fenced);
-        self.stop(GuestError::Fenced);
     }
 
     /// Ends everything; `error` answers what is still open.

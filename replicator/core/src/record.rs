@@ -17,7 +17,7 @@ use crate::id::{Epoch, Gen, InstanceId, Lineage, NodeId, ReplicaId, VolumeId};
 use crate::limits;
 
 /// Version of the record's format that this build writes. A higher one is refused.
-pub const RECORD_VERSION: u32 = 1;
+pub const RECORD_VERSION: u32 = 2;
 
 /// Who may write a volume and who has its data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +49,11 @@ pub struct Record {
     pub clean: bool,
     /// The copies.
     pub replicas: Vec<ReplicaEntry>,
+    /// The record store was put back to an older state: this epoch was in force, and the record
+    /// has not reached it. Nobody may claim the volume before somebody has decided what is true.
+    /// 0 if all is well.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub put_back: Epoch,
     /// Snapshots; none in this version.
     pub snapshots: Vec<String>,
     /// Random per change: makes a change with an unknown outcome decidable.
@@ -73,11 +78,12 @@ impl Hash for Record {
             primary,
             clean,
             replicas,
+            put_back,
             snapshots,
             txn: _,
         } = self;
         (version, uid, lineage, blocks, repl, min_in_sync, epoch, r#gen).hash(state);
-        (open_epoch, attach, primary, clean, replicas, snapshots).hash(state);
+        (open_epoch, attach, primary, clean, replicas, put_back, snapshots).hash(state);
     }
 }
 
@@ -123,6 +129,10 @@ pub enum ReplicaState {
     Out {
         /// That generation; never raised while the copy stays out (m22).
         since: Gen,
+        /// An epoch that it promised while it was in sync: one that promised less was put back to
+        /// an older image since (R7). Not known from records of version 1.
+        #[serde(default)]
+        promised: Epoch,
     },
     /// On its way out of the record.
     Leaving,
@@ -133,7 +143,7 @@ impl ReplicaState {
     #[must_use]
     pub fn since(self) -> Gen {
         match self {
-            Self::Out { since } => since,
+            Self::Out { since, .. } => since,
             Self::New | Self::InSync | Self::Leaving => Gen(0),
         }
     }
@@ -164,6 +174,11 @@ impl fmt::Display for RecordError {
 }
 
 impl core::error::Error for RecordError {}
+
+/// Is it no epoch at all? (The form that serde asks for.)
+fn is_none(epoch: &Epoch) -> bool {
+    *epoch == Epoch(0)
+}
 
 impl Record {
     /// Reads a record from its stored form.
@@ -231,6 +246,16 @@ impl Record {
     #[must_use]
     pub fn is_in_sync(&self, rid: ReplicaId) -> bool {
         self.in_sync().any(|r| r.rid == rid)
+    }
+
+    /// An epoch that `rid` must have promised, or a later one (R7).
+    #[must_use]
+    pub fn promised_by(&self, rid: ReplicaId) -> Epoch {
+        match self.replica(rid).map(|r| r.state) {
+            Some(ReplicaState::InSync) => self.open_epoch,
+            Some(ReplicaState::Out { promised, .. }) => promised,
+            Some(ReplicaState::New | ReplicaState::Leaving) | None => Epoch(0),
+        }
     }
 
     /// The entry of `rid`.

@@ -142,7 +142,7 @@ pub struct Replica {
     session: Option<Session>,
     /// When a primary was last heard or lost.
     heard: Option<Tick>,
-    /// The epochs before the promised one.
+    /// When older epochs were answered.
     past: Past,
     /// A promise under way: draining, then persisting.
     promising: Option<PendingPromise>,
@@ -195,7 +195,7 @@ impl Replica {
             ring: Ring::default(),
             session: None,
             heard: None,
-            past: Past::new(recovered.promised),
+            past: Past::default(),
             promising: None,
             in_flight: BTreeMap::new(),
             next_token: Aside(1),
@@ -251,8 +251,8 @@ impl Replica {
         out: &mut Vec<Effect>,
     ) {
         let Message { header, body } = message;
-        if let Request::Promise { replica, lineage, instance, attach_seq, .. } = body {
-            let wanted = promise::Wanted { replica, lineage, instance, attach_seq };
+        if let Request::Promise { replica, lineage, at_least, instance, attach_seq, .. } = body {
+            let wanted = promise::Wanted { replica, lineage, at_least, instance, attach_seq };
             return self.on_promise(now, conn, header, wanted, out);
         }
         if let Err(refusal) = self.admit(conn, &header) {
@@ -318,7 +318,6 @@ impl Replica {
     /// P7 and T6: the replica is a member, so older epochs' leftovers are settled.
     fn become_member(&mut self, header: &Header, out: &mut Vec<Effect>) {
         self.role = Role::Member;
-        self.past.note_member(header.epoch);
         self.member_gen = self.member_gen.max(header.r#gen);
         self.settle(header, out);
     }

@@ -7,8 +7,8 @@ use lockstep_core::id::{
 };
 use lockstep_core::limits::{MAX_BODY_BYTES, MAX_DATA_BYTES, MAX_OP_BLOCKS, MAX_VOLUME_BLOCKS};
 use lockstep_core::message::{
-    BlockDigest, Digest, Header, Message, Past, Payload, Promised, Refusal, Reply, Request,
-    ResyncBlock, ResyncContent,
+    BlockDigest, Digest, Header, Message, Payload, Promised, Refusal, Reply, Request, ResyncBlock,
+    ResyncContent,
 };
 use lockstep_core::range::{BLOCK_SIZE, BlockRange, BlockSet};
 use lockstep_core::wire::{
@@ -75,10 +75,11 @@ fn resync() -> impl Strategy<Value = Request> {
 fn request() -> impl Strategy<Value = Request> {
     let r#gen = || any::<u32>().prop_map(Gen);
     prop_oneof![
-        (uuid(), [uuid(), uuid()], uuid(), any::<u64>()).prop_map(|(a, [b, p], c, attach_seq)| {
+        (uuid(), [uuid(), uuid()], uuid(), any::<[u64; 2]>()).prop_map(|(a, [b, p], c, n)| {
             let (replica, lineage, instance) = (ReplicaId(a), Lineage(b), InstanceId(c));
             let parent = (!p.is_nil()).then_some(Lineage(p));
-            Request::Promise { replica, lineage, parent, instance, attach_seq }
+            let (at_least, attach_seq) = (Epoch(n[0]), n[1]);
+            Request::Promise { replica, lineage, parent, at_least, instance, attach_seq }
         }),
         set().prop_map(|blocks| Request::Read { blocks }),
         write(),
@@ -101,9 +102,9 @@ fn request() -> impl Strategy<Value = Request> {
 
 fn promised() -> impl Strategy<Value = Promised> {
     let flags = any::<(bool, bool, bool)>();
-    let past = any::<Option<(u64, u32)>>();
-    (any::<(u64, u32, u32, u64)>(), flags, set(), regions(), past).prop_map(
-        |(numbers, (unclean, lossy, fresh), ring, unresolved, past)| Promised {
+    let silent = any::<Option<u32>>();
+    (any::<(u64, u32, u32, u64)>(), flags, set(), regions(), silent).prop_map(
+        |(numbers, (unclean, lossy, fresh), ring, unresolved, silent_ms)| Promised {
             incarnation: Incarnation(numbers.0),
             unclean,
             lossy,
@@ -113,7 +114,7 @@ fn promised() -> impl Strategy<Value = Promised> {
             unresolved,
             credit_ops: numbers.2,
             credit_bytes: numbers.3,
-            past: past.map(|(epoch, silent_ms)| Past { promised: Epoch(epoch), silent_ms }),
+            silent_ms,
         },
     )
 }
@@ -122,6 +123,7 @@ fn refusal() -> impl Strategy<Value = Refusal> {
     prop_oneof![
         any::<u64>().prop_map(|promised| Refusal::Epoch { promised: Epoch(promised) }),
         Just(Refusal::NoSuchReplica),
+        any::<u64>().prop_map(|promised| Refusal::PutBack { promised: Epoch(promised) }),
         Just(Refusal::NoSession),
         Just(Refusal::Faulted),
         Just(Refusal::Io),

@@ -5,8 +5,8 @@ use lockstep_core::id::{
     Epoch, Gen, Incarnation, InstanceId, Lineage, NodeId, RegionIndex, ReplicaId, Seq, VolumeId,
 };
 use lockstep_core::message::{
-    BlockDigest, Digest, Header, Message, Past, Payload, Promised, Refusal, Reply, Request,
-    ResyncBlock, ResyncContent,
+    BlockDigest, Digest, Header, Message, Payload, Promised, Refusal, Reply, Request, ResyncBlock,
+    ResyncContent,
 };
 use lockstep_core::range::{BLOCK_SIZE, BlockRange, BlockSet};
 use lockstep_core::wire::{
@@ -31,6 +31,7 @@ fn promise() -> Request {
         replica: ReplicaId(Uuid::from_u128(2)),
         lineage: Lineage(Uuid::from_u128(3)),
         parent: Some(Lineage(Uuid::from_u128(6))),
+        at_least: Epoch(0x0101),
         instance: InstanceId(Uuid::from_u128(4)),
         attach_seq: 5,
     }
@@ -67,7 +68,7 @@ fn replies() -> Vec<Reply> {
         unresolved: vec![RegionIndex(0), RegionIndex(5)],
         credit_ops: 512,
         credit_bytes: 64 << 20,
-        past: Some(Past { promised: Epoch(11), silent_ms: 2500 }),
+        silent_ms: Some(2500),
     };
     let digest =
         BlockDigest { block: 9, stamp: Gen(3), zero: false, digest: Digest(*b"0123456789abcdef") };
@@ -149,10 +150,10 @@ fn an_older_peer_gets_what_it_understands() {
     else {
         panic!("other frames differ: {changed:?}");
     };
-    assert!(matches!(promise.body, Request::Promise { parent: None, .. }));
+    assert!(matches!(promise.body, Request::Promise { parent: None, at_least: Epoch(0), .. }));
     let empty = Request::Scan { since: Gen(u32::MAX), from: RegionIndex(0), limit: 1 };
     assert_eq!(renew.body, empty);
-    assert!(matches!(&promised.body, Reply::Promised(p) if p.past.is_none()));
+    assert!(matches!(&promised.body, Reply::Promised(p) if p.silent_ms.is_none()));
 }
 
 #[test]

@@ -103,7 +103,7 @@ fn replica(
         pool: entry.pool.clone(),
         state: i32::from(state),
         since: match entry.state {
-            ReplicaState::Out { since } => since.0,
+            ReplicaState::Out { since, .. } => since.0,
             ReplicaState::New | ReplicaState::InSync | ReplicaState::Leaving => 0,
         },
         connected,

@@ -1,11 +1,13 @@
-//! What an attachment waits for, in words.
+//! What an attachment waits for, or why it stopped, in words.
 
-use lockstep_core::primary::{Phase, Status};
-use lockstep_core::record::{Record, ReplicaState};
+use lockstep_core::message::Refusal;
+use lockstep_core::primary::{Phase, Status, Stop};
+use lockstep_core::record::{Record, ReplicaEntry, ReplicaState};
 
 use crate::net::Peers;
 
-/// What a primary that is not active waits for; empty if it waits for nothing.
+/// What a primary that is not active waits for, or why it stopped; empty if there is nothing to
+/// say.
 pub(super) fn waits_for(status: &Status, peers: &Peers) -> String {
     match (status.phase, &status.record) {
         (Phase::Claiming, _) | (Phase::Recovering, None) => {
@@ -18,9 +20,23 @@ pub(super) fn waits_for(status: &Status, peers: &Peers) -> String {
             |missing| format!("at least {} copies: {missing}", record.min_in_sync),
         ),
         (Phase::Draining, _) => "requests in flight and a last flush".into(),
-        (Phase::Suspended, None) | (Phase::Active | Phase::Closed | Phase::Fenced, _) => {
-            String::new()
-        }
+        (Phase::Fenced, _) => status.stopped.map(stopped).unwrap_or_default(),
+        (Phase::Suspended, None) | (Phase::Active | Phase::Closed, _) => String::new(),
+    }
+}
+
+fn stopped(why: Stop) -> String {
+    match why {
+        Stop::TakenOver => "another one took over".into(),
+        Stop::Deleted => "the volume was deleted".into(),
+        Stop::DataLost => "every copy that answers lost power while the volume was in use, so \
+                           writes that were not flushed may be gone"
+            .into(),
+        Stop::RecordPutBack { epoch, .. } => format!(
+            "the record store was put back to an older state (epoch {epoch} was in force, the \
+             volume's record says less); nothing was changed: restore a newer state of the \
+             record store, or choose the copy to go on from: lockstep volume recover"
+        ),
     }
 }
 
@@ -32,9 +48,19 @@ fn missing(status: &Status, record: &Record, peers: &Peers) -> Option<String> {
     });
     let lost: Vec<String> = lost
         .map(|entry| match peers.trouble(&entry.node) {
+            _ if is_put_back(status, entry) => format!(
+                "the copy on {} was put back to an older image and is not used: let it be replaced",
+                entry.node
+            ),
             Some(why) => format!("the copy on {} is not reached ({why})", entry.node),
             None => format!("the copy on {} has not answered", entry.node),
         })
         .collect();
     (!lost.is_empty()).then(|| lost.join("; "))
+}
+
+/// R7: it promised less than the record proves.
+fn is_put_back(status: &Status, entry: &ReplicaEntry) -> bool {
+    let refused = status.replicas.get(&entry.rid).and_then(|r| r.refused);
+    matches!(refused, Some(Refusal::PutBack { .. }))
 }

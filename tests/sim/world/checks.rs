@@ -285,13 +285,13 @@ fn legal_change(old: &Record, new: &Record) -> Found {
     let same_primary = new.primary == old.primary;
     let changes = claims || opens || before != after;
     let raised = old.replicas.iter().any(|r| {
-        let (ReplicaState::Out { since: was }, Some(n)) = (r.state, new.replica(r.rid)) else {
+        let (ReplicaState::Out { since: was, .. }, Some(n)) = (r.state, new.replica(r.rid)) else {
             return false;
         };
-        matches!(n.state, ReplicaState::Out { since } if since > was)
+        matches!(n.state, ReplicaState::Out { since, .. } if since > was)
     });
     let newly_out = new.replicas.iter().any(|r| {
-        let ReplicaState::Out { since } = r.state else { return false };
+        let ReplicaState::Out { since, .. } = r.state else { return false };
         before.contains(&r.rid) && since != new.r#gen
     });
     let rules = [

@@ -3,9 +3,9 @@
 
 use alloc::vec::Vec;
 
-use super::{Effect, MetaOp, MetaResult, Phase, Primary};
+use super::{Effect, MetaOp, MetaResult, Phase, Primary, Stop};
 use crate::alike::Aside;
-use crate::id::{InstanceId, ReplicaId, Revision, Tick, Token};
+use crate::id::{Epoch, Gen, InstanceId, ReplicaId, Revision, Tick, Token};
 use crate::limits;
 use crate::planted::Bug;
 use crate::record::{PrimaryRef, Record};
@@ -62,6 +62,11 @@ impl Cas {
         self.in_force.as_ref().map(|(record, _)| record)
     }
 
+    /// The record in force with its revision.
+    pub(super) fn in_force(&self) -> Option<(&Record, Revision)> {
+        self.in_force.as_ref().map(|(record, revision)| (record, *revision))
+    }
+
     /// The record in force if our claim is.
     pub(super) fn claimed(&self) -> Option<&Record> {
         self.record().filter(|_| self.claimed)
@@ -95,7 +100,7 @@ impl Cas {
         }
     }
 
-    fn next_token(&mut self) -> Token {
+    pub(super) fn next_token(&mut self) -> Token {
         *self.tokens += 1;
         Token(*self.tokens)
     }
@@ -160,7 +165,7 @@ impl Primary {
             MetaResult::Conflict | MetaResult::Unknown => self.get_record(),
             MetaResult::Read(Some((record, revision))) => self.on_record(record, revision),
             // The volume was deleted under us.
-            MetaResult::Read(None) => self.fence(),
+            MetaResult::Read(None) => self.fence(Stop::Deleted),
             MetaResult::Unavailable => {
                 let at = self.now.plus_ms(limits::CAS_RETRY_MS);
                 self.cas.asking = Some(Asking::Later(at));
@@ -177,6 +182,9 @@ impl Primary {
 
     /// The record as it stands decides the proposal, if there is one.
     fn on_record(&mut self, record: Record, revision: Revision) {
+        if let Some(stop) = self.put_back_by(&record) {
+            return self.fence_put_back(stop, &record, revision);
+        }
         let Some(proposal) = self.cas.proposal.clone() else {
             return self.on_refreshed(record, revision);
         };
@@ -190,7 +198,7 @@ impl Primary {
             return self.put_proposal();
         }
         if self.is_deposed_by(&record) {
-            return self.fence();
+            return self.fence(Stop::TakenOver);
         }
         let same = self.cas.in_force.as_ref().is_some_and(|(_, r)| *r == revision);
         if same && !self.has(Bug::ForgetLateCas) {
@@ -231,7 +239,13 @@ impl Primary {
     fn on_refreshed(&mut self, record: Record, revision: Revision) {
         let first = self.cas.in_force.is_none();
         if !first && self.is_deposed_by(&record) {
-            return self.fence();
+            return self.fence(Stop::TakenOver);
+        }
+        let epoch = record.put_back;
+        if first && epoch > Epoch(0) {
+            // An administrator has to decide; a claim would count up to what proves it.
+            self.cas.in_force = Some((record, revision));
+            return self.fence(Stop::RecordPutBack { epoch, r#gen: Gen(0) });
         }
         self.cas.in_force = Some((record, revision));
         if first {

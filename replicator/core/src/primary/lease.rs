@@ -77,7 +77,7 @@ impl Primary {
     /// A replica promised: from then on it answers nobody older. One that speaks the first
     /// version of the protocol does not say when it last did.
     pub(super) fn note_promise(&mut self, rid: ReplicaId, promised: &Promised) {
-        let silent_ms = promised.past.map_or(0, |past| u64::from(past.silent_ms));
+        let silent_ms = promised.silent_ms.map_or(0, u64::from);
         let at = self.now.plus_ms(limits::LEASE_WAIT_MS.saturating_sub(silent_ms));
         let over = self.old_lease.over.entry(rid).or_insert(at);
         *over = at.min(*over);

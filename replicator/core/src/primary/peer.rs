@@ -23,6 +23,10 @@ pub(super) struct Peer {
     lost_at: Tick,
     /// It said that it can't go on, or came back without what it had: no grace.
     failed: bool,
+    /// Why it would not promise, the last time it was asked.
+    pub(super) refused: Option<Refusal>,
+    /// Has it promised our epoch? Then it can't have promised less (R7).
+    promised: bool,
     /// When to ask it again for a promise, after it refused or failed on a live connection.
     ask_again_at: Option<Tick>,
     /// Requests that it owes an answer to, and when they were sent.
@@ -47,6 +51,8 @@ impl Peer {
             known: None,
             lost_at: now,
             failed: false,
+            refused: None,
+            promised: false,
             ask_again_at: None,
             owed: BTreeMap::new(),
             renewed: None,
@@ -78,6 +84,11 @@ impl Peer {
     /// It can't go on as a member.
     pub(super) fn has_failed(&self) -> bool {
         self.failed
+    }
+
+    /// Does it have an older image than the record proves (R7)?
+    pub(super) fn is_put_back(&self) -> bool {
+        matches!(self.refused, Some(Refusal::PutBack { .. }))
     }
 
     /// When its absence or silence must have consequences.
@@ -211,10 +222,12 @@ impl Primary {
     /// P2: asks for the promise of this epoch; the answer opens the session.
     fn send_promise(&mut self, rid: ReplicaId) {
         let Some(record) = self.cas.claimed() else { return };
+        let promised = self.peers.get(&rid).is_some_and(|p| p.promised);
         let request = Request::Promise {
             replica: rid,
             lineage: record.lineage,
             parent: None,
+            at_least: if promised { record.epoch } else { record.promised_by(rid) },
             instance: self.params.instance,
             attach_seq: record.attach.as_ref().map_or(0, |a| a.seq),
         };
@@ -265,10 +278,12 @@ impl Primary {
     pub(super) fn on_reply(&mut self, conn: Conn, message: Message<Reply>) {
         let Message { header, body } = message;
         let Some(rid) = self.peer_of(conn) else { return };
+        // A promise of our own epoch to somebody else is as bad as one of a newer epoch.
         if let Reply::Refused(Refusal::Epoch { promised }) = body
-            && self.cas.record().is_some_and(|r| promised > r.epoch)
+            && let Some(epoch) = self.cas.record().map(|r| r.epoch)
+            && (promised > epoch || (promised, header.epoch) == (epoch, epoch))
         {
-            return self.fence();
+            return self.on_outbid(promised);
         }
         if self.cas.record().is_none_or(|r| header.epoch != r.epoch) {
             return;
@@ -311,6 +326,12 @@ impl Primary {
                 self.on_copy_refused(rid, &step, refusal);
             }
             (Purpose::Copy(step), body) => self.on_copied(rid, step, body),
+            (Purpose::Promise, Reply::Refused(refusal)) => {
+                if let Some(peer) = self.peers.get_mut(&rid) {
+                    peer.refused = Some(refusal);
+                }
+                self.on_refused(rid, refusal);
+            }
             (_, Reply::Refused(refusal)) => self.on_refused(rid, refusal),
             (Purpose::Renew, _) => self.on_renewed(rid),
             (Purpose::Mark, _) => self.on_marked(rid),
@@ -329,6 +350,7 @@ impl Primary {
             Refusal::NoSession => self.reset_peer(rid),
             Refusal::Epoch { .. }
             | Refusal::NoSuchReplica
+            | Refusal::PutBack { .. }
             | Refusal::Faulted
             | Refusal::Io
             | Refusal::Checksum { .. }
@@ -395,11 +417,15 @@ impl Primary {
 
     fn on_promised(&mut self, rid: ReplicaId, promised: Promised) {
         let now = self.now;
+        if self.is_ahead_of_record(promised.member_gen) {
+            return;
+        }
         self.note_promise(rid, &promised);
         let as_member = self.is_open() && self.is_required(rid);
         let careless = self.has(Bug::ResumeUnclean);
         let forgets = self.has(Bug::SecondReconnect);
         let Some(peer) = self.peers.get_mut(&rid) else { return };
+        (peer.refused, peer.promised) = (None, true);
         let same = peer.known == Some(promised.incarnation);
         let acceptable = !as_member || same || !promised.unclean || careless;
         if acceptable || forgets {

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use super::cas::Change;
 use super::copy::CopyJob;
-use super::{Phase, Primary, Purpose};
+use super::{Phase, Primary, Purpose, Stop};
 use crate::id::{ReplicaId, Tick};
 use crate::limits;
 use crate::message::{Promised, Request};
@@ -122,7 +122,7 @@ impl Primary {
     }
 
     pub(super) fn drive_promotion(&mut self) {
-        if self.phase != Phase::Recovering || !self.cas.is_free() {
+        if self.phase != Phase::Recovering || !self.cas.is_free() || self.outbid.is_some() {
             return;
         }
         if self.promotion.source.is_none() {
@@ -151,8 +151,10 @@ impl Primary {
             self.promotion.first_answer = None;
         }
         let Some(first) = self.promotion.first_answer else { return };
+        // One that was put back to an older image has nothing to wait for (R7).
+        let gone = |rid: &ReplicaId| self.peers[rid].is_put_back();
         let silent: Vec<&ReplicaId> =
-            members.iter().filter(|rid| !up.iter().any(|(u, _)| u == *rid)).collect();
+            members.iter().filter(|rid| !gone(rid) && !up.iter().any(|(u, _)| u == *rid)).collect();
         let all_lossy = up.iter().all(|(_, s)| s.lossy);
         let waited = self.now.ms_since(first);
         let wait = match all_lossy {
@@ -167,7 +169,7 @@ impl Primary {
         }
         if all_lossy && self.promotion.live && !self.has(Bug::LiveLossy) {
             // G4: acknowledged data may be gone under a mounted device: better an error.
-            return self.fence();
+            return self.fence(Stop::DataLost);
         }
         let local = |rid: ReplicaId| self.peers[&rid].node() == &self.params.node;
         let lossy = self.has(Bug::LossySource);
@@ -388,6 +390,10 @@ impl Primary {
     /// P7: the first messages carry the new generation, so that members restamp what was
     /// repaired before they forget it; then the guest is served.
     pub(super) fn on_opened(&mut self) {
+        if self.outbid.is_some() {
+            // The record is being read again, to learn by whom.
+            return;
+        }
         self.promotion = Promotion::default();
         // A detach that was asked for before a promotion in place goes on after it.
         self.set_phase(if self.closing.is_some() { Phase::Draining } else { Phase::Active });

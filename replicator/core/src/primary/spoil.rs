@@ -13,7 +13,7 @@ impl Primary {
         let (high, raise) = (self.has(Bug::SinceTooHigh), self.has(Bug::RaiseSince));
         let Some(now) = self.cas.record().filter(|_| high || raise) else { return next };
         for replica in &mut next.replicas {
-            let ReplicaState::Out { since } = &mut replica.state else { continue };
+            let ReplicaState::Out { since, .. } = &mut replica.state else { continue };
             let newly_out = now.is_in_sync(replica.rid);
             if newly_out && high {
                 *since = since.next();

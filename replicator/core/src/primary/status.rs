@@ -10,11 +10,13 @@ impl Primary {
         let record = self.cas.record();
         let of = |rid: &ReplicaId, peer: &Peer| ReplicaStatus {
             connected: peer.is_up(),
+            refused: peer.refused,
             resync: self.resync_progress(rid),
             mended_blocks: self.mending.mended(rid),
         };
         Status {
             phase: self.phase,
+            stopped: self.stopped,
             epoch: record.map(|r| r.epoch).unwrap_or_default(),
             r#gen: record.map(|r| r.r#gen).unwrap_or_default(),
             record: record.cloned(),

@@ -46,7 +46,7 @@ fn a_claim_takes_the_next_epoch_and_generation() {
 fn opening_excludes_whoever_is_no_member_from_this_generation_on() {
     let next = volume(2).claim(primary(), txn()).open(&[rid(2), rid(3)], txn());
     let state = |i| next.replica(rid(i)).map(|r| r.state);
-    assert_eq!(state(1), Some(ReplicaState::Out { since: Gen(3) }));
+    assert_eq!(state(1), Some(ReplicaState::Out { since: Gen(3), promised: Epoch(0) }));
     assert_eq!(state(2), Some(ReplicaState::InSync));
     assert_eq!(next.open_epoch, next.epoch);
 }

@@ -47,6 +47,7 @@ impl Record {
             primary: None,
             clean: true,
             replicas: new.replicas.into_iter().map(entry).collect(),
+            put_back: Epoch(0),
             snapshots: Vec::new(),
             txn,
         };
@@ -60,6 +61,7 @@ impl Record {
     pub fn claim(&self, primary: PrimaryRef, txn: Uuid) -> Self {
         let seq = self.attach.as_ref().map_or(0, |a| a.seq) + 1;
         Self {
+            version: RECORD_VERSION,
             epoch: self.epoch.next(),
             r#gen: self.r#gen.next(),
             attach: Some(Attach { node: primary.node.clone(), seq }),
@@ -80,7 +82,7 @@ impl Record {
             if members.contains(&replica.rid) {
                 replica.state = ReplicaState::InSync;
             } else if replica.state == ReplicaState::InSync {
-                replica.state = ReplicaState::Out { since: r#gen };
+                replica.state = ReplicaState::Out { since: r#gen, promised: self.open_epoch };
             }
         }
         next
@@ -96,7 +98,7 @@ impl Record {
         }
         let r#gen = self.r#gen.next();
         let mut next = Self { r#gen, txn, ..self.clone() };
-        next.set_state(rid, ReplicaState::Out { since: r#gen });
+        next.set_state(rid, ReplicaState::Out { since: r#gen, promised: self.open_epoch });
         Some(next)
     }
 
@@ -132,7 +134,7 @@ impl Record {
     pub fn swap(&self, leaves: ReplicaId, joins: ReplicaId, txn: Uuid) -> Self {
         let r#gen = self.r#gen.next();
         let mut next = Self { r#gen, txn, ..self.clone() };
-        next.set_state(leaves, ReplicaState::Out { since: r#gen });
+        next.set_state(leaves, ReplicaState::Out { since: r#gen, promised: self.open_epoch });
         next.set_state(joins, ReplicaState::InSync);
         next
     }
@@ -174,6 +176,13 @@ impl Record {
                 Ok(next)
             }
         }
+    }
+
+    /// The record store was put back: `epoch` was in force before.
+    #[must_use]
+    pub fn mark_put_back(&self, epoch: Epoch, txn: Uuid) -> Self {
+        let put_back = self.put_back.max(epoch);
+        Self { version: RECORD_VERSION, put_back, txn, ..self.clone() }
     }
 
     fn set_state(&mut self, rid: ReplicaId, state: ReplicaState) {

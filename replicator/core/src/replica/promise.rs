@@ -15,6 +15,7 @@ use crate::store::StoreOp;
 pub(super) struct Wanted {
     pub(super) replica: ReplicaId,
     pub(super) lineage: Lineage,
+    pub(super) at_least: Epoch,
     pub(super) instance: InstanceId,
     pub(super) attach_seq: u64,
 }
@@ -82,6 +83,10 @@ impl Replica {
         if self.role == Role::Faulted {
             return Err(Refusal::Faulted);
         }
+        // R7, and before anything is made durable: what proves it must not be overwritten.
+        if wanted.at_least > self.promised && !self.planted.has(Bug::NoImageCheck) {
+            return Err(Refusal::PutBack { promised: self.promised });
+        }
         let promised = self.promised.max(self.promising.map_or(Epoch(0), |p| p.header.epoch));
         let same_claim = self.instance.is_none_or(|i| i == wanted.instance);
         let newer = header.epoch > promised;
@@ -111,7 +116,7 @@ impl Replica {
     /// The store has persisted the promise of `header`.
     pub(super) fn on_promise_durable(&mut self, now: Tick, header: &Header, out: &mut Vec<Effect>) {
         assert!(header.epoch >= self.promised, "a promise went backwards");
-        self.past.on_promised(now, self.promised, header.epoch);
+        self.past.on_promised(now, header.epoch > self.promised);
         self.promised = header.epoch;
         let Some(pending) = self.promising.take() else { return };
         self.instance = Some(pending.wanted.instance);
@@ -129,7 +134,7 @@ impl Replica {
                 unresolved: self.unresolved.clone(),
                 credit_ops: limits::CREDIT_OPS,
                 credit_bytes: limits::CREDIT_BYTES,
-                past: Some(self.past.told(now)),
+                silent_ms: Some(self.past.silent_ms(now)),
             };
             self.reply(pending.conn, header, Reply::Promised(Box::new(promised)), out);
         }

@@ -35,6 +35,7 @@ fn promise(instance: u128) -> Request {
         replica: ME.replica,
         lineage: ME.lineage,
         parent: None,
+        at_least: Epoch(0),
         instance: InstanceId(Uuid::from_u128(instance)),
         attach_seq: 1,
     }
@@ -303,6 +304,7 @@ fn a_replica_of_another_id_or_lineage_does_not_promise() {
         replica: ReplicaId(Uuid::from_u128(77)),
         lineage: ME.lineage,
         parent: None,
+        at_least: Epoch(0),
         instance: InstanceId(Uuid::from_u128(1)),
         attach_seq: 1,
     };

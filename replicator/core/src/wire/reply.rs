@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::codec::{Malformed, Reader, Writer};
 use super::{Kind, MAX_LIST_BLOCKS, read_crcs, write_crcs};
 use crate::id::{Epoch, Gen, Incarnation};
-use crate::message::{BlockDigest, Digest, Past, Payload, Promised, Refusal, Reply};
+use crate::message::{BlockDigest, Digest, Payload, Promised, Refusal, Reply};
 
 /// Bytes of an entry of [`Reply::Digests`].
 const BLOCK_DIGEST_BYTES: usize = 29;
@@ -15,8 +15,8 @@ const BLOCK_DIGEST_BYTES: usize = 29;
 const UNCLEAN: u8 = 1;
 const LOSSY: u8 = 2;
 const FRESH: u8 = 4;
-/// The past follows; since version 2.
-const PAST: u8 = 8;
+/// The silence follows; since version 2.
+const SILENT: u8 = 8;
 
 /// Writes the body; returns what else belongs into the frame: kind and data.
 pub(super) fn write<'a>(
@@ -46,19 +46,19 @@ pub(super) fn write<'a>(
             (Kind::Digests, None)
         }
         Reply::Refused(refusal) => {
-            write_refusal(*refusal, out);
+            write_refusal(*refusal, version, out);
             (Kind::Refused, None)
         }
     }
 }
 
 fn write_promised(promised: &Promised, version: u16, out: &mut Writer) {
-    let past = promised.past.filter(|_| version >= 2);
+    let silent = promised.silent_ms.filter(|_| version >= 2);
     let flag = |set: bool, bit: u8| if set { bit } else { 0 };
     let flags = flag(promised.unclean, UNCLEAN)
         | flag(promised.lossy, LOSSY)
         | flag(promised.fresh, FRESH)
-        | flag(past.is_some(), PAST);
+        | flag(silent.is_some(), SILENT);
     out.u64(promised.incarnation.0);
     out.u8(flags);
     out.u32(promised.member_gen.0);
@@ -66,9 +66,8 @@ fn write_promised(promised: &Promised, version: u16, out: &mut Writer) {
     out.u64(promised.credit_bytes);
     out.set(&promised.ring);
     out.regions(&promised.unresolved);
-    if let Some(past) = past {
-        out.u64(past.promised.0);
-        out.u32(past.silent_ms);
+    if let Some(silent_ms) = silent {
+        out.u32(silent_ms);
     }
 }
 
@@ -80,10 +79,11 @@ fn write_digest(digest: &BlockDigest, out: &mut Writer) {
 }
 
 /// A code and a number, which is zero where the code needs none.
-fn write_refusal(refusal: Refusal, out: &mut Writer) {
+fn write_refusal(refusal: Refusal, version: u16, out: &mut Writer) {
     let (code, number) = match refusal {
         Refusal::Epoch { promised } => (1, promised.0),
-        Refusal::NoSuchReplica => (2, 0),
+        Refusal::PutBack { promised } if version >= 2 => (8, promised.0),
+        Refusal::NoSuchReplica | Refusal::PutBack { .. } => (2, 0),
         Refusal::NoSession => (3, 0),
         Refusal::Faulted => (4, 0),
         Refusal::Io => (5, 0),
@@ -105,7 +105,7 @@ pub(super) fn read(
         Kind::Done => Reply::Done,
         Kind::Regions => read_regions(reader)?,
         Kind::Digests => Reply::Digests(read_digests(reader)?),
-        Kind::Refused => Reply::Refused(read_refusal(reader)?),
+        Kind::Refused => Reply::Refused(read_refusal(version, reader)?),
         _ => return Err(Malformed("not a reply")),
     })
 }
@@ -113,7 +113,7 @@ pub(super) fn read(
 fn read_promised(version: u16, reader: &mut Reader<'_>) -> Result<Promised, Malformed> {
     let incarnation = Incarnation(reader.u64()?);
     let flags = reader.u8()?;
-    let known = UNCLEAN | LOSSY | FRESH | if version >= 2 { PAST } else { 0 };
+    let known = UNCLEAN | LOSSY | FRESH | if version >= 2 { SILENT } else { 0 };
     if flags & !known != 0 {
         return Err(Malformed("unknown state of a replica"));
     }
@@ -129,12 +129,8 @@ fn read_promised(version: u16, reader: &mut Reader<'_>) -> Result<Promised, Malf
         unresolved: reader.regions()?,
         credit_ops,
         credit_bytes,
-        past: if flags & PAST == 0 { None } else { Some(read_past(reader)?) },
+        silent_ms: if flags & SILENT == 0 { None } else { Some(reader.u32()?) },
     })
-}
-
-fn read_past(reader: &mut Reader<'_>) -> Result<Past, Malformed> {
-    Ok(Past { promised: Epoch(reader.u64()?), silent_ms: reader.u32()? })
 }
 
 fn read_flag(reader: &mut Reader<'_>) -> Result<bool, Malformed> {
@@ -172,11 +168,12 @@ fn read_digest(reader: &mut Reader<'_>) -> Result<BlockDigest, Malformed> {
     Ok(BlockDigest { block, stamp, zero, digest: Digest(digest) })
 }
 
-fn read_refusal(reader: &mut Reader<'_>) -> Result<Refusal, Malformed> {
+fn read_refusal(version: u16, reader: &mut Reader<'_>) -> Result<Refusal, Malformed> {
     let (code, number) = (reader.u8()?, reader.u64()?);
     let refusal = match code {
         1 => return Ok(Refusal::Epoch { promised: Epoch(number) }),
         6 => return Ok(Refusal::Checksum { block: number }),
+        8 if version >= 2 => return Ok(Refusal::PutBack { promised: Epoch(number) }),
         2 => Refusal::NoSuchReplica,
         3 => Refusal::NoSession,
         4 => Refusal::Faulted,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use super::codec::{Malformed, Reader, Writer};
 use super::kind::{FLAG_DEALLOCATE, FLAG_FUA, FLAG_MEMBER};
 use super::{Kind, MAX_LIST_BLOCKS, MAX_SCAN_REGIONS, read_crcs, write_crcs};
-use crate::id::{Gen, InstanceId, Lineage, RegionIndex, ReplicaId};
+use crate::id::{Epoch, Gen, InstanceId, Lineage, RegionIndex, ReplicaId};
 use crate::limits::MAX_OP_BLOCKS;
 use crate::message::{Payload, Request, ResyncBlock, ResyncContent};
 use crate::range::{BlockRange, BlockSet};
@@ -22,13 +22,14 @@ pub(super) fn write<'a>(
     out: &mut Writer,
 ) -> (Kind, u8, Option<&'a Payload>) {
     match request {
-        Request::Promise { replica, lineage, parent, instance, attach_seq } => {
+        Request::Promise { replica, lineage, parent, at_least, instance, attach_seq } => {
             out.uuid(replica.0);
             out.uuid(lineage.0);
             out.uuid(instance.0);
             out.u64(*attach_seq);
             if version >= 2 {
                 out.uuid(parent.map_or(Uuid::nil(), |parent| parent.0));
+                out.u64(at_least.0);
             }
             (Kind::Promise, 0, None)
         }
@@ -110,6 +111,7 @@ pub(super) fn read(
             instance: InstanceId(reader.uuid()?),
             attach_seq: reader.u64()?,
             parent: read_parent(version, reader)?,
+            at_least: Epoch(if version >= 2 { reader.u64()? } else { 0 }),
         },
         Kind::Read => Request::Read { blocks: read_set(reader, MAX_OP_BLOCKS)? },
         Kind::Write => {

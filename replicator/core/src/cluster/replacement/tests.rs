@@ -1,5 +1,5 @@
 use super::*;
-use crate::id::{Gen, InstanceId, Lineage, VolumeId};
+use crate::id::{Epoch, Gen, InstanceId, Lineage, VolumeId};
 use crate::record::{NewVolume, PrimaryRef};
 use alloc::string::ToString;
 use alloc::vec;
@@ -11,7 +11,8 @@ const NOW: Tick = Tick(3_600_000_000);
 
 pub(in crate::cluster) const IN: ReplicaState = ReplicaState::InSync;
 pub(in crate::cluster) const NEW: ReplicaState = ReplicaState::New;
-pub(in crate::cluster) const OUT: ReplicaState = ReplicaState::Out { since: Gen(5) };
+pub(in crate::cluster) const OUT: ReplicaState =
+    ReplicaState::Out { since: Gen(5), promised: Epoch(0) };
 pub(in crate::cluster) const LEAVING: ReplicaState = ReplicaState::Leaving;
 
 /// What it is about, copies wanted, copies, nodes, and what is decided.
