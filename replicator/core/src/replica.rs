@@ -97,6 +97,8 @@ pub struct Status {
     pub unclean: bool,
     /// Writes not known to be committed.
     pub ring: usize,
+    /// Their blocks, counted once for each write.
+    pub ring_blocks: u64,
 }
 
 /// Where a replica is in its life.
@@ -223,6 +225,7 @@ impl Replica {
             heard: self.heard,
             unclean: self.is_unclean(),
             ring: self.ring.len(),
+            ring_blocks: self.ring.blocks_written(),
         }
     }
 

@@ -245,7 +245,8 @@ impl Memory {
             } else {
                 Some(*self.silent.entry(key).or_insert(now))
             };
-            states.push(NodeState { node, silent_since, leaving: status.evacuating });
+            let (answers, leaving) = (status.live, status.evacuating);
+            states.push(NodeState { node, silent_since, answers, leaving });
         }
         states
     }

@@ -164,6 +164,7 @@ fn replica(info: &ReplicaInfo) -> v1::LocalReplica {
             lossy: open.lossy,
             activity_log_regions: count(open.activity_log_regions),
             ring_entries: count(open.core.ring),
+            ring_bytes: names::bytes(open.core.ring_blocks),
             fault: open.fault.clone().unwrap_or_default(),
             lineage: open.lineage.to_string(),
             ..common

@@ -33,8 +33,10 @@ pub struct View<'a> {
 pub struct NodeState {
     /// The node.
     pub node: NodeId,
-    /// Since when it does not answer, if so.
+    /// Since when it does not answer, or its copy of the volume is not reached, if so.
     pub silent_since: Option<Tick>,
+    /// It answers, whatever may be with its copy.
+    pub answers: bool,
     /// It is being drained: its copies are replaced at once, and it gets no new ones.
     pub leaving: bool,
 }
@@ -213,10 +215,11 @@ impl View<'_> {
         }
     }
 
-    /// How many nodes are silent, of how many. Those that are being drained may well be.
+    /// How many nodes are silent, of how many. Those that are being drained may well be. One that
+    /// lost its copy but answers is not: the network is not what ails it.
     fn silent_nodes(&self) -> (usize, usize) {
         let staying = || self.nodes.iter().filter(|n| !n.leaving);
-        (staying().filter(|n| n.silent_since.is_some()).count(), staying().count())
+        (staying().filter(|n| !n.answers).count(), staying().count())
     }
 }
 

@@ -18,6 +18,11 @@ impl Ring {
         self.entries.len()
     }
 
+    /// How many blocks its writes have, counted once for each write.
+    pub(super) fn blocks_written(&self) -> u64 {
+        self.entries.values().map(BlockSet::len).sum()
+    }
+
     /// Every block in it.
     pub(super) fn blocks(&self) -> BlockSet {
         self.entries.values().flat_map(|set| set.ranges().iter().copied()).collect()

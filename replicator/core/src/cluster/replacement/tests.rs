@@ -49,7 +49,8 @@ pub(in crate::cluster) fn name(at: usize) -> NodeId {
 }
 
 /// A cluster of nodes a, b, c and so on: `.` answers, `s` fell silent just now, `S` longer ago
-/// than the grace, `l` is being drained, `-` was deleted.
+/// than the grace, `G` answers but lost its copy as long ago, `l` is being drained, `-` was
+/// deleted.
 pub(in crate::cluster) struct World {
     pub(in crate::cluster) nodes: Vec<NodeState>,
     pub(in crate::cluster) candidates: Vec<Candidate>,
@@ -60,17 +61,18 @@ pub(in crate::cluster) fn world(nodes: &str) -> World {
     for (at, state) in nodes.bytes().enumerate().filter(|(_, state)| *state != b'-') {
         let silent_since = match state {
             b's' => Some(Tick(NOW.0 - 1_000_000)),
-            b'S' => Some(Tick(NOW.0 - GRACE_MS * 1000)),
+            b'S' | b'G' => Some(Tick(NOW.0 - GRACE_MS * 1000)),
             _ => None,
         };
-        states.push(NodeState { node: name(at), silent_since, leaving: state == b'l' });
+        let (answers, leaving) = (silent_since.is_none() || state == b'G', state == b'l');
+        states.push(NodeState { node: name(at), silent_since, answers, leaving });
         candidates.push(Candidate {
             node: name(at),
             pool: "default".into(),
             free_bytes: 10 << 30,
             total_bytes: 100 << 30,
             zone: None,
-            live: silent_since.is_none(),
+            live: answers,
             replicas: 0,
         });
     }
@@ -110,6 +112,7 @@ fn a_copy_is_replaced_when_it_is_lost_and_not_before() {
         ("two are lost, one at a time", 3, &[IN, OUT, OUT], ".SS....", on(3, &[1, 2])),
         ("the replacement was lost as well", 3, &[IN, IN, OUT, NEW], "..SS..", on(4, &[2, 3])),
         ("more than a third is silent", 3, &[IN, IN, OUT], "..Ss.", braked(2, 5)),
+        ("two copies are gone from nodes that answer", 3, &[IN, OUT, OUT], ".GG.", on(3, &[1, 2])),
         ("one of two is silent", 2, &[IN, OUT], ".S", braked(1, 2)),
         ("nothing to copy from", 2, &[IN, OUT], "-....", Verdict::NoSource),
         ("the source is drained, but answers", 1, &[IN], "l..", on(1, &[0])),
