@@ -50,11 +50,15 @@ struct Link {
 
 #[derive(Default)]
 pub(crate) struct Stage {
+    /// A rule that every machine breaks.
+    pub(crate) planted: Planted,
     now: Tick,
     nodes: BTreeMap<NodeId, Node>,
     links: BTreeMap<Conn, Link>,
     cut: BTreeSet<(NodeId, NodeId)>,
     held: BTreeSet<(NodeId, NodeId)>,
+    passing: Option<(NodeId, NodeId)>,
+    stopped: BTreeSet<NodeId>,
     record: Option<(Record, Revision)>,
     /// The record store as it was earlier.
     kept_record: Option<(Record, Revision)>,
@@ -97,25 +101,6 @@ impl Stage {
             }
             ["read", n, at] => self.guest(&node(n), GuestOp::Read { range: range(at) }),
             ["flush", n] => self.guest(&node(n), GuestOp::Flush),
-            ["kill", n] => self.kill(&node(n)),
-            ["start", n] => self.start(&node(n)),
-            ["cut", a, b] => self.cut(&node(a), &node(b)),
-            ["heal", a, b] => {
-                self.cut.remove(&(node(a), node(b)));
-                self.cut.remove(&(node(b), node(a)));
-            }
-            ["hold", a, b] => {
-                self.held.insert((node(a), node(b)));
-            }
-            ["release", a, b] => {
-                self.held.remove(&(node(a), node(b)));
-            }
-            ["store", what] => match *what {
-                "up" => self.store_up = true,
-                "down" => self.store_up = false,
-                "loses-next-answer" => self.lose_answer = true,
-                _ => panic!("unknown: {command}"),
-            },
             ["add", n] => self.add(&node(n)),
             ["want", repl, min] => {
                 let number = |word: &str| word.parse().expect("a number");
@@ -138,10 +123,45 @@ impl Stage {
             ["keep", what] => self.keep(what),
             ["put-back", what] => self.put_back(what),
             ["show"] => self.show(),
-            _ => panic!("unknown command: {command}"),
+            disturbance => self.disturb(disturbance),
         }
         self.run();
         std::mem::take(&mut self.said)
+    }
+
+    /// Performs one command that makes something go wrong, or right again.
+    fn disturb(&mut self, words: &[&str]) {
+        match words {
+            ["kill", n] => self.kill(&node(n)),
+            ["start", n] => self.start(&node(n)),
+            ["cut", a, b] => self.cut(&node(a), &node(b)),
+            ["heal", a, b] => {
+                self.cut.remove(&(node(a), node(b)));
+                self.cut.remove(&(node(b), node(a)));
+            }
+            ["hold", a, b] => {
+                self.held.insert((node(a), node(b)));
+            }
+            ["release", a, b] => {
+                self.held.remove(&(node(a), node(b)));
+            }
+            // One letter of those that are held.
+            ["pass", a, b] => self.passing = Some((node(a), node(b))),
+            // A process stands still: it is not woken until it goes on.
+            ["stop", n] => {
+                self.stopped.insert(node(n));
+            }
+            ["continue", n] => {
+                self.stopped.remove(&node(n));
+            }
+            ["store", what] => match *what {
+                "up" => self.store_up = true,
+                "down" => self.store_up = false,
+                "loses-next-answer" => self.lose_answer = true,
+                _ => panic!("unknown: {words:?}"),
+            },
+            _ => panic!("unknown command: {words:?}"),
+        }
     }
 
     /// Takes an image of a copy, or of the record store.
@@ -210,15 +230,14 @@ impl Stage {
         let (rid, twin) = n.disk.as_mut().expect("a copy");
         let incarnation = Incarnation(n.incarnations);
         let identity = Identity { volume: VOLUME, replica: *rid, lineage: LINEAGE, incarnation };
-        n.replica = Some(Replica::open(identity, twin.reopen(), Planted::NONE));
+        n.replica = Some(Replica::open(identity, twin.reopen(), self.planted));
     }
 
     fn claim(&mut self, name: &NodeId) {
         self.nodes.get_mut(name).expect("a node").primary = None;
         self.drop_links(|link| link.from == *name);
         let instance = InstanceId(Uuid::from_u128(u128::from(self.next_id()) << 64));
-        let params =
-            Params { volume: VOLUME, node: name.clone(), instance, planted: Planted::NONE };
+        let params = Params { volume: VOLUME, node: name.clone(), instance, planted: self.planted };
         self.nodes.get_mut(name).expect("a node").primary = Some(Primary::new(params));
         self.tell(name, primary::Event::Wake);
     }
@@ -227,6 +246,24 @@ impl Stage {
         let request = RequestId(self.next_id());
         self.say(format!("{name} guest #{request} asks"));
         self.tell(name, primary::Event::Guest { request, op });
+    }
+
+    /// The data that a primary sends because of a guest's request, instead of sending it.
+    #[allow(dead_code, reason = "scenes are told in words; only the pitfalls look at data")]
+    pub(crate) fn payloads_of(&mut self, name: &str, op: GuestOp) -> Vec<Payload> {
+        let request = RequestId(self.next_id());
+        let host = self.nodes.get_mut(&node(name)).expect("a node");
+        let mut out = Vec::new();
+        let primary = host.primary.as_mut().expect("a primary");
+        primary.step(self.now, primary::Event::Guest { request, op }, &mut out);
+        let payload = |effect| match effect {
+            primary::Effect::Send { message, .. } => match message.body {
+                Request::Write { payload, .. } => Some(payload),
+                _ => None,
+            },
+            _ => None,
+        };
+        out.into_iter().filter_map(payload).collect()
     }
 
     fn add(&mut self, name: &NodeId) {
@@ -282,7 +319,8 @@ impl Stage {
     fn advance(&mut self, ms: u64) {
         let end = self.now.plus_ms(ms);
         loop {
-            let due = self.nodes.iter().filter_map(|(name, n)| {
+            let awake = self.nodes.iter().filter(|(name, _)| !self.stopped.contains(*name));
+            let due = awake.filter_map(|(name, n)| {
                 let (at, reason) = n.primary.as_ref()?.deadline()?;
                 Some((at.max(self.now), name.clone(), reason))
             });
@@ -465,7 +503,10 @@ impl Stage {
     }
 
     fn deliver_one(&mut self) -> bool {
-        let held = |a: &NodeId, b: &NodeId| self.held.contains(&(a.clone(), b.clone()));
+        let held = |a: &NodeId, b: &NodeId| {
+            let way = (a.clone(), b.clone());
+            self.held.contains(&way) && self.passing.as_ref() != Some(&way)
+        };
         let ready = self.links.iter().find_map(|(conn, l)| {
             let forth = !l.letters.is_empty() && !held(&l.from, &l.to);
             let back = !l.replies.is_empty() && !held(&l.to, &l.from);
@@ -474,6 +515,8 @@ impl Stage {
         let Some((conn, forth)) = ready else { return false };
         let Some(link) = self.links.get_mut(&conn) else { return false };
         let (from, to) = (link.from.clone(), link.to.clone());
+        let way = if forth { (from.clone(), to.clone()) } else { (to.clone(), from.clone()) };
+        self.passing.take_if(|passing| *passing == way);
         let letter = if forth { link.letters.pop_front() } else { link.replies.pop_front() };
         match letter {
             Some(Letter::Request(message)) => {

@@ -18,6 +18,9 @@ pub const CREDIT_OPS: u32 = 512;
 pub const CREDIT_BYTES: u64 = 64 << 20;
 /// Guest requests that may wait in the primary before the driver must stop reading its door.
 pub const MAX_QUEUED_REQUESTS: usize = 4096;
+/// Highest epoch and highest attachment number of a record. At a million claims a second it lasts
+/// longer than any disk, and nothing that counts on from it overflows.
+pub const MAX_CLAIMS: u64 = 1 << 62;
 /// Most copies of a volume.
 pub const MAX_REPL: u8 = 5;
 /// Most entries in a record: copies, plus those on their way in or out.

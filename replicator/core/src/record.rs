@@ -228,6 +228,11 @@ impl Record {
             ((1..=self.repl).contains(&self.min_in_sync), "min_in_sync is out of range"),
             ((1..=limits::MAX_VOLUME_BLOCKS).contains(&self.blocks), "size is out of range"),
             (self.r#gen.0 < u32::MAX, "the generation space is used up: a new lineage is needed"),
+            (self.epoch.0 <= limits::MAX_CLAIMS, "the epoch is out of range"),
+            (
+                self.attach.as_ref().is_none_or(|a| a.seq <= limits::MAX_CLAIMS),
+                "the attachment number is out of range",
+            ),
             (self.open_epoch <= self.epoch, "opened in an epoch that was never claimed"),
             (!(self.clean && self.primary.is_some()), "clean although it has a primary"),
         ];

@@ -32,6 +32,9 @@ fn stopped(why: Stop) -> String {
         Stop::DataLost => "every copy that answers lost power while the volume was in use, so \
                            writes that were not flushed may be gone"
             .into(),
+        Stop::UsedUp => {
+            "the volume's generations are used up; copy its data to a new volume".into()
+        }
         Stop::RecordPutBack { epoch, .. } => format!(
             "the record store was put back to an older state (epoch {epoch} was in force, the \
              volume's record says less); nothing was changed: restore a newer state of the \

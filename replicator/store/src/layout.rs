@@ -51,6 +51,9 @@ pub const LOG_RECORD_BYTES: u32 = 4096;
 pub const LOG_SLOT_BYTES: u32 = 2 * LOG_RECORD_BYTES;
 /// Places in the ring of the activity log.
 pub const LOG_RECORDS: u32 = 256;
+/// Highest number that a superblock or a record of the log may carry: no replica lives to reach it,
+/// so a higher one is damage, and what counts on from a good one does not overflow.
+pub const MAX_WRITES: u64 = 1 << 62;
 /// Most regions that one record sets and clears.
 pub const LOG_CHANGES: usize = 512;
 /// Most regions of the active set that one record repeats.

@@ -6,7 +6,9 @@ use lockstep_core::id::{RegionIndex, ReplicaId};
 
 use crate::codec::index;
 use crate::error::OpenError;
-use crate::layout::{LOG_OFFSET, LOG_RECORD_BYTES, LOG_RECORDS, LOG_SLOT_BYTES, record_slot};
+use crate::layout::{
+    LOG_OFFSET, LOG_RECORD_BYTES, LOG_RECORDS, LOG_SLOT_BYTES, MAX_WRITES, record_slot,
+};
 use crate::log::Record;
 
 /// A slot that was never written.
@@ -33,7 +35,10 @@ pub(crate) fn read_log(meta: &[u8], replica: ReplicaId, regions: u32) -> Result<
     let mut records: BTreeMap<u64, Record> = BTreeMap::new();
     for (slot, bytes) in (0..u64::from(LOG_RECORDS)).zip(&slots) {
         let copies = bytes.chunks_exact(LOG_RECORD_BYTES as usize);
-        let ours = |r: &Record| r.replica == replica && r.seq > 0 && record_slot(r.seq) == slot;
+        let real = 1..=MAX_WRITES;
+        let ours = |r: &Record| {
+            r.replica == replica && real.contains(&r.seq) && record_slot(r.seq) == slot
+        };
         let good = copies.filter_map(Record::decode).filter(ours);
         // A slot written in part may hold an old and a new one.
         records.extend(good.map(|r| (r.seq, r)));

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::codec::{array_at, checksum_without, put, u32_at, u64_at};
 use crate::error::OpenError;
-use crate::layout::{File, SUPERBLOCK_BYTES};
+use crate::layout::{File, MAX_WRITES, SUPERBLOCK_BYTES};
 
 const MAGIC: [u8; 8] = *b"LKSTREP1";
 /// The version of the whole format that is written and understood here.
@@ -56,7 +56,7 @@ pub enum CopyFault {
     /// It is one of a version that is not understood here.
     #[error("version {0}")]
     Version(u32),
-    /// Its checksum is wrong.
+    /// Its checksum is wrong, or its number is none that a replica can have reached.
     #[error("wrong checksum")]
     Checksum,
 }
@@ -134,6 +134,10 @@ impl Superblock {
         if version != VERSION {
             return Err(CopyFault::Version(version));
         }
+        let seq = u64_at(copy, 16);
+        if seq > MAX_WRITES {
+            return Err(CopyFault::Checksum);
+        }
         Ok(Self {
             identity: Identity {
                 volume: VolumeId(Uuid::from_bytes(array_at(copy, 24))),
@@ -146,7 +150,7 @@ impl Superblock {
             member_gen: Gen(u32_at(copy, 96)),
             boot_id: array_at(copy, 104),
             lossy: u32_at(copy, 100) & FLAG_LOSSY != 0,
-            seq: u64_at(copy, 16),
+            seq,
         })
     }
 }

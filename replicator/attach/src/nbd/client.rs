@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -146,8 +147,35 @@ impl Client {
     /// [`ClientError`] if nobody answers, or not as an NBD server that serves this export.
     pub async fn connect_with(uri: &NbdUri, options: ConnectOptions) -> Result<Self, ClientError> {
         let (inbox, outbox) = open(uri).await?;
+        Self::agree(inbox, outbox, &uri.export, options).await
+    }
+
+    /// Agrees with a server on `export` over a connection made elsewhere.
+    ///
+    /// # Errors
+    /// [`ClientError`] if nobody answers, or not as an NBD server that serves this export.
+    pub async fn over<R, W>(
+        reader: R,
+        writer: W,
+        export: &str,
+        options: ConnectOptions,
+    ) -> Result<Self, ClientError>
+    where
+        R: AsyncRead + Send + Unpin + 'static,
+        W: AsyncWrite + Send + Unpin + 'static,
+    {
+        let (reader, writer): (Reader, Writer) = (Box::new(reader), Box::new(writer));
+        Self::agree(Inbox::new(reader), Outbox::new(writer), export, options).await
+    }
+
+    async fn agree(
+        inbox: Inbox<Reader>,
+        outbox: Outbox<Writer>,
+        export: &str,
+        options: ConnectOptions,
+    ) -> Result<Self, ClientError> {
         let mut handshake = Handshake::begin(inbox, outbox).await?;
-        let facts = handshake.go(&uri.export, options.structured).await?;
+        let facts = handshake.go(export, options.structured).await?;
         let Handshake { inbox, outbox, .. } = handshake;
 
         let depth = u32::try_from(options.depth.max(1)).unwrap_or(u32::MAX).min(1 << 16);
@@ -363,8 +391,8 @@ fn fua_flag(fua: bool) -> u16 {
     if fua { flag::FUA } else { 0 }
 }
 
-type Reader = Box<dyn tokio::io::AsyncRead + Send + Unpin>;
-type Writer = Box<dyn tokio::io::AsyncWrite + Send + Unpin>;
+type Reader = Box<dyn AsyncRead + Send + Unpin>;
+type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 async fn open(uri: &NbdUri) -> Result<(Inbox<Reader>, Outbox<Writer>), ClientError> {
     let (reader, writer) = connect(&uri.address)

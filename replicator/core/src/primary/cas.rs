@@ -121,6 +121,9 @@ impl Primary {
     /// Proposes the next record. Nothing else may be undecided.
     pub(super) fn propose(&mut self, change: Change, record: Record) {
         assert!(self.cas.proposal.is_none(), "two changes of the record at once");
+        if record.validate().is_err() {
+            return self.fence(Stop::UsedUp);
+        }
         let record = self.spoiled(record);
         self.cas.proposal = Some(Proposal { change, record });
         self.put_proposal();

@@ -15,6 +15,8 @@ pub enum Stop {
     Deleted,
     /// Every copy that answers lost power while the device was in use (G4).
     DataLost,
+    /// No generation or epoch is left to count on with: this history of the volume has ended.
+    UsedUp,
     /// The record store shows an older state than one that was in force.
     RecordPutBack {
         /// An epoch that was in force.
@@ -89,7 +91,7 @@ impl Stop {
     fn epoch(self) -> Epoch {
         match self {
             Self::RecordPutBack { epoch, .. } => epoch,
-            Self::TakenOver | Self::Deleted | Self::DataLost => Epoch(0),
+            Self::TakenOver | Self::Deleted | Self::DataLost | Self::UsedUp => Epoch(0),
         }
     }
 }

@@ -138,3 +138,16 @@ fn other_numbers_of_copies_are_wanted_only_if_they_can_be_had() {
         assert!(record.want(repl, min, txn()).is_err(), "{repl} copies, {min} at least");
     }
 }
+
+#[test]
+fn numbers_that_leave_no_room_to_count_on_are_refused() {
+    let full = Record { epoch: Epoch(u64::MAX), ..volume(1) };
+    assert!(full.validate().is_err());
+    let mut attached = volume(1).claim(primary(), txn());
+    assert!(attached.validate().is_ok());
+    attached.attach.iter_mut().for_each(|a| a.seq = u64::MAX);
+    assert!(attached.validate().is_err());
+    let last = Record { r#gen: Gen(u32::MAX - 1), ..volume(1) };
+    assert!(last.validate().is_ok());
+    assert!(last.claim(primary(), txn()).validate().is_err());
+}

@@ -96,7 +96,12 @@ impl Disk {
     pub(crate) fn flip(&mut self, file: File, offset: u64) {
         let mut data = self.read(file, offset, 1);
         data[0] ^= 0x10;
-        self.write(file, offset, &data, true);
+        self.put(file, offset, &data);
+    }
+
+    /// Puts bytes onto the medium, behind everybody's back.
+    pub(crate) fn put(&mut self, file: File, offset: u64, data: &[u8]) {
+        self.write(file, offset, data, true);
     }
 
     pub(crate) fn take(&mut self, op: DiskOp) {

@@ -1,0 +1,41 @@
+//! The record, as it is read from the record store.
+
+use lockstep_core::id::{InstanceId, NodeId, ReplicaId};
+use lockstep_core::record::{PrimaryRef, Record};
+use uuid::Uuid;
+
+/// What is read is valid, is written as it was read, and can be changed in every way.
+pub(crate) fn target(data: &[u8]) {
+    let Ok(record) = Record::from_bytes(data) else { return };
+    assert_eq!(record.validate(), Ok(()));
+    assert_eq!(Record::from_bytes(&record.to_bytes()).as_ref(), Ok(&record), "not as written");
+    change(&record, 3);
+}
+
+/// Every transition from here, and from where it leads.
+fn change(record: &Record, depth: u32) {
+    let Some(depth) = depth.checked_sub(1) else { return };
+    let txn = Uuid::from_u128(u128::from(depth));
+    let node = NodeId::new("n").expect("a name");
+    let primary = PrimaryRef { node: node.clone(), instance: InstanceId(txn) };
+    let mut next = vec![record.claim(primary, txn), record.close(txn)];
+    let members: Vec<ReplicaId> = record.in_sync().map(|r| r.rid).collect();
+    next.push(record.open(&members, txn));
+    let new = ReplicaId(Uuid::from_u128(77));
+    next.extend(record.add_new(new, node, "p".to_owned(), txn));
+    for entry in &record.replicas {
+        next.extend(record.remove(entry.rid, txn));
+        next.extend(record.forget(entry.rid, txn));
+        if !record.is_in_sync(entry.rid) {
+            next.push(record.add(entry.rid, txn));
+            next.extend(members.iter().map(|leaves| record.swap(*leaves, entry.rid, txn)));
+        }
+    }
+    for after in next {
+        assert!(after.r#gen >= record.r#gen && after.epoch >= record.epoch, "back in time");
+        assert!(after.in_sync().next().is_some(), "nobody knows who has the data");
+        if after.validate().is_ok() && after.primary.is_some() {
+            change(&after, depth);
+        }
+    }
+}
