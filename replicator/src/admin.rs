@@ -17,7 +17,6 @@ mod liveness;
 mod local;
 mod modify;
 mod names;
-mod pace;
 mod peers;
 mod refuse;
 mod replicas;
@@ -48,7 +47,6 @@ use crate::engine::Engine;
 use attach::Attachment;
 use doors::Doors;
 use keeper::Told;
-use pace::Pace;
 use peers::Peers;
 
 /// Where others reach this daemon.
@@ -94,7 +92,6 @@ struct Inner {
     addresses: Addresses,
     peers: Peers,
     doors: Doors,
-    pace: Pace,
     clock: Clock,
     rebuild_after_ms: u64,
     forget_after_ms: u64,
@@ -122,7 +119,6 @@ impl Admin {
             addresses: parts.addresses,
             peers: Peers::default(),
             doors: Doors::new(parts.nbd_dir, parts.nbd_tcp, stop.child_token())?,
-            pace: Pace::default(),
             clock: Clock::start(),
             rebuild_after_ms: parts.rebuild_after_ms,
             forget_after_ms: parts.forget_after_ms,

@@ -65,12 +65,51 @@ pub const CAS_RETRY_MS: u64 = 100;
 pub const COMMIT_IDLE_MS: u64 = 10;
 /// P5: largest repair during promotion; a member that needs more is left out and resynced later.
 pub const MAX_REPAIR_BLOCKS: u64 = (64 << 20) / crate::range::BLOCK_SIZE as u64;
-/// Windows (of one region each) that one resync has in flight.
+/// Windows (of one region each) that one resync has in flight: 4 MiB, enough to keep a disk and a
+/// network busy.
 pub const RESYNC_WINDOWS: usize = 4;
+/// The same while the guest writes: a write waits for the windows before it on the disk.
+pub const RESYNC_WINDOWS_GUARDED: usize = 2;
 /// Regions asked for in one scan.
 pub const SCAN_REGIONS: u32 = 1024;
+/// Runs of neighbouring regions that a resync remembers to be copied: 1 MiB of memory. Scanning
+/// waits when there are more.
+pub const SCAN_AHEAD_RUNS: usize = 1 << 17;
 /// Pause before a failed resync starts again.
 pub const RESYNC_BACKOFF_MS: u64 = 500;
+/// The same after a target could not keep up with the guest, doubled with each time in a row, and
+/// how often it is doubled at most (to 8 s).
+pub const RESYNC_BACKOFF_DOUBLINGS: u32 = 4;
+/// Pause before another attempt when a block can be read on no copy: only the guest's writing it
+/// anew helps.
+pub const RESYNC_UNREADABLE_MS: u64 = 30_000;
+/// How long a resync's target may owe an answer: writes of the guest that overlap wait for it.
+/// Less than [`OP_FAIL_MS`], since a target is no member yet.
+pub const RESYNC_LAG_MS: u64 = 2000;
+/// A resync that has got no further for so long is reported and begins anew.
+pub const RESYNC_STALL_MS: u64 = 60_000;
+/// Bytes per second that a resync beside a writing guest begins with, falls to at least, and is
+/// raised by after each interval. The start is what one spinning disk can do beside a guest; the
+/// floor brings a TiB over within about a day.
+pub const RESYNC_RATE_START: u64 = 50 << 20;
+/// See [`RESYNC_RATE_START`].
+pub const RESYNC_RATE_FLOOR: u64 = 10 << 20;
+/// See [`RESYNC_RATE_START`].
+pub const RESYNC_RATE_STEP: u64 = 25 << 20;
+/// How long latencies are gathered before the rate is changed, and how many are needed to tell a
+/// 99th percentile.
+pub const RESYNC_INTERVAL_MS: u64 = 1000;
+/// See [`RESYNC_INTERVAL_MS`].
+pub const RESYNC_INTERVAL_WRITES: u64 = 100;
+/// Writes in one interval from which on a guest is protected.
+pub const RESYNC_GUARD_WRITES: u64 = 20;
+/// The 99th percentile beside a resync, in tenths of the usual one, from which on a guest suffers.
+pub const RESYNC_TOLERANCE_TENTHS: u64 = 13;
+/// How long the windows in flight take to end before an interval without them is measured.
+pub const RESYNC_SETTLE_MS: u64 = 100;
+/// Intervals at the lowest rate without relief after which what is usual is measured anew: the
+/// guest may do something else by now.
+pub const RESYNC_FLOOR_INTERVALS: u32 = 30;
 
 const _: () = assert!(MAX_GUEST_BLOCKS.is_multiple_of(MAX_OP_BLOCKS));
 const _: () = assert!(SESSION_DEAD_MS >= 4 * HEARTBEAT_MS);
@@ -85,3 +124,8 @@ const _: () = assert!(CREDIT_BYTES >= 4 * MAX_DATA_BYTES as u64);
 const _: () = assert!(120_000 * 4 < MAX_BODY_BYTES);
 const _: () = assert!(MAX_VOLUME_BLOCKS / 256 <= u32::MAX as u64);
 const _: () = assert!(READ_HEDGE_MS < OP_FAIL_MS);
+const _: () = assert!(RESYNC_WINDOWS_GUARDED <= RESYNC_WINDOWS);
+const _: () = assert!(RESYNC_LAG_MS < OP_FAIL_MS && RESYNC_LAG_MS >= SESSION_DEAD_MS);
+const _: () = assert!(RESYNC_RATE_FLOOR <= RESYNC_RATE_START && RESYNC_RATE_STEP > 0);
+const _: () = assert!(RESYNC_GUARD_WRITES <= RESYNC_INTERVAL_WRITES);
+const _: () = assert!(RESYNC_STALL_MS > 10 * OP_FAIL_MS);

@@ -13,6 +13,7 @@ mod lease;
 mod members;
 mod mend;
 mod ops;
+mod pace;
 mod peer;
 mod promote;
 mod reads;
@@ -32,19 +33,20 @@ use self::guests::Guests;
 use self::lease::OldLease;
 use self::mend::Mending;
 use self::ops::Ops;
+use self::pace::Pace;
 use self::peer::Peer;
 use self::promote::Promotion;
 use self::release::Release;
 use self::resync::Resync;
+pub use self::status::{Counters, ReplicaStatus, ResyncProgress, ScrubProgress, Status};
 pub use self::stop::Stop;
 use crate::alike::Aside;
 use crate::guest::{GuestError, GuestOp, GuestReply};
 use crate::id::{
-    Conn, Epoch, Gen, InstanceId, NodeId, ReplicaId, RequestId, Revision, Seq, Tick, Token,
-    VolumeId,
+    Conn, Epoch, InstanceId, NodeId, ReplicaId, RequestId, Revision, Seq, Tick, Token, VolumeId,
 };
 use crate::lock::RangeLock;
-use crate::message::{Message, Refusal, Reply, Request};
+use crate::message::{Message, Reply, Request};
 use crate::planted::{Bug, Planted};
 use crate::record::Record;
 
@@ -182,6 +184,17 @@ pub enum Notice {
         /// Which block.
         block: u64,
     },
+    /// A resync got no further for [`crate::limits::RESYNC_STALL_MS`] and begins anew.
+    ResyncStalled {
+        /// Which copy was brought up to date.
+        replica: ReplicaId,
+    },
+    /// A resync ended because its target could not keep up with the guest; it is tried again
+    /// after a pause.
+    ResyncLags {
+        /// Which copy was brought up to date.
+        replica: ReplicaId,
+    },
 }
 
 /// Where a primary is in its life.
@@ -240,93 +253,6 @@ pub struct Params {
     pub planted: Planted,
 }
 
-/// A primary as others see it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Status {
-    /// Where it is in its life.
-    pub phase: Phase,
-    /// Its epoch, once claimed.
-    pub epoch: Epoch,
-    /// The generation in force.
-    pub r#gen: Gen,
-    /// Why it was fenced, if it was.
-    pub stopped: Option<Stop>,
-    /// The record in force, once read.
-    pub record: Option<Record>,
-    /// How each replica is reached and what it lacks.
-    pub replicas: BTreeMap<ReplicaId, ReplicaStatus>,
-    /// What was done since the claim.
-    pub counters: Counters,
-    /// Guest requests not answered yet.
-    pub pending_requests: usize,
-    /// Progress of a scrub, if one runs.
-    pub scrub: Option<ScrubProgress>,
-}
-
-/// Progress of a scrub, in bytes of the volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ScrubProgress {
-    /// Read so far, on each member.
-    pub done_bytes: u64,
-    /// Size of the volume.
-    pub total_bytes: u64,
-}
-
-/// One replica as its primary sees it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ReplicaStatus {
-    /// Has it a session?
-    pub connected: bool,
-    /// Why it would not promise, the last time it was asked.
-    pub refused: Option<Refusal>,
-    /// Progress of its resync, if one runs.
-    pub resync: Option<ResyncProgress>,
-    /// Bad blocks on it that were rewritten since the claim.
-    pub mended_blocks: u64,
-}
-
-/// Progress of a resync, in bytes of the volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ResyncProgress {
-    /// Compared or copied so far.
-    pub done_bytes: u64,
-    /// To be compared or copied in all, as far as known.
-    pub total_bytes: u64,
-    /// Of those done, content that had to be moved.
-    pub moved_bytes: u64,
-}
-
-/// Counts since the claim.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Write, zero and discard requests acknowledged to the guest.
-    pub acked_writes: u64,
-    /// What those wrote, zeroed or discarded, bytes.
-    pub acked_write_bytes: u64,
-    /// Flush requests acknowledged to the guest.
-    pub acked_flushes: u64,
-    /// Read requests answered with data.
-    pub reads: u64,
-    /// What those read, bytes.
-    pub read_bytes: u64,
-    /// Content moved to returning replicas, bytes.
-    pub resync_bytes: u64,
-    /// Content moved to fresh replicas, bytes.
-    pub rebuild_bytes: u64,
-    /// Content moved during promotion, bytes.
-    pub repair_bytes: u64,
-    /// Resyncs and rebuilds finished.
-    pub resyncs_done: u64,
-    /// Members removed (T5).
-    pub removals: u64,
-    /// Blocks that were bad on a member and were rewritten there.
-    pub mended_blocks: u64,
-    /// Times that no member could give a block.
-    pub unreadable_blocks: u64,
-    /// Blocks in which a scrub found members that differ.
-    pub diverged_blocks: u64,
-}
-
 /// The primary of one attached volume.
 #[derive(Clone, Debug, Hash)]
 pub struct Primary {
@@ -363,6 +289,8 @@ pub struct Primary {
     resync: Resync,
     /// Rewriting bad blocks.
     mending: Mending,
+    /// How fast that may go.
+    pace: Aside<Pace>,
     /// While draining.
     closing: Option<Closing>,
     /// A healthy member is leaving.
@@ -430,6 +358,7 @@ impl Primary {
             copy: None,
             resync: Resync::default(),
             mending: Mending::default(),
+            pace: Aside::default(),
             closing: None,
             release: None,
             next_seq: Seq(1),
@@ -511,6 +440,7 @@ impl Primary {
         self.drive_resync();
         self.drive_mend();
         self.drive_guests();
+        self.drop_lagging_target();
         self.drive_close();
         self.update_phase();
     }

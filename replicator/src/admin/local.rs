@@ -33,17 +33,14 @@ impl Admin {
         let volume = info.volume;
         let door = self.inner.doors.find(volume);
         let core = &info.core;
-        let running: Vec<_> =
-            core.replicas.iter().filter_map(|(rid, r)| Some((*rid, r.resync?))).collect();
-        let rids: Vec<_> = running.iter().map(|(rid, _)| *rid).collect();
-        self.inner.pace.retain(volume, &rids);
-        let resyncs = running.iter().map(|(rid, progress)| {
-            let eta_ms = self.inner.pace.eta_ms((volume, *rid), progress, self.uptime_ms());
+        let running = core.replicas.iter().filter_map(|(rid, r)| Some((rid, r.resync?)));
+        let resyncs = running.map(|(rid, progress)| {
             let progress = v1::Resync {
                 done_bytes: progress.done_bytes,
                 total_bytes: progress.total_bytes,
                 moved_bytes: progress.moved_bytes,
-                eta_ms,
+                eta_ms: progress.eta_ms,
+                bytes_per_s: progress.bytes_per_s,
             };
             v1::ReplicaResync { rid: rid.to_string(), progress: Some(progress) }
         });

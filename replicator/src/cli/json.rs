@@ -98,6 +98,7 @@ fn resync(resync: &v1::Resync) -> Value {
         "total_bytes": resync.total_bytes,
         "moved_bytes": resync.moved_bytes,
         "eta_ms": resync.eta_ms,
+        "bytes_per_s": resync.bytes_per_s,
     })
 }
 

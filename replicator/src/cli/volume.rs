@@ -165,14 +165,20 @@ pub(super) fn table(volumes: &[v1::VolumeStatus]) -> String {
     table.render("")
 }
 
-/// `62 % of 1.2 GiB, 3 s left`
+/// `62 % of 1.2 GiB at 410 MiB/s, 3 s left`
 fn progress(resync: &v1::Resync) -> String {
     let percent = match u128::from(resync.total_bytes) {
         0 => 0,
         total => (u128::from(resync.done_bytes) * 100 / total).min(100),
     };
-    let left = resync.eta_ms.map(|ms| format!(", {} s left", ms.div_ceil(1000)));
-    format!("{percent} % of {}{}", Size(resync.total_bytes), left.unwrap_or_default())
+    let mut text = format!("{percent} % of {}", Size(resync.total_bytes));
+    if resync.bytes_per_s > 0 {
+        text.push_str(&format!(" at {} MiB/s", resync.bytes_per_s.div_ceil(1 << 20)));
+    }
+    if let Some(ms) = resync.eta_ms {
+        text.push_str(&format!(", {} s left", ms.div_ceil(1000)));
+    }
+    text
 }
 
 fn details(volume: &v1::VolumeStatus) -> String {
@@ -263,6 +269,7 @@ mod tests {
             total_bytes: 4 << 20,
             moved_bytes: 0,
             eta_ms: Some(1500),
+            bytes_per_s: (2 << 20) - 7,
         });
         v1::VolumeStatus {
             name: "vol".to_owned(),
@@ -283,7 +290,9 @@ mod tests {
     fn a_volume_is_one_line() {
         let text = table(&[sample()]);
         let line = text.lines().nth(1).unwrap_or_default();
-        for part in ["vol", "1 GiB", "1/2", "n1", "active", "degraded", "n3 25 % of 4 MiB, 2 s"] {
+        for part in
+            ["vol", "1 GiB", "1/2", "n1", "active", "degraded", "n3 25 % of 4 MiB at 2 MiB/s, 2 s"]
+        {
             assert!(line.contains(part), "{part}: {line}");
         }
     }

@@ -295,6 +295,18 @@ impl Driver {
                 "copies differ in this block although each has the right checksum: \
                  please report this"
             ),
+            Notice::ResyncStalled { replica } => tracing::error!(
+                %volume,
+                %replica,
+                "bringing this copy up to date got no further for a minute and begins anew: see \
+                 that the disks and the network of its node answer"
+            ),
+            Notice::ResyncLags { replica } => tracing::warn!(
+                %volume,
+                %replica,
+                "this copy can't keep up with the volume's writes while it is brought up to date; \
+                 it is tried again after a pause"
+            ),
         }
     }
 

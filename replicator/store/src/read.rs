@@ -44,14 +44,23 @@ pub(crate) struct Reading {
 pub(crate) struct Digesting {
     blocks: BlockSet,
     since: Gen,
-    /// Number of mutations when it began.
-    began: u64,
     held: Vec<RegionIndex>,
     /// Once the tags are known.
     picked: Option<Vec<Pick>>,
     pieces: Vec<BlockRange>,
     /// What was read of each piece.
     pub(crate) data: Vec<Bytes>,
+    /// Number of mutations when it was read.
+    began: u64,
+    tries: u32,
+}
+
+impl Digesting {
+    /// Every block that was read, with its content.
+    fn contents(&self) -> impl Iterator<Item = (&Pick, &[u8])> {
+        let contents = self.data.iter().flat_map(|data| data.chunks_exact(BLOCK_SIZE as usize));
+        self.picked.iter().flatten().filter(|pick| pick.read).zip(contents)
+    }
 }
 
 /// A block to be digested.
@@ -224,8 +233,8 @@ impl Store {
         let id = self.new_job();
         let (held, waiting) = self.hold_tables(&blocks, id);
         let (pieces, data) = (Vec::new(), Vec::new());
-        let began = self.tags.changes();
-        let digesting = Digesting { blocks, since, began, held, picked: None, pieces, data };
+        let (picked, began, tries) = (None, self.tags.changes(), 1);
+        let digesting = Digesting { blocks, since, held, picked, pieces, data, began, tries };
         let work = Work::Digesting(digesting);
         self.jobs.insert(id, Job { token, waiting, failed: None, work });
         if waiting == 0 {
@@ -253,25 +262,47 @@ impl Store {
                 return;
             }
         }
-        self.release_tables(&digesting.held);
         let result = match failed {
             Some(error) => Err(error),
-            None => {
-                self.learn_what_was_read(&digesting);
-                let digests = digests(&digesting);
-                digests.and_then(|d| self.compared(&digesting, d)).map(StoreReply::Digests)
-            }
+            None => self.digests(&digesting),
         };
-        self.answer(token, result);
+        if let Err(StoreError::Checksum { block }) = result
+            && digesting.tries <= READ_TRIES
+            && self.may_have_changed(block, digesting.began)
+        {
+            digesting.tries += 1;
+            digesting.began = self.tags.changes();
+            let waiting = self.issue_reads(id, &digesting.pieces);
+            let work = Work::Digesting(digesting);
+            self.jobs.insert(id, Job { token, waiting, failed: None, work });
+            return;
+        }
+        self.release_tables(&digesting.held);
+        self.answer(token, result.map(StoreReply::Digests));
+    }
+
+    /// What was read, if it is what the tags say: content that a disk lost or spoiled must be
+    /// neither compared nor copied.
+    fn digests(&mut self, digesting: &Digesting) -> Result<Vec<BlockDigest>, StoreError> {
+        for (piece, data) in digesting.pieces.iter().zip(&digesting.data) {
+            if data.len() as u64 != piece.bytes() {
+                return Err(StoreError::Io);
+            }
+        }
+        for (pick, content) in digesting.contents() {
+            let crc = crc32c::crc32c(content);
+            if self.expected_crc(pick.block).is_some_and(|expected| expected != crc) {
+                return Err(StoreError::Checksum { block: pick.block });
+            }
+        }
+        self.learn_what_was_read(digesting);
+        Ok(digests(digesting))
     }
 
     /// Blocks without a trusted checksum get that of what was just read: it is about to be
     /// compared with another copy, and rot that comes later will be seen.
     fn learn_what_was_read(&mut self, digesting: &Digesting) {
-        let contents =
-            digesting.data.iter().flat_map(|data| data.chunks_exact(BLOCK_SIZE as usize));
-        let read = digesting.picked.iter().flatten().filter(|pick| pick.read);
-        for (pick, content) in read.zip(contents) {
+        for (pick, content) in digesting.contents() {
             let region = region_of(pick.block);
             if !self.is_untrusted(region) {
                 continue;
@@ -281,27 +312,6 @@ impl Store {
                 table.set_crc(slot(pick.block), crc32c::crc32c(content));
             }
         }
-    }
-
-    /// The digests, unless a block does not match its checksum: what is compared with another copy
-    /// and found equal to it must not be what a disk that lost a write shows.
-    fn compared(
-        &self,
-        digesting: &Digesting,
-        digests: Vec<BlockDigest>,
-    ) -> Result<Vec<BlockDigest>, StoreError> {
-        let contents =
-            digesting.data.iter().flat_map(|data| data.chunks_exact(BLOCK_SIZE as usize));
-        let read = digesting.picked.iter().flatten().filter(|pick| pick.read);
-        for (Pick { block, .. }, content) in read.zip(contents) {
-            let expected = self.expected_crc(*block);
-            if expected.is_some_and(|expected| expected != crc32c::crc32c(content))
-                && !self.may_have_changed(*block, digesting.began)
-            {
-                return Err(StoreError::Checksum { block: *block });
-            }
-        }
-        Ok(digests)
     }
 
     /// The blocks of interest.
@@ -372,12 +382,7 @@ fn joined(data: &mut [Bytes]) -> Bytes {
     all.freeze()
 }
 
-fn digests(digesting: &Digesting) -> Result<Vec<BlockDigest>, StoreError> {
-    for (piece, data) in digesting.pieces.iter().zip(&digesting.data) {
-        if data.len() as u64 != piece.bytes() {
-            return Err(StoreError::Io);
-        }
-    }
+fn digests(digesting: &Digesting) -> Vec<BlockDigest> {
     let zeroes = [0; BLOCK_SIZE as usize];
     let of_zeroes = truncated(blake3::hash(&zeroes));
     let mut contents =
@@ -393,7 +398,7 @@ fn digests(digesting: &Digesting) -> Result<Vec<BlockDigest>, StoreError> {
             Some(_) | None => BlockDigest { block, stamp, zero: true, digest: of_zeroes },
         }
     };
-    Ok(digesting.picked.iter().flatten().map(digest).collect())
+    digesting.picked.iter().flatten().map(digest).collect()
 }
 
 fn truncated(hash: blake3::Hash) -> Digest {

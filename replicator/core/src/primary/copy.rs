@@ -5,13 +5,16 @@
 //! is read and sent; the target adopts the source's stamps for all of them. Equal stamps are
 //! never a reason to skip (m31, m32), equal digests of what is on the disks are.
 
-use alloc::collections::{BTreeMap, VecDeque};
+mod todo;
+
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
+use self::todo::Todo;
 use super::heal::Heal;
 use super::{Primary, Purpose, ResyncProgress};
 use crate::alike::Aside;
-use crate::id::{Gen, RegionIndex, ReplicaId};
+use crate::id::{Gen, RegionIndex, ReplicaId, Tick};
 use crate::limits;
 use crate::lock::{LockId, Mode};
 use crate::message::{
@@ -59,10 +62,12 @@ pub(super) struct Window {
 pub(super) struct CopyJob {
     source: ReplicaId,
     target: ReplicaId,
-    /// Windows not started, in ascending order.
-    todo: VecDeque<(BlockSet, Gen)>,
+    /// What is not started.
+    todo: Todo,
+    /// Stamps of interest in regions that the scan finds.
+    since: Gen,
     /// Where the scan goes on, if it is not at its end.
-    scan: Option<(RegionIndex, Gen)>,
+    scan: Option<RegionIndex>,
     scanning: bool,
     windows: BTreeMap<LockId, Window>,
     /// The target has nothing: no digests of its own are needed.
@@ -107,7 +112,8 @@ impl CopyJob {
     ) -> Self {
         let mut job = Self::new(source, target, fresh, locked);
         job.add_explicit(&missed);
-        job.scan = Some((RegionIndex(0), since.max(Gen(1))));
+        job.since = since.max(Gen(1));
+        job.scan = Some(RegionIndex(0));
         job
     }
 
@@ -115,7 +121,8 @@ impl CopyJob {
         Self {
             source,
             target,
-            todo: VecDeque::new(),
+            todo: Todo::default(),
+            since: Gen(1),
             scan: None,
             scanning: false,
             windows: BTreeMap::new(),
@@ -129,13 +136,9 @@ impl CopyJob {
         for region in blocks.regions() {
             let all = BlockRange::of_region(region, limits::MAX_VOLUME_BLOCKS);
             let inside = all.map(|all| intersect(blocks, all)).unwrap_or_default();
-            self.add_window(inside, Gen(0));
+            self.progress.total_bytes += bytes_of(&inside);
+            self.todo.push(inside, Gen(0));
         }
-    }
-
-    fn add_window(&mut self, blocks: BlockSet, since: Gen) {
-        self.progress.total_bytes += blocks.len() * u64::from(BLOCK_SIZE);
-        self.todo.push_back((blocks, since));
     }
 
     pub(super) fn window(&mut self, lock: LockId) -> Option<&mut Window> {
@@ -162,15 +165,25 @@ impl CopyJob {
         self.todo.is_empty() && self.windows.is_empty() && self.scan.is_none() && !self.scanning
     }
 
+    /// Is there a window to start?
+    fn has_todo(&self) -> bool {
+        !self.todo.is_empty()
+    }
+
     /// Without locks, scanned windows wait for the explicit ones that they may overlap.
     fn may_scan(&self) -> bool {
-        self.todo.is_empty() && !self.scanning && (self.locked || self.windows.is_empty())
+        let apart = self.todo.is_empty() && self.windows.is_empty();
+        self.todo.has_room() && !self.scanning && (self.locked || apart)
     }
 
     /// Windows that have, or wait for, a lock.
     fn locks(&self) -> Vec<LockId> {
         if self.locked { self.windows.keys().copied().collect() } else { Vec::new() }
     }
+}
+
+fn bytes_of(blocks: &BlockSet) -> u64 {
+    blocks.len() * u64::from(BLOCK_SIZE)
 }
 
 fn intersect(blocks: &BlockSet, with: BlockRange) -> BlockSet {
@@ -184,22 +197,38 @@ fn intersect(blocks: &BlockSet, with: BlockRange) -> BlockSet {
 }
 
 impl Primary {
-    /// Starts windows and scans as far as the limits allow.
+    /// Starts windows and scans as far as limits and pace allow.
     pub(super) fn drive_copy(&mut self) {
         while let Some(job) = self.copy.as_mut() {
-            if job.windows.len() < limits::RESYNC_WINDOWS && !job.todo.is_empty() {
-                self.start_window();
-            } else if let (Some((from, since)), true) = (job.scan, job.may_scan()) {
+            if let Some(from) = job.scan.filter(|_| job.may_scan()) {
                 job.scanning = true;
                 job.scan = None;
-                let source = job.source;
-                let limit = limits::SCAN_REGIONS;
-                let request = Request::Scan { since, from, limit };
-                self.copy_call(source, Step::Scan, false, request);
+                let (source, since, limit) = (job.source, job.since, limits::SCAN_REGIONS);
+                self.copy_call(source, Step::Scan, false, Request::Scan { since, from, limit });
+            } else if job.has_todo() && self.may_start_window() {
+                self.start_window();
             } else {
                 return;
             }
         }
+    }
+
+    /// A promotion goes as fast as it can; a resync at its pace.
+    fn may_start_window(&mut self) -> bool {
+        let Some(job) = &self.copy else { return false };
+        let running = job.windows.len();
+        if job.locked {
+            self.pace.admits(self.now, running)
+        } else {
+            running < limits::RESYNC_WINDOWS
+        }
+    }
+
+    /// When the pace lets another window start.
+    pub(super) fn window_due(&self) -> Option<Tick> {
+        let job = self.copy.as_ref().filter(|job| job.locked && job.has_todo())?;
+        let room = job.windows.len() < limits::RESYNC_WINDOWS_GUARDED;
+        self.pace.due(self.now).filter(|_| room)
     }
 
     pub(super) fn copy_call(
@@ -215,8 +244,9 @@ impl Primary {
     fn start_window(&mut self) {
         let lock = self.guests_next_lock();
         let held = self.has(Bug::ResyncWithoutLock);
+        let volume = self.cas.record().map_or(0, |r| r.blocks);
         let Some(job) = self.copy.as_mut() else { return };
-        let Some((blocks, since)) = job.todo.pop_front() else { return };
+        let Some((blocks, since)) = job.todo.pop(job.since, volume) else { return };
         let (Some(first), Some(last)) = (blocks.ranges().first(), blocks.ranges().last()) else {
             return;
         };
@@ -257,13 +287,13 @@ impl Primary {
 
     fn on_scanned(&mut self, regions: &[RegionIndex], next: Option<RegionIndex>) -> Option<()> {
         let volume = self.cas.record()?.blocks;
-        let since = self.copy_since();
         let job = self.copy.as_mut()?;
         job.scanning = false;
-        job.scan = next.map(|from| (from, since));
+        job.scan = next;
         for region in regions {
             let range = BlockRange::of_region(*region, volume)?;
-            job.add_window(range.into(), since);
+            job.progress.total_bytes += range.bytes();
+            job.todo.push_region(*region);
         }
         Some(())
     }
@@ -275,6 +305,7 @@ impl Primary {
         if !digests.iter().all(|d| window.blocks.contains(d.block)) {
             return None;
         }
+        self.pace.charge(self.now, digests.len() as u64 * u64::from(BLOCK_SIZE));
         window.source = digests;
         if window.source.is_empty() {
             self.finish_window(lock);
@@ -372,7 +403,7 @@ impl Primary {
     fn finish_window(&mut self, lock: LockId) {
         let Some(job) = self.copy.as_mut() else { return };
         if let Some(window) = job.windows.remove(&lock) {
-            job.progress.done_bytes += window.blocks.len() * u64::from(BLOCK_SIZE);
+            job.progress.done_bytes += bytes_of(&window.blocks);
             if job.locked && !self.has(Bug::ResyncWithoutLock) {
                 self.release_lock(lock);
             }
@@ -413,13 +444,5 @@ impl Primary {
         for lock in locks.into_iter().filter(|lock| !busy.contains(lock)) {
             self.release_lock(lock);
         }
-    }
-
-    /// The stamp from which on blocks are of interest to the job's target.
-    fn copy_since(&self) -> Gen {
-        let target = self.copy.as_ref().map(CopyJob::target);
-        let record = self.cas.record();
-        let entry = target.zip(record).and_then(|(rid, record)| record.replica(rid));
-        entry.map_or(Gen(1), |r| r.state.since().max(Gen(1)))
     }
 }

@@ -9,7 +9,7 @@ use super::reads::{ReadState, Reads};
 use super::{Effect, Phase, Primary};
 use crate::alike::Aside;
 use crate::guest::{GuestError, GuestOp, GuestReply};
-use crate::id::RequestId;
+use crate::id::{RequestId, Tick};
 use crate::limits::{MAX_GUEST_BLOCKS, MAX_OP_BLOCKS};
 use crate::lock::{LockId, Mode};
 use crate::planted::Bug;
@@ -25,6 +25,7 @@ const PIECES_PER_REQUEST: usize = 32;
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Guest {
     op: GuestOp,
+    arrived: Aside<Tick>,
     /// Blocks handed out as pieces.
     issued: u32,
     /// Pieces that run.
@@ -87,6 +88,11 @@ impl Guests {
     pub(super) fn is_empty(&self) -> bool {
         self.requests.is_empty()
     }
+
+    /// Does a piece wait for credit?
+    pub(super) fn is_held_back(&self) -> bool {
+        !self.ready.is_empty()
+    }
 }
 
 impl Primary {
@@ -100,7 +106,8 @@ impl Primary {
         if let Some(error) = refused {
             return self.answer(request, Err(error));
         }
-        let guest = Guest { op, issued: 0, running: 0, data: BTreeMap::new(), error: None };
+        let (arrived, data) = (Aside(self.now), BTreeMap::new());
+        let guest = Guest { op, arrived, issued: 0, running: 0, data, error: None };
         self.guests.requests.insert(request, guest);
         self.guests.queue.push_back(request);
     }
@@ -257,6 +264,7 @@ impl Primary {
                 GuestReply::Done
             }
             GuestOp::Write { .. } | GuestOp::Zero { .. } => {
+                self.pace.note(self.now, self.now.0 - guest.arrived.0.0);
                 self.counters.acked_writes += 1;
                 self.counters.acked_write_bytes += bytes;
                 GuestReply::Done

@@ -10,6 +10,7 @@ use alloc::collections::BTreeSet;
 use super::copy::Step;
 use super::{Effect, Notice, Primary};
 use crate::id::ReplicaId;
+use crate::limits;
 use crate::lock::LockId;
 use crate::message::{Payload, Refusal, Reply, Request};
 use crate::range::BlockRange;
@@ -83,6 +84,7 @@ impl Primary {
             if left.is_empty() {
                 self.counters.unreadable_blocks += 1;
                 self.out.push(Effect::Notice(Notice::Unreadable { block }));
+                self.hold_resync(self.now.plus_ms(limits::RESYNC_UNREADABLE_MS));
             }
             return None;
         };

@@ -70,6 +70,9 @@ struct Op {
 pub(super) struct Ops {
     ops: BTreeMap<Seq, Op>,
     bytes: u64,
+    /// Of these, operations that the guest has its answer to: a resync's target has not. How many,
+    /// and their bytes.
+    lagging: (usize, u64),
     commit_due: Option<Tick>,
     /// The last mutation issued; the watermark needs to go no further.
     last_mutation: Seq,
@@ -86,6 +89,12 @@ impl Ops {
     /// Operations in flight.
     pub(super) fn len(&self) -> usize {
         self.ops.len()
+    }
+
+    /// Does a resync's target lag so far behind that the guest has to wait for it soon? A quarter
+    /// of the credit is there for it alone.
+    fn is_target_behind(&self, (ops, bytes): (usize, u64)) -> bool {
+        self.lagging.0 >= ops / 4 || self.lagging.1 >= bytes / 4
     }
 
     /// A mutation was sent to one replica.
@@ -140,13 +149,28 @@ impl Primary {
         self.peers.get(&rid).is_some_and(|p| p.is_up() && !p.has_failed())
     }
 
-    /// May another operation of `bytes` be issued? Half of the credit of every target, so that
-    /// reads and resync keep theirs.
+    /// May another operation of `bytes` be issued? Those that members still work on take half of
+    /// the credit of every target at most, so that reads and resync keep theirs; those that only
+    /// a resync's target still works on take another quarter.
     pub(super) fn has_credit(&self, bytes: u64) -> bool {
+        let (ops, most) = self.credit();
+        let (late, late_bytes) = self.ops.lagging;
+        let (all, all_bytes) = (self.ops.len(), self.ops.bytes + bytes);
+        let members = all - late < ops / 2 && all_bytes - late_bytes <= most / 2;
+        members && all < ops / 4 * 3 && all_bytes <= most / 4 * 3
+    }
+
+    /// Operations and bytes that every replica lets us have in flight.
+    fn credit(&self) -> (usize, u64) {
         let sessions = || self.peers.values().filter_map(|p| p.session());
         let ops = sessions().map(|s| s.credit_ops).min().unwrap_or(limits::CREDIT_OPS);
-        let most = sessions().map(|s| s.credit_bytes).min().unwrap_or(limits::CREDIT_BYTES);
-        self.ops.len() < (ops / 2) as usize && self.ops.bytes + bytes <= most / 2
+        let bytes = sessions().map(|s| s.credit_bytes).min().unwrap_or(limits::CREDIT_BYTES);
+        (ops as usize, bytes)
+    }
+
+    /// Does the resync's target keep the guest's requests from being issued? (S3)
+    pub(super) fn is_target_behind(&self) -> bool {
+        self.ops.is_target_behind(self.credit())
     }
 
     /// Issues an operation for a piece that holds its lock.
@@ -260,6 +284,8 @@ impl Primary {
         complete |= hasty && required.iter().any(|rid| op.acked.contains(rid));
         if complete && !op.done {
             op.done = true;
+            self.ops.lagging.0 += 1;
+            self.ops.lagging.1 += op.action.bytes();
             let piece = op.piece;
             self.assert_enough_copies();
             self.piece_done(piece);
@@ -276,6 +302,10 @@ impl Primary {
     fn retire(&mut self, seq: Seq) {
         if let Some(op) = self.ops.ops.remove(&seq) {
             self.ops.bytes -= op.action.bytes();
+            if op.done {
+                self.ops.lagging.0 -= 1;
+                self.ops.lagging.1 -= op.action.bytes();
+            }
             self.release_piece(op.piece);
         }
     }
@@ -345,6 +375,9 @@ impl Primary {
     pub(super) fn check_ops(&self) {
         let bytes: u64 = self.ops.ops.values().map(|op| op.action.bytes()).sum();
         assert_eq!(bytes, self.ops.bytes, "bytes in flight are miscounted");
+        let done = || self.ops.ops.values().filter(|op| op.done);
+        let lagging = (done().count(), done().map(|op| op.action.bytes()).sum());
+        assert_eq!(lagging, self.ops.lagging, "what a target lacks is miscounted");
         let recovering = matches!(self.phase, Phase::Claiming | Phase::Recovering);
         for op in self.ops.ops.values().filter(|_| !recovering) {
             let stuck = op.done && op.sent.is_subset(&op.acked);

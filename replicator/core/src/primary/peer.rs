@@ -114,6 +114,11 @@ impl Peer {
         self.renewed = self.renewed.max(sent);
     }
 
+    /// Since when it has owed the answer that it has owed for longest.
+    pub(super) fn owes_since(&self) -> Option<Tick> {
+        self.owed.first_key_value().map(|(_, at)| *at)
+    }
+
     /// A resync starts in this session.
     pub(super) fn begin_resync(&mut self) {
         self.known = self.session.as_ref().map(|s| s.incarnation);

@@ -1,7 +1,10 @@
 //! Bringing a copy back into the in-sync set, or filling a new one: rules S1 to S7.
 
+mod watch;
+
 use alloc::vec::Vec;
 
+use self::watch::Speed;
 use super::cas::Change;
 use super::copy::CopyJob;
 use super::{Phase, Primary, Purpose, ResyncProgress};
@@ -38,13 +41,24 @@ pub(super) struct Resync {
     failed: Vec<ReplicaId>,
     /// What the last copy job moved, for the status.
     progress: Aside<ResyncProgress>,
+    speed: Aside<Speed>,
+    /// How often in a row a target could not keep up.
+    lags: u32,
 }
 
 impl Primary {
-    /// When the next resync may start, if there is something to do.
+    /// When the next resync may start, or the one under way may or must go on.
     pub(super) fn resync_due(&self) -> Option<Tick> {
+        if self.resync.stage != Stage::Idle {
+            return self.window_due().into_iter().chain(self.watch_due()).min();
+        }
         let at = self.resync.not_before.filter(|at| *at > self.now)?;
         self.next_target().map(|_| at)
+    }
+
+    /// No resync starts before `at`.
+    pub(super) fn hold_resync(&mut self, at: Tick) {
+        self.resync.not_before = Some(self.resync.not_before.map_or(at, |known| known.max(at)));
     }
 
     /// The replica that gets every new write although it is no member (S3).
@@ -73,7 +87,8 @@ impl Primary {
 
     pub(super) fn resync_progress(&self, rid: &ReplicaId) -> Option<ResyncProgress> {
         let running = self.resync_target() == Some(*rid);
-        running.then(|| self.copy.as_ref().map_or(*self.resync.progress, CopyJob::progress))
+        let now = || self.copy.as_ref().map_or(*self.resync.progress, CopyJob::progress);
+        running.then(|| self.resync.speed.show(now()))
     }
 
     pub(super) fn drive_resync(&mut self) {
@@ -95,6 +110,8 @@ impl Primary {
                 self.drive_copy();
                 if self.copy.as_ref().is_some_and(CopyJob::is_done) {
                     self.begin_catching(target);
+                } else {
+                    self.watch_copy(target);
                 }
             }
             Stage::Catching { target, barrier } => {
@@ -150,6 +167,8 @@ impl Primary {
         let missed = self.missed_beside_stamps(target);
         self.resync.stage = Stage::Copying(target);
         self.resync.progress = Aside::default();
+        self.resync.speed = Aside(Speed::begin(self.now));
+        self.pace.begin(self.now);
         let since = since.unwrap_or_default();
         self.copy = Some(CopyJob::delta(source, target, since, missed, session.fresh, true));
         if let Some(peer) = self.peers.get_mut(&target) {
@@ -187,6 +206,8 @@ impl Primary {
     /// S6 before S5's flush: from here on no flush is acknowledged without the target, so its
     /// closing flush, which comes later, covers everything acknowledged before.
     fn begin_catching(&mut self, target: ReplicaId) {
+        self.pace.end();
+        self.resync.lags = 0;
         if let Some(job) = self.copy.take() {
             *self.resync.progress = job.progress();
             let moved = job.progress().moved_bytes;
@@ -262,7 +283,8 @@ impl Primary {
     pub(super) fn abort_resync(&mut self) {
         let Some(target) = self.resync_target() else { return };
         self.resync.stage = Stage::Idle;
-        self.resync.not_before = Some(self.now.plus_ms(limits::RESYNC_BACKOFF_MS));
+        self.hold_resync(self.now.plus_ms(limits::RESYNC_BACKOFF_MS));
+        self.pace.end();
         let source = self.copy.as_ref().map(CopyJob::source);
         self.resync.failed = core::iter::once(target).chain(source).collect();
         self.abort_copy();

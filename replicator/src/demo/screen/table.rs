@@ -150,6 +150,7 @@ mod tests {
             total_bytes: 10 * MIB,
             moved_bytes: 3 * MIB,
             eta_ms: None,
+            bytes_per_s: 0,
         };
         let volume = VolumeStatus {
             primary_node: Some("n2".to_owned()),
