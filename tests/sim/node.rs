@@ -4,6 +4,7 @@ use lockstep_core::id::{Conn, Epoch, InstanceId, NodeId, ReplicaId, Seq, Tick, T
 use lockstep_core::limits;
 use lockstep_core::message::{Header, Message, Reply, Request};
 use lockstep_core::primary::{Phase, Primary};
+use lockstep_core::range::BlockRange;
 use lockstep_core::replica::Replica;
 use lockstep_store::{DiskOpId, DiskOpKind, Store};
 use std::collections::{BTreeMap, BTreeSet};
@@ -156,6 +157,8 @@ pub struct Seat {
     pub flows: BTreeMap<Conn, Flow>,
     /// When the primary is to be woken.
     pub armed: Option<u64>,
+    /// When each node promised it the epoch, in a session that still lives.
+    pub answered: BTreeMap<usize, u64>,
     /// Was it asked to close?
     pub closing: bool,
 }
@@ -175,6 +178,7 @@ impl Seat {
             asked: BTreeSet::new(),
             flows: BTreeMap::new(),
             armed: None,
+            answered: BTreeMap::new(),
             closing: false,
         }
     }
@@ -190,7 +194,7 @@ impl Seat {
 #[derive(Debug, Default)]
 pub struct Flow {
     /// Requests without an answer, with their bytes.
-    sent: BTreeMap<(Epoch, Seq), u64>,
+    sent: BTreeMap<(Epoch, Seq), Sent>,
     /// Has the promise been answered that opens the session?
     is_open: bool,
 }
@@ -214,10 +218,22 @@ impl Flow {
             _ => 0,
         };
         let Header { epoch, seq, .. } = message.header;
-        if self.sent.insert((epoch, seq), bytes).is_some() {
+        let touches = touched(&message.body);
+        let meets = |other: &BlockRange, mine: BlockRange| {
+            other.start < mine.end() && mine.start < other.end()
+        };
+        let mut others = self.sent.values().filter_map(|sent| sent.touches.as_ref());
+        if let Some(mine) = touches
+            && let Some(other) = others.find(|other| meets(other, mine))
+        {
+            return Err(format!(
+                "I8: {mine:?} is changed while a change of {other:?} is in flight"
+            ));
+        }
+        if self.sent.insert((epoch, seq), Sent { bytes, touches }).is_some() {
             return Err(format!("two requests in flight have seq {seq}"));
         }
-        let (ops, bytes) = (self.sent.len(), self.sent.values().sum::<u64>());
+        let (ops, bytes) = (self.sent.len(), self.sent.values().map(|s| s.bytes).sum::<u64>());
         if ops > MAX_OPS || bytes > limits::CREDIT_BYTES {
             return Err(format!("{ops} requests with {bytes} bytes in flight"));
         }
@@ -237,6 +253,26 @@ impl Flow {
             return Err(format!("an answer to {seq}, which was answered or drained before"));
         }
         Ok(())
+    }
+}
+
+/// A request without an answer.
+#[derive(Debug)]
+struct Sent {
+    bytes: u64,
+    /// What it changes.
+    touches: Option<BlockRange>,
+}
+
+/// What a request changes, from the first to the last block.
+fn touched(body: &Request) -> Option<BlockRange> {
+    match body {
+        Request::Write { range, .. } | Request::Zero { range, .. } => Some(*range),
+        Request::Resync { blocks, .. } => {
+            let (first, last) = (blocks.first()?.block, blocks.last()?.block);
+            Some(BlockRange::new(first, u32::try_from(last - first + 1).ok()?))
+        }
+        _ => None,
     }
 }
 

@@ -22,13 +22,22 @@ struct Write {
     submitted_at: u64,
     /// Covered by an acknowledged flush, or written with FUA.
     durable: bool,
+    /// When it was first seen by a read that is done.
+    seen: Option<u64>,
+    /// When it was submitted, or the last of the reads that saw it.
+    asked: u64,
     /// Preceded by an acknowledged write, or by one that was read.
     overwritten: bool,
 }
 
 impl Write {
+    /// By when it had certainly taken effect, if it is known to.
+    fn took_effect_by(&self) -> Option<u64> {
+        self.acked.into_iter().chain(self.seen).min()
+    }
+
     fn precedes(&self, other: &Self) -> bool {
-        self.acked.is_some_and(|acked| acked < other.submitted)
+        self.took_effect_by().is_some_and(|at| at < other.submitted)
     }
 }
 
@@ -46,9 +55,20 @@ impl Block {
             acked: Some(0),
             submitted_at: 0,
             durable: true,
+            seen: None,
+            asked: 0,
             overwritten: false,
         };
         Self { writes: vec![write] }
+    }
+
+    /// Two writes, each with the reads that saw it, of which each has to come before the other:
+    /// something of it was done before something of the other was asked.
+    fn contradicts(&self, value: Value) -> Option<Value> {
+        let seen = self.writes.iter().find(|w| w.value == value && w.seen.is_some())?;
+        let before = |a: &Write, b: &Write| a.took_effect_by().is_some_and(|at| at < b.asked);
+        let others = self.writes.iter().filter(|w| w.value != value);
+        others.filter(|w| before(w, seen) && before(seen, w)).map(|w| w.value).next()
     }
 
     fn readable(&self) -> impl Iterator<Item = Value> + '_ {
@@ -281,6 +301,8 @@ impl Oracle {
                 acked: None,
                 submitted_at: at,
                 durable: false,
+                seen: None,
+                asked: submitted,
                 overwritten: false,
             };
             a.block(block).writes.push(write);
@@ -320,6 +342,8 @@ impl Oracle {
         if found.len() != range.count as usize {
             return Err(format!("a read of {range:?} is answered with {} blocks", found.len()));
         }
+        self.clock += 1;
+        let now = self.clock;
         for ((block, value), legal) in range.blocks().zip(found).zip(readable) {
             if !legal.contains(value) {
                 return Err(format!(
@@ -327,9 +351,23 @@ impl Oracle {
                     a.epoch
                 ));
             }
-            let done = |w: &Write| w.acked.is_some_and(|acked| acked < submitted);
-            for write in &mut a.block(block).writes {
+            let done = |w: &Write| w.took_effect_by().is_some_and(|at| at < submitted);
+            let known = a.block(block);
+            // If two writes wrote the same, nobody knows which one was seen.
+            let once = known.writes.iter().filter(|w| w.value == *value).count() == 1;
+            for write in &mut known.writes {
                 write.overwritten |= write.value != *value && done(write);
+                if once && write.value == *value {
+                    write.seen = write.seen.or(Some(now));
+                    write.asked = write.asked.max(submitted);
+                }
+            }
+            if let Some(other) = known.contradicts(*value) {
+                return Err(format!(
+                    "epoch {} reads {value:?} from block {block}, which has to be older than \
+                     {other:?} and newer",
+                    a.epoch
+                ));
             }
         }
         Ok(())
@@ -454,5 +492,7 @@ fn flushed(a: &mut Attachment, submitted: u64) -> Result<Vec<u64>, String> {
     Ok(durable)
 }
 
+#[cfg(test)]
+mod histories;
 #[cfg(test)]
 mod tests;

@@ -59,6 +59,10 @@ profiles! {
     Swap = "swap";
     /// The record store says nothing, and does late what it was asked.
     LateChange = "late-change";
+    /// The record store is away while members restart and connect anew.
+    Away = "away";
+    /// The primary is cut off, and another one takes over at once; guests read a lot.
+    CutOff = "cut-off";
     /// Power is lost again and again, soon after flushes.
     PowerCuts = "power-cuts";
 }
@@ -88,6 +92,8 @@ impl Profile {
                 (Fault::PrimaryRestart, 4000),
                 (Fault::ConnectionReset, 2000),
                 (Fault::ProcessKill, 6000),
+                (Fault::Partition, 3000),
+                (Fault::Pause, 3000),
                 (Fault::DiskError, 12_000),
             ],
             Self::Return => &[
@@ -113,6 +119,20 @@ impl Profile {
                 (Fault::Pause, 2500),
                 (Fault::ProcessKill, 4000),
                 (Fault::Takeover, 6000),
+            ],
+            Self::Away => &[
+                (Fault::MetaDown, 2500),
+                (Fault::MetaSlow, 5000),
+                (Fault::ProcessKill, 1500),
+                (Fault::ConnectionReset, 500),
+                (Fault::PowerLoss, 5000),
+                (Fault::Takeover, 5000),
+            ],
+            Self::CutOff => &[
+                (Fault::Takeover, 3500),
+                (Fault::Takeover, 5000),
+                (Fault::ClockRate, 3000),
+                (Fault::Partition, 6000),
             ],
             Self::PowerCuts => &[
                 (Fault::PowerLoss, 2500),
@@ -152,6 +172,8 @@ pub struct Plan {
     pub aims: bool,
     /// Primaries among a thousand that start on a node without a copy, if there is one.
     pub away: u64,
+    /// Takeovers among a thousand for which the primary before is cut off first.
+    pub cuts_off: u64,
     /// How long faults happen, milliseconds.
     pub chaos_ms: u64,
     /// How long nobody may serve before another primary is started, milliseconds.
@@ -194,6 +216,7 @@ impl Plan {
             ambushes: rng.pick(&[0, 0, 10, 50, 200]).unwrap_or(0),
             aims: rng.chance(500),
             away: rng.pick(&[0, 0, 300]).unwrap_or(0),
+            cuts_off: rng.pick(&[0, 0, 300]).unwrap_or(0),
             chaos_ms: if rng.chance(100) { chaos_ms * 3 } else { chaos_ms },
             patience_ms: rng.between(4, 15) * 1000,
             tuning: tuning(rng),
@@ -219,7 +242,13 @@ impl Plan {
                 self.repl = rng.pick(&[2, 2, 3]).unwrap_or(2);
                 self.min_in_sync = u8::try_from(self.repl).unwrap_or(2);
             }
-            Profile::LateChange => self.ambushes = 50,
+            Profile::LateChange | Profile::Away => self.ambushes = 50,
+            Profile::CutOff => {
+                (self.cuts_off, self.ambushes, self.min_in_sync) = (900, 0, 1);
+                self.habits.mix = [60, 38, 0, 2];
+                self.habits.budget = 6000;
+                self.habits.depth = self.habits.depth.min(4);
+            }
             Profile::PowerCuts => self.habits.mix = [10, 50, 10, 30],
         }
     }

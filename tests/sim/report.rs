@@ -10,6 +10,8 @@ pub struct Coverage {
     pub claims: u64,
     /// Openings (T4).
     pub promotions: u64,
+    /// Promotions in place, for a device in use.
+    pub in_place: u64,
     /// Openings for which content had to be copied (P5).
     pub repairs: u64,
     /// Resyncs and rebuilds finished.
@@ -54,6 +56,7 @@ impl Coverage {
         let Self {
             claims,
             promotions,
+            in_place,
             repairs,
             resyncs,
             removals,
@@ -75,6 +78,7 @@ impl Coverage {
         } = other;
         self.claims += claims;
         self.promotions += promotions;
+        self.in_place += in_place;
         self.repairs += repairs;
         self.resyncs += resyncs;
         self.removals += removals;
@@ -120,4 +124,6 @@ pub struct Outcome {
     pub faults: BTreeMap<&'static str, u64>,
     /// Protocol paths taken.
     pub coverage: Coverage,
+    /// How often a primary was seen in each phase, with how many members.
+    pub states: BTreeMap<String, u64>,
 }

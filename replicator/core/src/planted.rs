@@ -52,8 +52,6 @@ bugs! {
         "leave the rings out of what a promotion repairs (P5)";
     RepairIgnoresLog = "repair-ignores-log", "m17":
         "leave unresolved regions out of what a promotion repairs (P5)";
-    UnmarkedSource = "unmarked-source", "m17":
-        "do not log on the source what is copied from it (P5)";
     ResumeResync = "resume-resync", "m18": "go on with a resync over a new session (S2)";
     IgnoreSourceLog = "ignore-source-log", "m19":
         "leave the source's unresolved regions out of what a target misses";
@@ -83,8 +81,6 @@ bugs! {
         "prefer a source that restarted to one that lost nothing (P4)";
     LiveLossy = "live-lossy", "G4": "go on with a device in use when all members lost power (P3)";
     EarlyCommit = "early-commit", "R5": "commit operations that not every target has";
-    CommitWhilePending = "commit-while-pending", "R5":
-        "commit while a change of the record is undecided";
     OutsiderCommit = "outsider-commit", "R5":
         "let a replica that is no member drop ring entries of earlier sessions";
     AnySession = "any-session", "R3": "apply messages of an old session of the same epoch";

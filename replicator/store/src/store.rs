@@ -3,7 +3,7 @@
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use bytes::Bytes;
-use lockstep_core::id::{RegionIndex, Tick, Token};
+use lockstep_core::id::{Gen, RegionIndex, Tick, Token};
 use lockstep_core::planted::{Bug, Planted};
 use lockstep_core::store::{StoreError, StoreNote, StoreOp, StoreReply};
 
@@ -310,6 +310,12 @@ impl Store {
         let mut active: Vec<RegionIndex> = self.log.active().collect();
         active.sort_unstable();
         active
+    }
+
+    /// No block of the region has a higher stamp, as far as is known without a look at the disk.
+    #[must_use]
+    pub fn newest_stamp(&self, region: RegionIndex) -> Gen {
+        self.regions.max(region)
     }
 
     /// Asserts every internal invariant.

@@ -47,7 +47,8 @@ struct Args {
     /// With --mutants: most seeds to try for each bug.
     #[arg(long, default_value_t = 20_000)]
     budget: u64,
-    /// Make every world of this kind (any, promotion, return, swap, late-change, power-cuts).
+    /// Make every world of this kind (any, promotion, return, swap, late-change,
+    /// away, cut-off, power-cuts).
     #[arg(long)]
     profile: Option<String>,
     /// Leave these faults out (names as printed, with commas between).
@@ -196,6 +197,7 @@ struct Totals {
     virtual_seconds: u64,
     faults: BTreeMap<&'static str, u64>,
     coverage: Coverage,
+    states: BTreeMap<String, u64>,
     #[serde(skip)]
     virtual_us: u64,
 }
@@ -208,6 +210,9 @@ impl Totals {
         self.virtual_us += outcome.virtual_us;
         self.virtual_seconds = self.virtual_us / 1_000_000;
         self.coverage.add(&outcome.coverage);
+        for (name, count) in &outcome.states {
+            *self.states.entry(name.clone()).or_default() += count;
+        }
         for (name, count) in &outcome.faults {
             *self.faults.entry(name).or_default() += count;
         }

@@ -247,7 +247,13 @@ impl World {
         let idle = |n: &usize| self.nodes[*n].up && self.nodes[*n].seat.is_none();
         let free: Vec<usize> = (0..self.nodes.len()).filter(idle).collect();
         let Some(node) = self.seat_for(&free) else { return false };
-        let contested = !self.seats().is_empty();
+        let seats = self.seats();
+        let contested = !seats.is_empty();
+        if self.rng.chance(self.plan.cuts_off) {
+            seats.iter().filter(|(n, _)| *n != node).for_each(|(n, _)| {
+                self.isolate(*n);
+            });
+        }
         self.seat_primary(node);
         contested
     }

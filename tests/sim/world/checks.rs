@@ -16,6 +16,9 @@ use crate::oracle::Claimed;
 /// Time between two looks at everything.
 const LOOK: u64 = 250 * MS;
 
+/// Who promises so soon after the first one is among those from which the source is chosen (P3).
+const PROMPT: u64 = limits::CONNECT_WAIT_MS * MS * 3 / 4;
+
 type Found = Result<(), String>;
 
 impl World {
@@ -65,7 +68,7 @@ impl World {
     fn check_opening(&mut self, old: &Record, new: &Record) {
         let judged = self.check_identical(new);
         self.judge("opening", judged);
-        let lost_until = self.lost_until(old);
+        let lost_until = self.lost_until(old, new);
         let Some((_, source)) = self.in_sync(new).into_iter().next() else {
             self.fail("opening", "no member has a disk".to_owned());
             return;
@@ -80,8 +83,21 @@ impl World {
     }
 
     /// Un-flushed writes acknowledged up to here may be lost (G3): the last time at which a
-    /// member lost power since the volume was last opened.
-    fn lost_until(&self, old: &Record) -> Option<u64> {
+    /// member lost power since the volume was last opened. Nothing may be lost if a member that
+    /// kept its power could be reached: one that promised before the source can have been chosen.
+    fn lost_until(&self, old: &Record, new: &Record) -> Option<u64> {
+        let opened = self.oracle.opened_at();
+        let instance = new.primary.as_ref().map(|p| p.instance);
+        let seats = self.nodes.iter().filter_map(|n| n.seat.as_ref());
+        let answered = seats.filter(|s| Some(s.instance) == instance).map(|s| &s.answered).next();
+        let first = answered.and_then(|a| a.values().min()).copied().unwrap_or_default();
+        let in_time =
+            |n: &usize| answered.and_then(|a| a.get(n)).is_some_and(|at| *at < first + PROMPT);
+        let kept = |n: &usize| self.nodes[*n].lost_power.is_none_or(|at| at < opened);
+        let was = |n: &usize| self.in_sync(old).iter().any(|(m, _)| m == n);
+        if self.in_sync(new).iter().any(|(n, _)| was(n) && kept(n) && in_time(n)) {
+            return None;
+        }
         let opened = self.oracle.opened_at();
         let losses = self.in_sync(old).into_iter().filter_map(|(n, _)| self.nodes[n].lost_power);
         losses.filter(|at| *at >= opened).max()
@@ -162,7 +178,61 @@ impl World {
     pub(crate) fn look(&mut self) {
         let judged = self.check_superset();
         self.judge("superset", judged);
+        let judged = self.check_missed();
+        self.judge("missed", judged);
+        let judged = self.check_promises();
+        self.judge("fencing", judged);
+        self.note_states();
         self.schedule.after(LOOK, Event::Look);
+    }
+
+    /// I5: a block in which a copy that is out differs from a member is among what a resync would
+    /// compare, region by region: stamped since then on the member, or active on either.
+    fn check_missed(&self) -> Found {
+        let record = self.meta.record();
+        let members: Vec<_> = self.in_sync(record);
+        for node in &self.nodes {
+            let Some(target) = node.copy.as_ref() else { continue };
+            let entry = record.replica(target.rid).map(|r| r.state);
+            let Some(ReplicaState::Out { since }) = entry else { continue };
+            for (index, member) in &members {
+                let Some(host) = member.host.as_ref() else { continue };
+                for (block, a, b) in differing(&member.disk, &target.disk) {
+                    let newest = host.store.newest_stamp(region_of(block));
+                    let active = is_active(member, block) || is_active(target, block);
+                    if newest < since && !active {
+                        return Err(format!(
+                            "block {block} is {a:?} on {} and {b:?} on {}, which is out since \
+                             {since}, but no resync would find it",
+                            self.nodes[*index].name, node.name
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// I3: nobody promised an epoch that was not claimed.
+    fn check_promises(&self) -> Found {
+        let claimed = self.meta.record().epoch;
+        for node in &self.nodes {
+            let Some(host) = node.copy.as_ref().and_then(|c| c.host.as_ref()) else { continue };
+            let promised = host.replica.status().promised;
+            if promised > claimed {
+                return Err(format!("{} promised {promised}, claimed is {claimed}", node.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the states in which primaries are.
+    fn note_states(&mut self) {
+        let members = self.meta.record().in_sync().count();
+        for seat in self.nodes.iter().filter_map(|n| n.seat.as_ref()) {
+            let name = format!("{:?}/{members}", seat.phase).to_lowercase();
+            *self.outcome.states.entry(name).or_default() += 1;
+        }
     }
 
     /// I1 and I9: what was acknowledged is on every member, durably where that was promised.

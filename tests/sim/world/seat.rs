@@ -170,6 +170,10 @@ impl World {
         let name = self.nodes[node].name.clone();
         self.say(|| format!("{name}: primary {seat} is {phase:?}"));
         let Some(s) = self.nodes[node].seat(seat) else { return };
+        if phase == Phase::Claiming {
+            s.answered.clear();
+            self.outcome.coverage.in_place += 1;
+        }
         let first = phase == Phase::Active && s.guest.requests == 0 && !s.guest.running;
         s.phase = phase;
         match phase {

@@ -239,6 +239,11 @@ impl World {
                 let Some(seat) = self.nodes[node].seat.as_mut() else { return };
                 let judged = seat.flows.entry(conn).or_default().is_answered(&message);
                 let id = seat.id;
+                if matches!(message.body, Reply::Promised(_)) {
+                    let now = self.schedule.now();
+                    let other = seat.wires.iter().find(|(_, w)| **w == wire).map(|(to, _)| *to);
+                    seat.answered.extend(other.map(|to| (to, now)));
+                }
                 self.judge("honest", judged);
                 self.primary_event(node, id, primary::Event::Reply { conn, message });
             }
@@ -292,6 +297,7 @@ impl World {
         };
         seat.wires.remove(&to);
         seat.flows.remove(&conn);
+        seat.answered.remove(&to);
         let id = seat.id;
         if up {
             let event = Box::new(primary::Event::Disconnected(conn));

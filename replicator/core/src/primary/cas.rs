@@ -312,7 +312,8 @@ impl Primary {
         let others: Vec<ReplicaId> =
             self.peers.keys().copied().filter(|rid| !required.contains(rid)).collect();
         for rid in others.into_iter().filter(|rid| Some(*rid) != target) {
-            if self.is_open() && self.peers[&rid].is_dirty() {
+            let renews = !self.has(Bug::DirtyResync);
+            if renews && self.is_open() && self.peers[&rid].is_dirty() {
                 self.renew_session(rid);
             }
             self.forget_acks(rid);

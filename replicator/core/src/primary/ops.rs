@@ -327,8 +327,7 @@ impl Primary {
     }
 
     pub(super) fn note_watermark(&mut self) {
-        let pending = self.cas.proposed().is_some() && !self.has(Bug::CommitWhilePending);
-        if !self.is_open() || pending {
+        if !self.is_open() || self.cas.proposed().is_some() {
             return;
         }
         let op = self.ops.ops.iter().find(|(_, op)| op.action.mutates()).map(|(seq, _)| *seq);

@@ -256,7 +256,7 @@ impl Primary {
 
     /// Logs on the source what will be copied from it: the resolution must stick on both sides.
     fn mark_source(&mut self, source: ReplicaId, marks: BlockSet) {
-        if marks.is_empty() || self.has(Bug::UnmarkedSource) {
+        if marks.is_empty() {
             self.promotion.stages.entry(source).or_insert(Stage::Settled);
             return;
         }

@@ -288,7 +288,8 @@ impl Primary {
         let source = self.copy.as_ref().map(CopyJob::source);
         self.resync.failed = core::iter::once(target).chain(source).collect();
         self.abort_copy();
-        if self.is_serving(target) && !self.is_required(target) {
+        let renews = !self.has(Bug::DirtyResync);
+        if renews && self.is_serving(target) && !self.is_required(target) {
             self.renew_session(target);
         }
         self.sweep_ops();
