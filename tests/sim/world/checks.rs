@@ -194,7 +194,7 @@ impl World {
         for node in &self.nodes {
             let Some(target) = node.copy.as_ref() else { continue };
             let entry = record.replica(target.rid).map(|r| r.state);
-            let Some(ReplicaState::Out { since }) = entry else { continue };
+            let Some(ReplicaState::Out { since, .. }) = entry else { continue };
             for (index, member) in &members {
                 let Some(host) = member.host.as_ref() else { continue };
                 for (block, a, b) in differing(&member.disk, &target.disk) {

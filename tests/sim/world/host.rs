@@ -107,6 +107,10 @@ impl World {
         let lost_cache =
             self.nodes[node].host(open).is_some_and(|(h, _)| h.store.status().lost_cache);
         self.abandon_copy(node);
+        if lost_cache {
+            // What a failed flush left unwritten is gone, as with the power.
+            self.nodes[node].lost_power = Some(self.now());
+        }
         self.open_copy(node, lost_cache);
         self.reset_acceptors(node);
     }
