@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lockstep_core::cluster::replacement::{NodeState, Verdict, View, assess, surplus};
+use lockstep_core::cluster::replacement::{NodeState, Verdict, View, assess, surplus, vanished};
 use lockstep_core::cluster::trim::{Wanted, spare};
 use lockstep_core::id::{InstanceId, NodeId, ReplicaId, Tick, VolumeId};
 use lockstep_core::primary::Phase;
-use lockstep_core::record::{Record, ReplicaState};
+use lockstep_core::record::{Record, ReplicaEntry, ReplicaState};
+use lockstep_proto::v1;
 use tonic::Status;
 
 use super::catalog::VolumeObject;
@@ -126,6 +127,11 @@ impl Admin {
             now,
             grace_ms: self.inner.rebuild_after_ms,
         };
+        if let Some(rid) = vanished(&view) {
+            tracing::info!(volume = volume.name, replica = %rid, "a copy is gone from its node");
+            self.forget(&volume, rid).await?;
+            return Ok(false);
+        }
         let verdict = assess(&view);
         self.act(&volume, &verdict).await?;
         if primary.core.phase == Phase::Active
@@ -201,14 +207,20 @@ fn reached(primary: &PrimaryInfo, rid: &ReplicaId) -> bool {
     primary.core.replicas.get(rid).is_some_and(|status| status.connected)
 }
 
+/// Whether a node says that it has the pool of a copy, but not the copy.
+fn lacks(status: &v1::NodeStatus, entry: &ReplicaEntry) -> bool {
+    let Some(info) = status.info.as_ref().filter(|_| status.live) else { return false };
+    let rid = entry.rid.to_string();
+    info.pools.iter().any(|pool| pool.name == entry.pool)
+        && info.replicas.iter().all(|replica| replica.rid != rid)
+}
+
 /// Whether anything about the volume's copies is not as it should be.
 fn needs_a_look(primary: &PrimaryInfo, evacuated: &BTreeSet<NodeId>) -> bool {
     let Some(record) = primary.core.record.as_ref().filter(|_| serves(primary)) else {
         return false;
     };
-    let unwell = |r: &lockstep_core::record::ReplicaEntry| {
-        r.state != ReplicaState::InSync || !reached(primary, &r.rid)
-    };
+    let unwell = |r: &ReplicaEntry| r.state != ReplicaState::InSync || !reached(primary, &r.rid);
     record.replicas.len() != usize::from(record.repl)
         || record.replicas.iter().any(unwell)
         || concerns(record, evacuated)
@@ -234,10 +246,9 @@ impl Memory {
         let mut states = Vec::new();
         for (name, status) in survey {
             let Some(node) = NodeId::new(name) else { continue };
-            let reached = match record.replicas.iter().find(|r| r.node == node) {
-                Some(entry) => reached(primary, &entry.rid),
-                None => status.live,
-            };
+            let entry = record.replicas.iter().find(|r| r.node == node);
+            let reached = entry.map_or(status.live, |entry| reached(primary, &entry.rid));
+            let lacks_copy = entry.is_some_and(|entry| lacks(status, entry));
             let key = (primary.volume, node.clone());
             let silent_since = if reached {
                 self.silent.remove(&key);
@@ -246,7 +257,7 @@ impl Memory {
                 Some(*self.silent.entry(key).or_insert(now))
             };
             let (answers, leaving) = (status.live, status.evacuating);
-            states.push(NodeState { node, silent_since, answers, leaving });
+            states.push(NodeState { node, silent_since, answers, lacks_copy, leaving });
         }
         states
     }

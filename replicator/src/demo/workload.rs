@@ -27,6 +27,8 @@ const BLOCKS_MAX: u64 = 32;
 const OPS_PER_DEPTH: u32 = 200;
 /// How long the loop waits at most before it looks at its orders again.
 const PAUSE: Duration = Duration::from_millis(5);
+/// How long a server that was left may take to answer a read.
+const FORMER_LIMIT: Duration = Duration::from_millis(500);
 /// How many places are tried to find one that may be written.
 const TRIES: u32 = 64;
 
@@ -54,6 +56,8 @@ pub struct Progress {
     pub flushes: AtomicU64,
     /// Reads that were checked.
     pub reads: AtomicU64,
+    /// Of those, reads that a server answered which the writer had left.
+    pub former_reads: AtomicU64,
     /// Operations under way.
     pub in_flight: AtomicU64,
     /// Longest time between two acknowledged writes, in milliseconds.
@@ -91,13 +95,31 @@ pub struct Workload {
     rng: StdRng,
     depth: usize,
     ops_left: u32,
+    /// A server that was left though it may be alive. It must not answer with what is out of date.
+    former: Option<Client>,
 }
 
 /// An operation that has ended.
 enum Done {
-    Write { version: Version, blocks: u64, fua: bool, result: Result<(), ClientError> },
-    Flush { issued: u64, result: Result<(), ClientError> },
-    Read { reading: Reading, result: Result<Bytes, ClientError> },
+    Write {
+        version: Version,
+        blocks: u64,
+        fua: bool,
+        result: Result<(), ClientError>,
+    },
+    Flush {
+        issued: u64,
+        result: Result<(), ClientError>,
+    },
+    Read {
+        reading: Reading,
+        result: Result<Bytes, ClientError>,
+    },
+    /// Of a read by way of a server that was left; `None`: it was of no use.
+    FormerRead {
+        reading: Reading,
+        data: Option<Bytes>,
+    },
 }
 
 /// How many bytes may be written by now.
@@ -139,6 +161,7 @@ impl Workload {
             rng: StdRng::seed_from_u64(seed),
             depth: 1,
             ops_left: 0,
+            former: None,
         }
     }
 
@@ -214,6 +237,11 @@ impl Workload {
         }
     }
 
+    /// Some reads go by way of this server, which was left, as long as it answers any.
+    pub fn haunt(&mut self, former: Client) {
+        self.former = Some(former);
+    }
+
     /// Reads what no answer came for: it holds that for good from now on, or until
     /// [`Ledger::thaw`]. Returns how many blocks have the write, and how many do not.
     ///
@@ -247,6 +275,7 @@ impl Workload {
         self.ops_left -= 1;
         match self.rng.random_range(0..100) {
             0 => (self.flush_op(client), 0),
+            1..5 if self.former.is_some() => (self.former_read_op(client), 0),
             1..10 => (self.read_op(client), 0),
             10 => {
                 // Beside or over a write that is under way, if there is one.
@@ -287,6 +316,17 @@ impl Workload {
         Box::pin(async move {
             let result = read_span(&client, span).await;
             Done::Read { reading, result }
+        })
+    }
+
+    /// A read by way of the server that was left, as another reader would that did not notice.
+    fn former_read_op(&mut self, client: &Client) -> BoxFuture<'static, Done> {
+        let span = self.anywhere();
+        let reading = self.ledger.read(span);
+        let former = self.former.clone().unwrap_or_else(|| client.clone());
+        Box::pin(async move {
+            let read = tokio::time::timeout(FORMER_LIMIT, read_span(&former, span)).await;
+            Done::FormerRead { reading, data: read.ok().and_then(Result::ok) }
         })
     }
 
@@ -350,6 +390,16 @@ impl Workload {
                 let findings = self.ledger.judge(&reading, &data);
                 self.findings.add(findings);
                 Progress::add(&self.progress.reads, 1);
+                Ok(())
+            }
+            Done::FormerRead { reading, data: Some(data) } => {
+                self.findings.add(self.ledger.judge(&reading, &data));
+                Progress::add(&self.progress.reads, 1);
+                Progress::add(&self.progress.former_reads, 1);
+                Ok(())
+            }
+            Done::FormerRead { data: None, .. } => {
+                self.former = None;
                 Ok(())
             }
         }

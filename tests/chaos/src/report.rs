@@ -21,6 +21,8 @@ pub(crate) struct Report {
     pub(crate) acked_bytes: u64,
     /// Reads that were compared with a ledger while writes went on.
     pub(crate) reads_checked: u64,
+    /// Of those, answered by a daemon that its client had left for another.
+    pub(crate) former_reads: u64,
     /// Blocks that were compared at the end.
     pub(crate) blocks_checked: u64,
     /// Runs of fio that came to their end.

@@ -134,6 +134,7 @@ fn add_up(outcomes: &[Outcome]) -> Report {
         report.acked_writes += outcome.acked_writes;
         report.acked_bytes += outcome.acked_bytes;
         report.reads_checked += outcome.reads_checked;
+        report.former_reads += outcome.former_reads;
         report.blocks_checked += outcome.blocks_checked;
         report.max_pause_ms = report.max_pause_ms.max(outcome.max_pause_ms);
     }

@@ -45,6 +45,8 @@ pub(crate) struct Outcome {
     pub(crate) acked_bytes: u64,
     /// Reads that were checked in between.
     pub(crate) reads_checked: u64,
+    /// Of those, answered by a daemon that had been left.
+    pub(crate) former_reads: u64,
     /// Blocks that were checked at the end.
     pub(crate) blocks_checked: u64,
     /// Longest time without an acknowledged write, in milliseconds.
@@ -109,7 +111,11 @@ impl Writer {
             };
             match self.session(&client).await {
                 Session::Lost => {}
-                Session::Moved(next) => uri = Some(next),
+                Session::Moved(next) => {
+                    uri = Some(next);
+                    // Whoever served it may not know that it does not any more.
+                    self.work.haunt(client);
+                }
                 Session::Over => match timeout(HANG, self.last_look(&client)).await {
                     Ok(Ok(blocks)) => {
                         outcome.blocks_checked = blocks;
@@ -133,6 +139,7 @@ impl Writer {
         self.judge();
         outcome.acked_writes = self.progress.writes.load(Ordering::Relaxed);
         outcome.acked_bytes = self.progress.bytes.load(Ordering::Relaxed);
+        outcome.former_reads = self.progress.former_reads.load(Ordering::Relaxed);
         outcome.reads_checked = self.progress.reads.load(Ordering::Relaxed);
         outcome.max_pause_ms = u64::try_from(self.pulse.longest.as_millis()).unwrap_or(u64::MAX);
         outcome

@@ -37,6 +37,8 @@ pub struct NodeState {
     pub silent_since: Option<Tick>,
     /// It answers, whatever may be with its copy.
     pub answers: bool,
+    /// It answers, and says that it has no such copy, in a pool that it has.
+    pub lacks_copy: bool,
     /// It is being drained: its copies are replaced at once, and it gets no new ones.
     pub leaving: bool,
 }
@@ -182,6 +184,22 @@ pub fn surplus(view: &View<'_>) -> Option<ReplicaId> {
         (entry.state != ReplicaState::Leaving, view.answers(&entry.node), entry.rid)
     };
     others.min_by_key(rank).map(|entry| entry.rid)
+}
+
+/// A copy that is gone for good although its node answers: its disk was replaced, say. It may be
+/// forgotten (T9), so that its node may get a new one; else the entries of vanished copies could
+/// keep every node from holding one. Not while too few with all data answer: whoever repairs that
+/// by hand should see everything that ever was.
+#[must_use]
+pub fn vanished(view: &View<'_>) -> Option<ReplicaId> {
+    let record = view.record;
+    let good = record.in_sync().filter(|entry| view.answers(&entry.node)).count();
+    if good < usize::from(record.min_in_sync) {
+        return None;
+    }
+    let lacks = |entry: &&ReplicaEntry| view.node(&entry.node).is_some_and(|n| n.lacks_copy);
+    let out = record.replicas.iter().filter(|entry| entry.state != ReplicaState::InSync);
+    out.filter(lacks).find(|entry| view.fate(entry) == Fate::Lost).map(|entry| entry.rid)
 }
 
 impl View<'_> {

@@ -64,8 +64,10 @@ pub(in crate::cluster) fn world(nodes: &str) -> World {
             b'S' | b'G' => Some(Tick(NOW.0 - GRACE_MS * 1000)),
             _ => None,
         };
-        let (answers, leaving) = (silent_since.is_none() || state == b'G', state == b'l');
-        states.push(NodeState { node: name(at), silent_since, answers, leaving });
+        let (lacks_copy, leaving) = (state == b'G', state == b'l');
+        let answers = silent_since.is_none() || lacks_copy;
+        let node = name(at);
+        states.push(NodeState { node, silent_since, answers, lacks_copy, leaving });
         candidates.push(Candidate {
             node: name(at),
             pool: "default".into(),
@@ -187,6 +189,27 @@ fn the_zones_of_the_copies_that_stay_are_avoided() {
         candidate.zone = Some(zone.into());
     }
     assert_eq!(assess(&world.view(&record)), on(5, &[2]), "zone z is free again");
+}
+
+#[test]
+fn a_copy_that_its_node_lacks_is_forgotten_if_enough_others_answer() {
+    let table: &[Row<Option<usize>>] = &[
+        ("all is well", 3, &[IN, IN, OUT], "...", None),
+        ("its node is silent", 3, &[IN, IN, OUT], "..S", None),
+        ("gone", 3, &[IN, IN, OUT], "..G", Some(2)),
+        ("gone, but by the record it has all data", 3, &[IN, IN, IN], "..G", None),
+        ("gone before it was filled", 3, &[IN, IN, NEW], "..G", Some(2)),
+        ("gone, and too few answer", 3, &[IN, IN, OUT], "SSG", None),
+        ("one after the other", 3, &[IN, IN, OUT, OUT], "..GG", Some(2)),
+    ];
+    for (what, repl, states, nodes, expected) in table {
+        let (record, world) = (record(*repl, states), world(nodes));
+        let found = vanished(&world.view(&record));
+        assert_eq!(found, expected.map(rid), "{what}");
+        if let Some(rid) = found {
+            assert!(record.forget(rid, Uuid::nil()).is_ok(), "{what}");
+        }
+    }
 }
 
 #[test]
