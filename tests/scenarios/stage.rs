@@ -11,7 +11,7 @@ use lockstep_core::message::{Message, Payload, Reply, Request};
 use lockstep_core::planted::Planted;
 use lockstep_core::primary::{self, MetaOp, MetaResult, Params, Phase, Primary};
 use lockstep_core::range::BlockRange;
-use lockstep_core::record::{NewVolume, Record};
+use lockstep_core::record::{Chosen, NewVolume, Record};
 use lockstep_core::replica::{self, Identity, Replica};
 use uuid::Uuid;
 
@@ -120,6 +120,7 @@ impl Stage {
                 self.change_record(|r| r.forget(rid, Uuid::from_u128(4)).expect("allowed"));
             }
             ["advance", ms] => self.advance(ms.parse().expect("milliseconds")),
+            ["force", n] => self.force(&node(n)),
             ["keep", what] => self.keep(what),
             ["put-back", what] => self.put_back(what),
             ["show"] => self.show(),
@@ -162,6 +163,19 @@ impl Stage {
             },
             _ => panic!("unknown command: {words:?}"),
         }
+    }
+
+    /// An administrator chooses this copy (T11).
+    fn force(&mut self, name: &NodeId) {
+        let (record, revision) = self.record.clone().expect("a record");
+        let n = self.nodes.get(name).expect("a node");
+        let status = n.replica.as_ref().expect("its replica runs").status();
+        let replica = n.disk.as_ref().expect("a copy").0;
+        let chosen = Chosen { replica, promised: status.promised, r#gen: status.r#gen };
+        let lineage = Lineage(Uuid::from_u128(0xf2));
+        let next = record.force(chosen, lineage, Uuid::from_u128(3)).expect("a valid record");
+        self.say(format!("record: {}", words::record(&next)));
+        self.record = Some((next, Revision(revision.0 + 1)));
     }
 
     /// Takes an image of a copy, or of the record store.
@@ -229,7 +243,8 @@ impl Stage {
         n.incarnations += 1;
         let (rid, twin) = n.disk.as_mut().expect("a copy");
         let incarnation = Incarnation(n.incarnations);
-        let identity = Identity { volume: VOLUME, replica: *rid, lineage: LINEAGE, incarnation };
+        let lineage = twin.lineage().unwrap_or(LINEAGE);
+        let identity = Identity { volume: VOLUME, replica: *rid, lineage, incarnation };
         n.replica = Some(Replica::open(identity, twin.reopen(), self.planted));
     }
 

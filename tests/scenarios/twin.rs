@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lockstep_core::id::{Epoch, Gen, RegionIndex};
+use lockstep_core::id::{Epoch, Gen, Lineage, RegionIndex};
 use lockstep_core::message::{BlockDigest, Digest, Payload, ResyncContent};
 use lockstep_core::range::{BlockRange, BlockSet, region_of};
 use lockstep_core::store::{Recovered, StoreNote, StoreOp, StoreReply};
@@ -18,6 +18,8 @@ pub(crate) struct Twin {
     promised: Epoch,
     attach_seq: u64,
     member_gen: Gen,
+    /// Its history, if it has changed over to another one.
+    lineage: Option<Lineage>,
     blocks: u64,
 }
 
@@ -39,6 +41,10 @@ impl Twin {
             lossy: false,
             fresh: self.stamps.is_empty() && self.log.is_empty(),
         }
+    }
+
+    pub(crate) fn lineage(&self) -> Option<Lineage> {
+        self.lineage
     }
 
     pub(crate) fn content(&self) -> &BTreeMap<u64, u8> {
@@ -74,8 +80,9 @@ impl Twin {
 
     pub(crate) fn run(&mut self, op: StoreOp) -> StoreReply {
         match op {
-            StoreOp::Promise { epoch, attach_seq, member_gen } => {
+            StoreOp::Promise { epoch, attach_seq, member_gen, lineage } => {
                 (self.promised, self.attach_seq, self.member_gen) = (epoch, attach_seq, member_gen);
+                self.lineage = Some(lineage);
             }
             StoreOp::Write { range, stamp, payload, .. } => {
                 self.pin(&range.into());

@@ -99,6 +99,7 @@ pub enum Event {
 }
 
 /// What the record store said.
+#[expect(clippy::large_enum_variant, reason = "one at a time, and only for a membership change")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MetaResult {
     /// To a get: the record, or that there is none (the volume was deleted).

@@ -1,10 +1,13 @@
 //! The record: one small object per volume, changed only by compare-and-swap, that says which
 //! primary and which replicas are in force. `docs/protocol.md` §Record.
 
+mod force;
 mod transition;
 
+pub use force::Chosen;
 pub use transition::NewVolume;
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -54,6 +57,10 @@ pub struct Record {
     /// 0 if all is well.
     #[serde(default, skip_serializing_if = "is_none")]
     pub put_back: Epoch,
+    /// The forced recovery that this history began with, if it did (T11): acknowledged writes may
+    /// be missing from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forced: Option<Box<Forced>>,
     /// Snapshots; none in this version.
     pub snapshots: Vec<String>,
     /// Random per change: makes a change with an unknown outcome decidable.
@@ -79,12 +86,29 @@ impl Hash for Record {
             clean,
             replicas,
             put_back,
+            forced,
             snapshots,
             txn: _,
         } = self;
         (version, uid, lineage, blocks, repl, min_in_sync, epoch, r#gen).hash(state);
-        (open_epoch, attach, primary, clean, replicas, put_back, snapshots).hash(state);
+        (open_epoch, attach, primary, clean, replicas, put_back, forced, snapshots).hash(state);
     }
+}
+
+/// A forced recovery (T11): what it went on from, for whoever has to know what may be missing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Forced {
+    /// The history before it; the chosen copy still belongs to that until it promises.
+    pub parent: Lineage,
+    /// The copy that was chosen.
+    pub replica: ReplicaId,
+    /// The first generation of which it lacks writes; 0 if it is not known to lack any.
+    pub since: Gen,
+    /// The copies that were listed in sync and are dropped, with their nodes.
+    pub lost: Vec<(ReplicaId, NodeId)>,
+    /// Somebody said that he knows: it is not shown any more.
+    pub acknowledged: bool,
 }
 
 /// An attachment that was asked for (T2).

@@ -254,8 +254,10 @@ impl Replica {
         out: &mut Vec<Effect>,
     ) {
         let Message { header, body } = message;
-        if let Request::Promise { replica, lineage, at_least, instance, attach_seq, .. } = body {
-            let wanted = promise::Wanted { replica, lineage, at_least, instance, attach_seq };
+        if let Request::Promise { replica, lineage, parent, at_least, instance, attach_seq } = body
+        {
+            let wanted =
+                promise::Wanted { replica, lineage, parent, at_least, instance, attach_seq };
             return self.on_promise(now, conn, header, wanted, out);
         }
         if let Err(refusal) = self.admit(conn, &header) {

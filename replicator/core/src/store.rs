@@ -7,7 +7,7 @@
 
 use alloc::vec::Vec;
 
-use crate::id::{Epoch, Gen, RegionIndex};
+use crate::id::{Epoch, Gen, Lineage, RegionIndex};
 use crate::message::{BlockDigest, Payload, ResyncBlock};
 use crate::range::{BlockRange, BlockSet};
 
@@ -22,6 +22,8 @@ pub enum StoreOp {
         attach_seq: u64,
         /// Highest generation seen as a member.
         member_gen: Gen,
+        /// The history it belongs to from now on (T11).
+        lineage: Lineage,
     },
     /// Read blocks in order. Blocks in unresolved regions have no checksum to check; their
     /// checksum is computed from what was read.

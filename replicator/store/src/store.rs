@@ -185,7 +185,8 @@ impl Store {
             return;
         }
         match op {
-            StoreOp::Promise { epoch, attach_seq, member_gen } => {
+            StoreOp::Promise { epoch, attach_seq, member_gen, lineage } => {
+                self.superblock.identity.lineage = lineage;
                 self.promise(token, epoch, attach_seq, member_gen);
             }
             StoreOp::Read { blocks } => self.read(token, &blocks),

@@ -231,7 +231,7 @@ impl Primary {
         let request = Request::Promise {
             replica: rid,
             lineage: record.lineage,
-            parent: None,
+            parent: record.forced.as_ref().map(|forced| forced.parent),
             at_least: if promised { record.epoch } else { record.promised_by(rid) },
             instance: self.params.instance,
             attach_seq: record.attach.as_ref().map_or(0, |a| a.seq),

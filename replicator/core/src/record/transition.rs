@@ -1,4 +1,4 @@
-//! The record's transitions T1 to T9, each a function from the record in force to the next.
+//! The record's transitions T1 to T9 (T11: [`super::force`]), each a function from the record in force to the next.
 //! Every one takes a fresh `txn` and leaves the rest to the caller's compare-and-swap.
 
 use alloc::string::String;
@@ -48,6 +48,7 @@ impl Record {
             clean: true,
             replicas: new.replicas.into_iter().map(entry).collect(),
             put_back: Epoch(0),
+            forced: None,
             snapshots: Vec::new(),
             txn,
         };

@@ -15,6 +15,7 @@ use crate::store::StoreOp;
 pub(super) struct Wanted {
     pub(super) replica: ReplicaId,
     pub(super) lineage: Lineage,
+    pub(super) parent: Option<Lineage>,
     pub(super) at_least: Epoch,
     pub(super) instance: InstanceId,
     pub(super) attach_seq: u64,
@@ -76,8 +77,10 @@ impl Replica {
     }
 
     fn may_promise(&self, header: &Header, wanted: &Wanted) -> Result<(), Refusal> {
-        let me = (self.identity.volume, self.identity.replica, self.identity.lineage);
-        if (header.volume, wanted.replica, wanted.lineage) != me {
+        let me = (self.identity.volume, self.identity.replica);
+        let mine = self.identity.lineage;
+        let related = wanted.lineage == mine || wanted.parent == Some(mine);
+        if (header.volume, wanted.replica) != me || !related {
             return Err(Refusal::NoSuchReplica);
         }
         if self.role == Role::Faulted {
@@ -109,6 +112,7 @@ impl Replica {
             epoch: header.epoch,
             attach_seq: self.attach_seq.max(pending.wanted.attach_seq),
             member_gen: self.member_gen,
+            lineage: pending.wanted.lineage,
         };
         self.submit(InFlight { conn, header, mutation: None, fatal: true }, op, out);
     }
@@ -120,6 +124,8 @@ impl Replica {
         self.promised = header.epoch;
         let Some(pending) = self.promising.take() else { return };
         self.instance = Some(pending.wanted.instance);
+        // T11: durable with the promise, like all of it.
+        self.identity.lineage = pending.wanted.lineage;
         self.attach_seq = self.attach_seq.max(pending.wanted.attach_seq);
         self.role = Role::Promised;
         if pending.connected {

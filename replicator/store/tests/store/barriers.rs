@@ -7,6 +7,7 @@ use lockstep_core::store::{StoreError, StoreNote, StoreOp, StoreReply};
 use lockstep_store::{DiskError, Tuning};
 
 use crate::driver::{Driver, blocks, done, write};
+use crate::world::identity;
 
 const SIZE: u64 = 40 * 256;
 
@@ -136,8 +137,12 @@ fn a_durable_write_is_one_write_and_a_durable_zero_a_zero_and_a_flush() {
 #[test]
 fn a_promise_is_answered_when_both_places_have_it() {
     let mut driver = driver();
-    let promise =
-        |epoch| StoreOp::Promise { epoch: Epoch(epoch), attach_seq: 1, member_gen: Gen(2) };
+    let promise = |epoch| StoreOp::Promise {
+        epoch: Epoch(epoch),
+        attach_seq: 1,
+        member_gen: Gen(2),
+        lineage: identity().lineage,
+    };
     driver.ask(1, promise(5));
     driver.run("superblock");
     driver.ask(2, promise(6));
@@ -389,8 +394,12 @@ fn lost_power_is_remembered_until_it_is_resolved() {
     assert_eq!(driver.get(write(0, 1, 4, 8)), Ok(StoreReply::Done));
     driver.reopen(1, plain());
     assert!(driver.recovered.lossy);
-    let promise =
-        |epoch| StoreOp::Promise { epoch: Epoch(epoch), attach_seq: 1, member_gen: Gen(4) };
+    let promise = |epoch| StoreOp::Promise {
+        epoch: Epoch(epoch),
+        attach_seq: 1,
+        member_gen: Gen(4),
+        lineage: identity().lineage,
+    };
     assert_eq!(driver.get(promise(3)), Ok(StoreReply::Done));
     // The process is killed before anybody resolved the region: the loss is still a loss.
     driver.reopen(1, plain());

@@ -12,7 +12,12 @@ const SIZE: u64 = 4 * 256;
 
 fn promised(epoch: u64) -> Driver {
     let mut driver = Driver::new(SIZE, Tuning::default());
-    let promise = StoreOp::Promise { epoch: Epoch(epoch), attach_seq: 1, member_gen: Gen(1) };
+    let promise = StoreOp::Promise {
+        epoch: Epoch(epoch),
+        attach_seq: 1,
+        member_gen: Gen(1),
+        lineage: identity().lineage,
+    };
     assert_eq!(driver.get(promise), Ok(StoreReply::Done));
     driver
 }
@@ -30,7 +35,12 @@ fn either_superblock_may_be_damaged_and_no_promise_is_lost() {
         driver.reopen(0, Tuning::default());
         assert_eq!(driver.recovered.promised, Epoch(5), "byte {offset} damaged");
         // The next promise puts both right.
-        let promise = StoreOp::Promise { epoch: Epoch(6), attach_seq: 1, member_gen: Gen(1) };
+        let promise = StoreOp::Promise {
+            epoch: Epoch(6),
+            attach_seq: 1,
+            member_gen: Gen(1),
+            lineage: identity().lineage,
+        };
         assert_eq!(driver.get(promise), Ok(StoreReply::Done));
         assert_eq!(Superblock::good_copies(&driver.disk.file(File::Meta)), 2);
     }

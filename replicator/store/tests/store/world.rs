@@ -344,7 +344,12 @@ impl World {
     fn promise(&mut self) {
         self.asked_promise = self.asked_promise.next();
         let epoch = self.asked_promise;
-        let op = StoreOp::Promise { epoch, attach_seq: epoch.0, member_gen: self.r#gen };
+        let op = StoreOp::Promise {
+            epoch,
+            attach_seq: epoch.0,
+            member_gen: self.r#gen,
+            lineage: identity().lineage,
+        };
         self.ask(op, Asked::Promise(epoch));
     }
 
