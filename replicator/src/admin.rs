@@ -18,6 +18,7 @@ mod local;
 mod modify;
 mod names;
 mod peers;
+mod recover;
 mod refuse;
 mod replicas;
 mod resolver;

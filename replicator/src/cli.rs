@@ -8,6 +8,7 @@ mod json;
 mod leave;
 mod node;
 mod output;
+mod recover;
 mod status;
 mod table;
 mod volume;
@@ -17,6 +18,8 @@ pub use args::Args;
 pub use failure::{EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_STATE, EXIT_UNAVAILABLE, EXIT_USAGE};
 
 use std::process::ExitCode;
+
+use lockstep_proto::v1;
 
 use args::{Command, NodeCommand, VolumeCommand};
 use connect::Server;
@@ -55,6 +58,11 @@ async fn dispatch(args: Args, out: &Output) -> Result<ExitCode, Failure> {
             VolumeCommand::Delete { name } => volume::delete(&server, out, name).await?,
             VolumeCommand::Set { name, repl, min_in_sync } => {
                 volume::set(&server, out, name, repl, min_in_sync).await?;
+            }
+            VolumeCommand::Recover { name, replica, force, yes, acknowledge } => {
+                let replica = replica.unwrap_or_default();
+                let wanted = v1::RecoverVolumeRequest { name, replica, force, acknowledge };
+                recover::recover(&server, out, wanted, yes).await?;
             }
             VolumeCommand::AddReplica { name, node } => {
                 volume::add_replica(&server, out, name, node).await?;

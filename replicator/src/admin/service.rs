@@ -154,6 +154,19 @@ impl Control for Admin {
         told("set", &name, answer.await)
     }
 
+    async fn recover_volume(
+        &self,
+        request: Request<v1::RecoverVolumeRequest>,
+    ) -> Result<Response<v1::RecoverVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let answer = async {
+            let losses = self.recover_volume(&request).await?;
+            let volume = Some(self.look_at(&request.name).await?);
+            Ok(v1::RecoverVolumeResponse { losses, volume })
+        };
+        told("recover", &request.name, answer.await)
+    }
+
     async fn evacuate_node(
         &self,
         request: Request<v1::EvacuateNodeRequest>,

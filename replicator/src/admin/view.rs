@@ -62,6 +62,11 @@ pub(super) fn volume(
         Some(reason) => (v1::Health::Unavailable, reason.to_owned()),
         None => health(&status, primary, rebuild_after_ms),
     };
+    let (health, reason) = match super::recover::warning(&status.name, record) {
+        Some(warning) if record.put_back.0 > 0 => (v1::Health::Unavailable, warning),
+        Some(warning) => (health, format!("{reason}; {warning}")),
+        None => (health, reason),
+    };
     status.health = i32::from(health);
     status.health_reason = reason;
     status
@@ -147,7 +152,9 @@ fn health(
     }
     if reachable == 0 {
         let reason = format!(
-            "no copy with all data can be used (they are on {}); bring one of these back",
+            "no copy with all data can be used (they are on {}); bring one of these back; if they \
+             are lost for good, go on from another copy: lockstep volume recover {name} --replica \
+             NODE",
             list(in_sync())
         );
         return (v1::Health::Unavailable, reason);

@@ -129,6 +129,23 @@ pub enum VolumeCommand {
         #[arg(long, value_name = "N")]
         min_in_sync: Option<u32>,
     },
+    /// Go on from one copy when those with all data are lost for good; tells first what is lost
+    Recover {
+        /// Its name
+        name: String,
+        /// The copy to go on from: its id or its node
+        #[arg(long, value_name = "ID|NODE", required_unless_present = "acknowledge")]
+        replica: Option<String>,
+        /// Do it
+        #[arg(long)]
+        force: bool,
+        /// Do not ask first
+        #[arg(long)]
+        yes: bool,
+        /// Only take note: what may have been lost is known, and is shown no more
+        #[arg(long, conflicts_with_all = ["replica", "force"])]
+        acknowledge: bool,
+    },
     /// Build one more copy of a volume
     AddReplica {
         /// Its name

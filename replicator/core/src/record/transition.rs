@@ -1,5 +1,6 @@
-//! The record's transitions T1 to T9 (T11: [`super::force`]), each a function from the record in force to the next.
-//! Every one takes a fresh `txn` and leaves the rest to the caller's compare-and-swap.
+//! The record's transitions T1 to T9 (T11: [`super::force`]), each a function from the record in
+//! force to the next. Every one takes a fresh `txn` and leaves the rest to the caller's
+//! compare-and-swap.
 
 use alloc::string::String;
 use alloc::vec::Vec;
