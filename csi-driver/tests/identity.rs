@@ -185,6 +185,10 @@ macro_rules! control {
 
 control! {
     list_nodes(ListNodesRequest) -> ListNodesResponse;
+    set_volume(SetVolumeRequest) -> SetVolumeResponse;
+    evacuate_node(EvacuateNodeRequest) -> EvacuateNodeResponse;
+    remove_node(RemoveNodeRequest) -> RemoveNodeResponse;
+    recover_volume(RecoverVolumeRequest) -> RecoverVolumeResponse;
     create_replica(CreateReplicaRequest) -> CreateReplicaResponse;
     delete_replica(DeleteReplicaRequest) -> DeleteReplicaResponse;
     replica_status(ReplicaStatusRequest) -> ReplicaStatusResponse;
