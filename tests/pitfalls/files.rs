@@ -200,7 +200,8 @@ fn pitfall_31_flush_answered_before_it_is_done() {
 
     // No bit of either copy of the superblock can make a promise older, newer, or another one.
     let mut replica = Replica::new();
-    let promise = StoreOp::Promise { epoch: Epoch(6), attach_seq: 1, member_gen: Gen(1) };
+    let lineage = identity().lineage;
+    let promise = StoreOp::Promise { epoch: Epoch(6), attach_seq: 1, member_gen: Gen(1), lineage };
     assert_eq!(replica.get(promise), Ok(StoreReply::Done));
     for at in (0..128).chain(4096..4096 + 128) {
         let mut damaged = replica.disk.clone();
@@ -211,7 +212,9 @@ fn pitfall_31_flush_answered_before_it_is_done() {
     // And a promise is answered when both copies have it, not before.
     let promised_early = |planted| {
         let mut replica = Replica::planted(planted);
-        let promise = StoreOp::Promise { epoch: Epoch(6), attach_seq: 1, member_gen: Gen(1) };
+        let lineage = identity().lineage;
+        let promise =
+            StoreOp::Promise { epoch: Epoch(6), attach_seq: 1, member_gen: Gen(1), lineage };
         replica.submit(1, promise);
         replica.store.poll_done().is_some()
     };

@@ -47,7 +47,8 @@ fn promise(meta: &[u8]) {
     // A volume of another size has other files.
     let Ok(opened) = open_disk(&disk, 1) else { return };
     let epoch = Epoch(opened.superblock.promised.0.saturating_add(1));
-    let op = StoreOp::Promise { epoch, attach_seq: 1, member_gen: Gen(1) };
+    let lineage = opened.superblock.identity.lineage;
+    let op = StoreOp::Promise { epoch, attach_seq: 1, member_gen: Gen(1), lineage };
     let mut store = opened.store;
     // No replica lives to count so far.
     let counts_on = opened.superblock.seq < MAX_WRITES - 8;
