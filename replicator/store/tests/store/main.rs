@@ -7,5 +7,6 @@ mod crash;
 mod damage;
 mod disk;
 mod driver;
+mod images;
 mod twin;
 mod world;
