@@ -155,10 +155,14 @@ impl Fault {
             }
             Kind::Replace => self.replace().await?,
             Kind::Fill => {
-                let ballast = node.pool().join("ballast");
+                let ballast = node.pool().join(format!("ballast-{}", self.step.at_ms));
                 fill(&ballast)?;
                 self.last().await;
-                std::fs::remove_file(&ballast).context("freeing the pool")?;
+                match std::fs::remove_file(&ballast) {
+                    // The pool was emptied meanwhile.
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                    freed => freed.context("freeing the pool")?,
+                }
             }
             Kind::OneWay => {
                 net.cut(from, to).await?;

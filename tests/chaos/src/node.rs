@@ -1,5 +1,6 @@
 //! One daemon.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -125,6 +126,7 @@ impl Node {
         let running = lock(&self.running).clone();
         let Some(mut running) = running else { return Ok(true) };
         running.expected.store(true, Ordering::SeqCst);
+        let ready = self.is_ready();
         if running.ended.borrow().is_none() {
             // It may end at this very moment.
             let _ = kill(running.pid, signal);
@@ -133,7 +135,9 @@ impl Node {
         let ended = timeout(limit, running.ended.wait_for(Option::is_some)).await;
         let Ok(ended) = ended else { return Ok(false) };
         let status = ended.context("nobody waits for the daemon's end")?.to_owned();
-        let clean = status.is_some_and(|s| s.success());
+        // One that has only just begun may not listen for the signal yet; then it ends by it.
+        let early = status.and_then(|s| s.signal()) == Some(signal as i32) && !ready;
+        let clean = early || status.is_some_and(|s| s.success());
         if signal == Signal::SIGTERM && !clean {
             let words = format!("the daemon of {} was asked to end: {status:?}", self.name);
             self.board.violation(&words);
