@@ -11,6 +11,7 @@ mod delete;
 mod detach;
 mod doors;
 mod evacuate;
+mod explain;
 mod housekeeping;
 mod keeper;
 mod liveness;

@@ -33,7 +33,7 @@ pub use crate::door::VolumeHandle;
 pub use config::{EngineConfig, NewReplica, PoolConfig, Resolver};
 pub use error::EngineError;
 pub(crate) use primary::{Guest, GuestResult, Input as PrimaryInput};
-pub use status::{OpenReplica, PoolInfo, PrimaryInfo, ReplicaInfo, ReplicaState};
+pub use status::{Missing, OpenReplica, PoolInfo, PrimaryInfo, ReplicaInfo, ReplicaState};
 
 use crate::clock::Clock;
 use crate::net::{Net, Peers, Server, Service};
@@ -218,7 +218,9 @@ impl Engine {
         let handle = self.attached(volume)?;
         let core = handle.status().await?;
         let waits_for = waits::waits_for(&core, &self.inner.peers);
-        Some(PrimaryInfo { volume, instance: handle.instance(), core, waits_for })
+        let now = self.inner.net.clock.now();
+        let missing = waits::missing_replicas(&core, &self.inner.peers, now);
+        Some(PrimaryInfo { volume, instance: handle.instance(), core, missing, waits_for })
     }
 
     /// Status of all primaries of this node, by volume.

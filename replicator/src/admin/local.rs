@@ -1,13 +1,13 @@
 //! What this node tells of itself, and what it does with its own replicas.
 
 use lockstep_core::id::VolumeId;
-use lockstep_core::primary::Phase;
+use lockstep_core::primary::{Phase, Stop};
 use lockstep_core::replica::Role;
 use lockstep_proto::v1;
 use tonic::Status;
 
 use super::{Admin, names, refuse};
-use crate::engine::{NewReplica, PoolInfo, PrimaryInfo, ReplicaInfo, ReplicaState};
+use crate::engine::{Missing, NewReplica, PoolInfo, PrimaryInfo, ReplicaInfo, ReplicaState};
 
 impl Admin {
     /// This node, as it tells others.
@@ -71,6 +71,8 @@ impl Admin {
             nbd_uri_tcp: door.and_then(|d| d.uri_tcp),
             phase_reason: info.waits_for.clone(),
             copies_wait_ms: told.as_ref().and_then(|t| t.until).map(|at| at.ms_since(now)),
+            missing: info.missing.iter().map(missing).collect(),
+            record_put_back: matches!(core.stopped, Some(Stop::RecordPutBack { .. })),
             copies_reason: told.map(|t| t.what).unwrap_or_default(),
         }
     }
@@ -118,6 +120,15 @@ impl Admin {
             Status::not_found(format!("node {} has no replica of volume {uid}", self.inner.node))
         };
         found.map(|info| replica(&info)).ok_or_else(missing)
+    }
+}
+
+fn missing(missing: &Missing) -> v1::MissingReplica {
+    v1::MissingReplica {
+        rid: missing.replica.to_string(),
+        missing_ms: missing.ms,
+        reason: missing.reason.clone(),
+        put_back: missing.put_back,
     }
 }
 

@@ -42,6 +42,7 @@ impl Admin {
         let known: Result<Vec<_>, Status> =
             found.into_iter().filter_map(Result::transpose).collect();
         survey.extend(self.ask(known?).await);
+        super::evacuate::mark(&mut survey, &self.inner.catalog.evacuations().await?);
         Ok(survey)
     }
 

@@ -4,6 +4,7 @@ use lockstep_core::record::{Record, ReplicaEntry, ReplicaState};
 use lockstep_proto::v1;
 
 use super::catalog::{Stage, VolumeObject};
+use super::explain::{Facts, Finding, Unfinished, sentence};
 use super::survey::Survey;
 
 /// Joins all that is known of a volume.
@@ -25,19 +26,46 @@ pub(super) fn volume(
         ..Default::default()
     };
     let unfinished = match object.stage {
-        Stage::Creating => Some(
-            "it is still being made; if that does not end, create it again with the same values \
-             or delete it",
-        ),
-        Stage::Deleting => Some("it is being deleted; delete it again if that does not end"),
+        Stage::Creating => Some(Unfinished::Creating),
+        Stage::Deleting => Some(Unfinished::Deleting),
         Stage::Ready => None,
     };
-    let Some(record) = record else {
-        let lost = "its record is missing from the record store; restore the store from a backup";
-        status.health_reason = unfinished.unwrap_or(lost).to_owned();
-        return status;
+    let emptied = survey.values().filter(|node| node.evacuating).map(|node| node.name.clone());
+    let emptied: Vec<String> = emptied.collect();
+    let mut primary_told = None;
+    if let Some(record) = record {
+        primary_told = primary(record, survey);
+        join(&mut status, record, primary_told, survey);
+    }
+    let facts = Facts {
+        status: &status,
+        primary: primary_told,
+        unfinished,
+        recorded: record.is_some(),
+        wanted_min: u32::from(object.min_in_sync),
+        emptied: &emptied,
+        warning: record.and_then(|record| super::recover::warning(&object.name, record)),
+        barred: record.is_some_and(|record| record.put_back.0 > 0),
+        rebuild_after_ms,
     };
-    let primary = primary(record, survey);
+    let (health, findings) = facts.explain();
+    status.health = i32::from(health);
+    status.health_reason = match findings.as_slice() {
+        [] => "all copies are in sync".to_owned(),
+        some => sentence(some),
+    };
+    let told = |f: Finding| v1::Finding { what: f.what, by_itself: f.by_itself, to_do: f.to_do };
+    status.findings = findings.into_iter().map(told).collect();
+    status
+}
+
+/// Joins what the record says with what the nodes say.
+fn join(
+    status: &mut v1::VolumeStatus,
+    record: &Record,
+    primary: Option<&v1::LocalPrimary>,
+    survey: &Survey,
+) {
     status.size_bytes = super::names::bytes(record.blocks);
     status.repl = u32::from(record.repl);
     status.min_in_sync = u32::from(record.min_in_sync);
@@ -58,18 +86,6 @@ pub(super) fn volume(
         status.nbd_uri = Some(primary.nbd_uri.clone()).filter(|uri| !uri.is_empty());
         status.nbd_uri_tcp.clone_from(&primary.nbd_uri_tcp);
     }
-    let (health, reason) = match unfinished {
-        Some(reason) => (v1::Health::Unavailable, reason.to_owned()),
-        None => health(&status, primary, rebuild_after_ms),
-    };
-    let (health, reason) = match super::recover::warning(&status.name, record) {
-        Some(warning) if record.put_back.0 > 0 => (v1::Health::Unavailable, warning),
-        Some(warning) => (health, format!("{reason}; {warning}")),
-        None => (health, reason),
-    };
-    status.health = i32::from(health);
-    status.health_reason = reason;
-    status
 }
 
 /// What the primary in force says, if its daemon answers and has it.
@@ -96,6 +112,8 @@ fn replica(
         None => live.as_ref().is_some_and(|live| !faulted(live)),
     };
     let resync = primary.and_then(|p| p.resyncs.iter().find(|r| r.rid == rid));
+    let missing = primary.and_then(|p| p.missing.iter().find(|r| r.rid == rid));
+    let silent = survey.get(entry.node.as_str()).map(|node| node.unreachable_reason.clone());
     let state = match entry.state {
         ReplicaState::New => v1::ReplicaState::New,
         ReplicaState::InSync => v1::ReplicaState::InSync,
@@ -115,119 +133,13 @@ fn replica(
         resync: resync.and_then(|r| r.progress),
         bytes_used: live.as_ref().map_or(0, |live| live.bytes_used),
         live,
+        put_back: missing.is_some_and(|m| m.put_back),
+        missing_ms: missing.map(|m| m.missing_ms),
+        missing_reason: match missing.map(|m| m.reason.as_str()) {
+            Some("") | None => silent.unwrap_or_default(),
+            Some(reason) => reason.to_owned(),
+        },
     }
-}
-
-/// The nodes of copies, each with what is broken there, if that is known.
-fn list<'a>(replicas: impl Iterator<Item = &'a v1::VolumeReplica>) -> String {
-    let fault = |r: &'a v1::VolumeReplica| r.live.as_ref().map_or("", |live| &live.fault);
-    let name = |r: &'a v1::VolumeReplica| match fault(r) {
-        "" => r.node.clone(),
-        fault => format!("{}: {fault}", r.node),
-    };
-    replicas.map(name).collect::<Vec<_>>().join(", ")
-}
-
-/// How the volume is, why, and what will happen or is to be done.
-fn health(
-    status: &v1::VolumeStatus,
-    primary: Option<&v1::LocalPrimary>,
-    rebuild_after_ms: u64,
-) -> (v1::Health, String) {
-    let in_sync =
-        || status.replicas.iter().filter(|r| r.state == i32::from(v1::ReplicaState::InSync));
-    let reachable = in_sync().filter(|r| r.connected).count();
-    let fewest = usize::try_from(status.min_in_sync).unwrap_or(usize::MAX);
-    let name = &status.name;
-    if let Some(primary) = primary
-        && primary.phase == i32::from(v1::AttachPhase::Fenced)
-    {
-        let node = status.primary_node.clone().unwrap_or_default();
-        let reason = format!(
-            "its primary on {node} stopped: {}; all its I/O fails; run `lockstep detach {name}`, \
-             then attach it again",
-            or(&primary.phase_reason, "another one took over")
-        );
-        return (v1::Health::Unavailable, reason);
-    }
-    if reachable == 0 {
-        let reason = format!(
-            "no copy with all data can be used (they are on {}); bring one of these back; if they \
-             are lost for good, go on from another copy: lockstep volume recover {name} --replica \
-             NODE",
-            list(in_sync())
-        );
-        return (v1::Health::Unavailable, reason);
-    }
-    if reachable < fewest {
-        let reason = format!(
-            "{reachable} of the {fewest} copies that each write needs can be reached (not: {}); \
-             writes wait until more are back, nothing is lost",
-            list(in_sync().filter(|r| !r.connected))
-        );
-        return (v1::Health::BelowMin, reason);
-    }
-    if let (Some(node), None) = (&status.primary_node, primary) {
-        let reason = format!(
-            "{node}, which served it, does not; its data is safe on {}; attach it elsewhere: \
-             lockstep attach {name} --node NODE",
-            list(in_sync().filter(|r| r.connected))
-        );
-        return (v1::Health::Degraded, reason);
-    }
-    let whole = in_sync().filter(|r| r.connected).count() == status.replicas.len();
-    if whole && status.replicas.len() >= usize::try_from(status.repl).unwrap_or(usize::MAX) {
-        return (v1::Health::Healthy, "all copies are in sync".to_owned());
-    }
-    (v1::Health::Degraded, degraded(status, primary, rebuild_after_ms))
-}
-
-/// Which copies are not as they should be, and what happens about it.
-fn degraded(
-    status: &v1::VolumeStatus,
-    primary: Option<&v1::LocalPrimary>,
-    rebuild_after_ms: u64,
-) -> String {
-    let mut parts = Vec::new();
-    for replica in &status.replicas {
-        let is = |state: v1::ReplicaState| replica.state == i32::from(state);
-        let node = &replica.node;
-        if replica.resync.is_some() {
-            let what = if is(v1::ReplicaState::New) { "built" } else { "brought up to date" };
-            parts.push(format!("the copy on {node} is being {what}"));
-        } else if !replica.connected {
-            let fault = replica.live.as_ref().map_or("", |live| &live.fault);
-            parts.push(match fault {
-                "" => format!("the copy on {node} cannot be reached"),
-                fault => format!("the copy on {node} cannot be used: {fault}"),
-            });
-        } else if is(v1::ReplicaState::New) {
-            parts.push(format!("the copy on {node} waits to be built"));
-        } else if is(v1::ReplicaState::Out) {
-            parts.push(format!("the copy on {node} waits to be brought up to date"));
-        } else if is(v1::ReplicaState::Leaving) {
-            parts.push(format!("the copy on {node} is on its way out"));
-        }
-    }
-    let copies = u32::try_from(status.replicas.len()).unwrap_or(u32::MAX);
-    if copies < status.repl {
-        parts.push(format!("it has {copies} of {} copies", status.repl));
-    }
-    let next = if primary.is_none() {
-        format!("copies are mended while it is attached: lockstep attach {}", status.name)
-    } else if status.replicas.iter().any(|r| !r.connected) {
-        format!(
-            "a copy whose node stays away for {} s is built anew on another node",
-            rebuild_after_ms.div_ceil(1000)
-        )
-    } else {
-        "no action is needed".to_owned()
-    };
-    format!("{}; {next}", parts.join(", "))
-}
-
-fn or<'a>(text: &'a str, other: &'a str) -> &'a str {
-    if text.is_empty() { other } else { text }
 }
 
 #[cfg(test)]

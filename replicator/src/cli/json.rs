@@ -92,6 +92,10 @@ fn local_primary(primary: &v1::LocalPrimary) -> Value {
     })
 }
 
+fn finding(finding: &v1::Finding) -> Value {
+    json!({ "what": finding.what, "by_itself": finding.by_itself, "to_do": finding.to_do })
+}
+
 fn resync(resync: &v1::Resync) -> Value {
     json!({
         "done_bytes": resync.done_bytes,
@@ -129,6 +133,7 @@ pub(super) fn volume(volume: &v1::VolumeStatus) -> Value {
         "phase": words::phase(volume.phase),
         "health": words::health(volume.health),
         "health_reason": volume.health_reason,
+        "findings": volume.findings.iter().map(finding).collect::<Vec<_>>(),
         "clean": volume.clean,
         "lineage": volume.lineage,
         "counters": volume.counters.as_ref().map(counters),

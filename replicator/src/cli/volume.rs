@@ -201,11 +201,7 @@ fn details(volume: &v1::VolumeStatus) -> String {
     for uri in volume.nbd_uri.iter().chain(&volume.nbd_uri_tcp) {
         text.push_str(&format!("  {uri}\n"));
     }
-    text.push_str(&format!(
-        "  {}: {}\n\n",
-        words::health(volume.health).replace('_', " "),
-        volume.health_reason
-    ));
+    text.push_str(&reasons(volume));
     let mut table =
         Table::new(&["COPY ON", "POOL", "STATE", "REACHED", "USED", "RESYNC", "REMARK"]);
     for replica in &volume.replicas {
@@ -231,6 +227,26 @@ fn details(volume: &v1::VolumeStatus) -> String {
             Size(counters.repair_bytes)
         ));
     }
+    text
+}
+
+/// The health, and each reason with what comes of it.
+fn reasons(volume: &v1::VolumeStatus) -> String {
+    let health = words::health(volume.health).replace('_', " ");
+    if volume.findings.is_empty() {
+        return format!("  {health}: {}\n\n", volume.health_reason);
+    }
+    let mut text = format!("  {health}:\n");
+    for finding in &volume.findings {
+        text.push_str(&format!("  - {}\n", finding.what));
+        if !finding.by_itself.is_empty() {
+            text.push_str(&format!("      by itself: {}\n", finding.by_itself));
+        }
+        if !finding.to_do.is_empty() {
+            text.push_str(&format!("      next: {}\n", finding.to_do));
+        }
+    }
+    text.push('\n');
     text
 }
 
@@ -301,6 +317,20 @@ mod tests {
     fn details_say_what_is_wrong() {
         let text = details(&sample());
         for part in ["2 copies", "attached on n1, active", "degraded: a copy is being built"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn each_reason_stands_on_its_own() {
+        let finding = |what: &str, by_itself: &str, to_do: &str| v1::Finding {
+            what: what.to_owned(),
+            by_itself: by_itself.to_owned(),
+            to_do: to_do.to_owned(),
+        };
+        let findings = vec![finding("n2 is lost", "", "bring it back"), finding("b", "c", "")];
+        let text = details(&v1::VolumeStatus { findings, ..sample() });
+        for part in ["- n2 is lost\n      next: bring it back\n", "- b\n      by itself: c\n"] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }

@@ -75,6 +75,19 @@ pub struct OpenReplica {
     pub fault: Option<String>,
 }
 
+/// A replica that its primary does not reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Which one.
+    pub replica: ReplicaId,
+    /// Since when, in milliseconds.
+    pub ms: u64,
+    /// Why, if that is known.
+    pub reason: String,
+    /// It was put back to an older image (R7).
+    pub put_back: bool,
+}
+
 /// A volume that this node is or was the primary of, until it is detached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrimaryInfo {
@@ -84,6 +97,8 @@ pub struct PrimaryInfo {
     pub instance: InstanceId,
     /// What the primary knows of itself and its replicas.
     pub core: primary::Status,
+    /// Replicas it does not reach.
+    pub missing: Vec<Missing>,
     /// What it waits for while it is not active, in words; empty otherwise.
     pub waits_for: String,
 }

@@ -1,9 +1,11 @@
 //! What an attachment waits for, or why it stopped, in words.
 
+use lockstep_core::id::Tick;
 use lockstep_core::message::Refusal;
 use lockstep_core::primary::{Phase, Status, Stop};
 use lockstep_core::record::{Record, ReplicaEntry, ReplicaState};
 
+use super::status::Missing;
 use crate::net::Peers;
 
 /// What a primary that is not active waits for, or why it stopped; empty if there is nothing to
@@ -41,6 +43,21 @@ fn stopped(why: Stop) -> String {
              record store, or choose the copy to go on from: lockstep volume recover"
         ),
     }
+}
+
+/// The replicas that a primary does not reach.
+pub(super) fn missing_replicas(status: &Status, peers: &Peers, now: Tick) -> Vec<Missing> {
+    let entries = status.record.iter().flat_map(|record| &record.replicas);
+    let lost = entries.filter_map(|entry| {
+        let since = status.replicas.get(&entry.rid)?.lost_at?;
+        Some(Missing {
+            replica: entry.rid,
+            ms: now.ms_since(since),
+            reason: peers.trouble(&entry.node).unwrap_or_default(),
+            put_back: is_put_back(status, entry),
+        })
+    });
+    lost.collect()
 }
 
 /// The in-sync copies that can't be reached, and why.

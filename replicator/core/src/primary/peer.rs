@@ -76,6 +76,11 @@ impl Peer {
         self.session.is_some()
     }
 
+    /// Since when it has no session.
+    pub(super) fn lost_at(&self) -> Option<Tick> {
+        (!self.is_up()).then_some(self.lost_at)
+    }
+
     /// What it answered to the promise.
     pub(super) fn session(&self) -> Option<&Promised> {
         self.session.as_ref()

@@ -3,7 +3,7 @@
 use alloc::collections::BTreeMap;
 
 use super::{Peer, Phase, Primary, Stop};
-use crate::id::{Epoch, Gen, ReplicaId};
+use crate::id::{Epoch, Gen, ReplicaId, Tick};
 use crate::message::Refusal;
 use crate::record::Record;
 
@@ -44,6 +44,8 @@ pub struct ScrubProgress {
 pub struct ReplicaStatus {
     /// Has it a session?
     pub connected: bool,
+    /// Since when it has none, if so.
+    pub lost_at: Option<Tick>,
     /// Why it would not promise, the last time it was asked.
     pub refused: Option<Refusal>,
     /// Progress of its resync, if one runs.
@@ -109,6 +111,7 @@ impl Primary {
         let record = self.cas.record();
         let of = |rid: &ReplicaId, peer: &Peer| ReplicaStatus {
             connected: peer.is_up(),
+            lost_at: peer.lost_at(),
             refused: peer.refused,
             resync: self.resync_progress(rid),
             mended_blocks: self.mending.mended(rid),
