@@ -2,6 +2,7 @@
 //! replaced, and which copy is one too many. Nothing here keeps state; asked twice, they answer the
 //! same.
 
+pub mod copysets;
 pub mod placement;
 pub mod replacement;
 pub mod trim;

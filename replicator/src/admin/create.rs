@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::catalog::{Place, Stage, VolumeObject};
 use super::names::{self, Wanted};
 use super::peers::{DO_LIMIT, at, pass_on, within};
-use super::survey::{candidates, evacuated};
+use super::survey::{candidates, copysets, evacuated};
 use super::{Admin, refuse};
 
 /// Attempts against others who change the same volume.
@@ -92,13 +92,14 @@ impl Admin {
             exclude: evacuated(&survey),
             ..Want::default()
         };
-        let mut chosen = choose(&want, &all);
+        let sets = copysets(&survey);
+        let mut chosen = choose(&want, &all, &sets);
         if let Err(error) = &chosen
             && wanted.allow_degraded
             && error.fits >= usize::from(wanted.min_in_sync)
         {
             want.copies = error.fits;
-            chosen = choose(&want, &all);
+            chosen = choose(&want, &all, &sets);
         }
         let mut nodes = chosen.map_err(|error| no_place(wanted, survey.len(), &error))?;
         if nodes.len() == wanted.nodes.len() {

@@ -16,7 +16,7 @@ use tonic::Status;
 
 use super::catalog::VolumeObject;
 use super::evacuate::concerns;
-use super::survey::{Survey, candidates};
+use super::survey::{Survey, candidates, copysets};
 use super::{Admin, peers};
 use crate::engine::PrimaryInfo;
 
@@ -124,6 +124,7 @@ impl Admin {
             record: &record,
             nodes: &nodes,
             candidates: &candidates,
+            sets: &copysets(survey),
             now,
             grace_ms: self.inner.rebuild_after_ms,
         };

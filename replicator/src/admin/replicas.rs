@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::catalog::{Stage, VolumeObject};
 use super::peers::{DO_LIMIT, pass_on, within};
-use super::survey::{Survey, candidates, evacuated};
+use super::survey::{Survey, candidates, copysets, evacuated};
 use super::{Admin, names, refuse};
 
 /// Attempts against others who change the same record.
@@ -89,7 +89,7 @@ impl Admin {
             exclude: evacuated(&survey),
             ..Want::default()
         };
-        let chosen = choose(&want, &all).map_err(|error| {
+        let chosen = choose(&want, &all, &copysets(&survey)).map_err(|error| {
             Status::failed_precondition(format!(
                 "no node for another copy of volume {}: {error}",
                 volume.name

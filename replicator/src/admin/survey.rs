@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::future::join_all;
+use lockstep_core::cluster::copysets::Copysets;
 use lockstep_core::cluster::placement::Candidate;
 use lockstep_core::id::NodeId;
 use lockstep_proto::v1;
@@ -116,6 +117,22 @@ impl Admin {
 pub(super) fn evacuated(survey: &Survey) -> Vec<NodeId> {
     let leaving = survey.values().filter(|status| status.evacuating);
     leaving.filter_map(|status| NodeId::new(&status.name)).collect()
+}
+
+/// Which nodes hold copies together, of all volumes, as far as the nodes tell.
+pub(super) fn copysets(survey: &Survey) -> Copysets {
+    let mut holders: BTreeMap<&str, Vec<NodeId>> = BTreeMap::new();
+    for (name, status) in survey {
+        let replicas = status.info.iter().flat_map(|info| &info.replicas);
+        for replica in replicas {
+            holders.entry(&replica.uid).or_default().extend(NodeId::new(name));
+        }
+    }
+    let mut sets = Copysets::default();
+    for nodes in holders.values() {
+        sets.note(nodes);
+    }
+    sets
 }
 
 /// Every pool of every node, for the placement of copies. A silent node is a candidate that does

@@ -6,9 +6,9 @@ mod tests;
 use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::cmp::Reverse;
 use core::fmt;
 
+use super::copysets::{self, Copysets, SCATTER_WIDTH};
 use crate::id::NodeId;
 
 /// What is wanted.
@@ -81,13 +81,18 @@ pub struct PlacementError {
 }
 
 /// Chooses a node for each copy wanted: the preferred one first, then, as far as possible, nodes
-/// in zones not used yet; among those the emptiest pool, then the fewest copies, then the name.
+/// in zones not used yet, and within the [scatter width](SCATTER_WIDTH) of `sets`, which are those
+/// of the volumes there are; among those the emptiest pool, then the fewest copies, then the name.
 /// How empty a pool is counts in steps of 5 %: thin volumes take room only later, so pools about
 /// as full as each other are told apart by their copies.
 ///
 /// # Errors
 /// If fewer nodes fit than copies are wanted; says why the others do not.
-pub fn choose(want: &Want, candidates: &[Candidate]) -> Result<Vec<NodeId>, PlacementError> {
+pub fn choose(
+    want: &Want,
+    candidates: &[Candidate],
+    sets: &Copysets,
+) -> Result<Vec<NodeId>, PlacementError> {
     let mut fitting: Vec<&Candidate> = Vec::new();
     let mut misfits = Vec::new();
     let nodes: BTreeSet<&NodeId> = candidates.iter().map(|c| &c.node).collect();
@@ -100,20 +105,12 @@ pub fn choose(want: &Want, candidates: &[Candidate]) -> Result<Vec<NodeId>, Plac
     if fitting.len() < want.copies {
         return Err(PlacementError { wanted: want.copies, fits: fitting.len(), misfits });
     }
-    let beside = candidates.iter().filter(|c| want.beside.contains(&c.node));
-    let mut zones: BTreeSet<Option<&str>> = beside.map(|c| c.zone.as_deref()).collect();
-    let mut chosen = Vec::new();
-    while chosen.len() < want.copies {
-        let best = (0..fitting.len()).min_by_key(|at| {
-            let c = fitting[*at];
-            let preferred = want.prefer.as_ref() == Some(&c.node);
-            let zone_is_used = zones.contains(&c.zone.as_deref());
-            (Reverse(preferred), zone_is_used, Reverse(twentieths_free(c)), c.replicas, &c.node)
-        });
-        let Some(best) = best.map(|at| fitting.swap_remove(at)) else { break };
-        zones.insert(best.zone.as_deref());
-        chosen.push(best.node.clone());
-    }
+    let beside: Vec<&Candidate> = candidates
+        .iter()
+        .filter(|c| want.beside.contains(&c.node) && c.pool == want.pool)
+        .collect();
+    let chosen = copysets::choose(want, &fitting, &beside, sets, SCATTER_WIDTH);
+    let chosen: Vec<NodeId> = chosen.into_iter().map(|c| c.node.clone()).collect();
     assert_eq!(chosen.len(), want.copies, "nodes that fit were not chosen");
     Ok(chosen)
 }

@@ -7,6 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
+use super::copysets::Copysets;
 use super::placement::{self, Candidate, PlacementError, Want};
 use crate::id::{NodeId, ReplicaId, Tick};
 use crate::limits::MAX_REPLICA_ENTRIES;
@@ -22,6 +23,8 @@ pub struct View<'a> {
     pub nodes: &'a [NodeState],
     /// Every pool of every node.
     pub candidates: &'a [Candidate],
+    /// Which nodes hold copies together, of all volumes.
+    pub sets: &'a Copysets,
     /// The time.
     pub now: Tick,
     /// How long a silent node may take to come back, in milliseconds.
@@ -157,7 +160,7 @@ fn place(view: &View<'_>, fates: &[(&ReplicaEntry, Fate)]) -> Verdict {
         beside: kept.collect(),
         exclude: lost.iter().map(|entry| entry.node.clone()).chain(leaving).collect(),
     };
-    match placement::choose(&want, view.candidates) {
+    match placement::choose(&want, view.candidates, view.sets) {
         Err(error) => Verdict::NoRoom(error),
         Ok(chosen) => match chosen.into_iter().next() {
             None => Verdict::Enough,

@@ -26,6 +26,14 @@ fn want(copies: usize) -> Want {
     Want { bytes: 4 * GIB, copies, pool: "default".into(), ..Want::default() }
 }
 
+fn none() -> Copysets {
+    Copysets::default()
+}
+
+fn choose(want: &Want, all: &[Candidate]) -> Result<Vec<NodeId>, PlacementError> {
+    super::choose(want, all, &none())
+}
+
 fn names(chosen: Result<Vec<NodeId>, PlacementError>) -> Vec<String> {
     chosen.expect("enough nodes fit").iter().map(|n| n.as_str().into()).collect()
 }

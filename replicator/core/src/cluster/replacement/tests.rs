@@ -54,6 +54,7 @@ pub(in crate::cluster) fn name(at: usize) -> NodeId {
 pub(in crate::cluster) struct World {
     pub(in crate::cluster) nodes: Vec<NodeState>,
     pub(in crate::cluster) candidates: Vec<Candidate>,
+    sets: Copysets,
 }
 
 pub(in crate::cluster) fn world(nodes: &str) -> World {
@@ -78,13 +79,13 @@ pub(in crate::cluster) fn world(nodes: &str) -> World {
             replicas: 0,
         });
     }
-    World { nodes: states, candidates }
+    World { nodes: states, candidates, sets: Copysets::default() }
 }
 
 impl World {
     pub(in crate::cluster) fn view<'a>(&'a self, record: &'a Record) -> View<'a> {
-        let (nodes, candidates) = (&self.nodes, &self.candidates);
-        View { record, nodes, candidates, now: NOW, grace_ms: GRACE_MS }
+        let (nodes, candidates, sets) = (&self.nodes, &self.candidates, &self.sets);
+        View { record, nodes, candidates, sets, now: NOW, grace_ms: GRACE_MS }
     }
 }
 
