@@ -1,0 +1,289 @@
+//! Going through every state: a pool of states to look at, and a table of those that were seen.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+
+use crate::act::Action;
+use crate::eye::Eye;
+use crate::world::State;
+
+/// States that a worker keeps for itself before it gives some away.
+const KEEP: usize = 256;
+
+/// How to search.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) jobs: usize,
+    /// The table has two to the power of this many places of 8 bytes.
+    pub(crate) table_bits: u32,
+    /// Stop after about so many states.
+    pub(crate) most: u64,
+    /// The shortest story first; takes more memory.
+    pub(crate) breadth_first: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) states: u64,
+    pub(crate) transitions: u64,
+    /// Longest way that was gone.
+    pub(crate) depth: usize,
+    /// Was everything seen?
+    pub(crate) complete: bool,
+    pub(crate) violation: Option<(String, Vec<Action>)>,
+}
+
+/// How a state was reached.
+#[derive(Debug)]
+struct Way {
+    action: Action,
+    before: Option<Arc<Self>>,
+    depth: usize,
+}
+
+impl Drop for Way {
+    /// Ways are long: they are taken apart one by one, not one inside the other.
+    fn drop(&mut self) {
+        let mut next = self.before.take();
+        while let Some(way) = next {
+            next = Arc::into_inner(way).and_then(|mut w| w.before.take());
+        }
+    }
+}
+
+fn actions_of(way: Option<&Arc<Way>>, last: Action) -> Vec<Action> {
+    let mut all = vec![last];
+    let mut way = way;
+    while let Some(step) = way {
+        all.push(step.action);
+        way = step.before.as_ref();
+    }
+    all.reverse();
+    all
+}
+
+/// Fingerprints that were seen: open addressing in a table of fixed size.
+struct Table {
+    places: Vec<AtomicU64>,
+    mask: usize,
+}
+
+impl Table {
+    fn new(bits: u32) -> Self {
+        let size = 1usize << bits;
+        let mut places = Vec::new();
+        places.resize_with(size, || AtomicU64::new(0));
+        Self { places, mask: size - 1 }
+    }
+
+    /// Remembers `print`; was it new?
+    fn insert(&self, print: u64) -> bool {
+        let mut at = (print >> 7) as usize & self.mask;
+        loop {
+            let place = &self.places[at];
+            match place.load(Ordering::Relaxed) {
+                0 => match place.compare_exchange(0, print, Ordering::Relaxed, Ordering::Relaxed) {
+                    Ok(_) => return true,
+                    Err(other) if other == print => return false,
+                    Err(_) => {}
+                },
+                there if there == print => return false,
+                _ => {}
+            }
+            at = (at + 1) & self.mask;
+        }
+    }
+}
+
+type Item = (State, Option<Arc<Way>>);
+
+/// What the workers share.
+struct Shared {
+    plan: Plan,
+    table: Table,
+    pool: Mutex<Vec<Item>>,
+    changed: Condvar,
+    waiting: AtomicUsize,
+    stop: AtomicBool,
+    states: AtomicU64,
+    transitions: AtomicU64,
+    depth: AtomicUsize,
+    full: AtomicBool,
+    violation: Mutex<Option<(String, Vec<Action>)>>,
+}
+
+/// Looks at everything that can be reached from `start`.
+pub(crate) fn search(start: State, plan: Plan) -> Found {
+    let shared = Shared {
+        plan,
+        table: Table::new(plan.table_bits),
+        pool: Mutex::new(Vec::new()),
+        changed: Condvar::new(),
+        waiting: AtomicUsize::new(0),
+        stop: AtomicBool::new(false),
+        states: AtomicU64::new(1),
+        transitions: AtomicU64::new(0),
+        depth: AtomicUsize::new(0),
+        full: AtomicBool::new(false),
+        violation: Mutex::new(None),
+    };
+    shared.table.insert(start.fingerprint(&mut Eye::default()));
+    lock(&shared.pool).push((start, None));
+    thread::scope(|scope| {
+        for _ in 0..plan.jobs {
+            scope.spawn(|| Worker::new(&shared).run());
+        }
+    });
+    let violation = lock(&shared.violation).take();
+    let cut_short = shared.full.load(Ordering::Relaxed) || violation.is_some();
+    Found {
+        states: shared.states.load(Ordering::Relaxed),
+        transitions: shared.transitions.load(Ordering::Relaxed),
+        depth: shared.depth.load(Ordering::Relaxed),
+        complete: !cut_short,
+        violation,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Worker<'a> {
+    shared: &'a Shared,
+    own: std::collections::VecDeque<Item>,
+    eye: Eye,
+    actions: Vec<Action>,
+    states: u64,
+    transitions: u64,
+}
+
+impl<'a> Worker<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        Self {
+            shared,
+            own: std::collections::VecDeque::new(),
+            eye: Eye::default(),
+            actions: Vec::new(),
+            states: 0,
+            transitions: 0,
+        }
+    }
+
+    fn run(mut self) {
+        while let Some((state, way)) = self.next() {
+            self.expand(&state, way.as_ref());
+            self.share();
+        }
+        self.report();
+    }
+
+    fn report(&mut self) {
+        let states = std::mem::take(&mut self.states);
+        let total = self.shared.states.fetch_add(states, Ordering::Relaxed) + states;
+        let transitions = std::mem::take(&mut self.transitions);
+        self.shared.transitions.fetch_add(transitions, Ordering::Relaxed);
+        let room = self.shared.table.places.len() as u64 / 8 * 7;
+        if total >= self.shared.plan.most.min(room) {
+            self.shared.full.store(true, Ordering::Relaxed);
+            self.shared.stop.store(true, Ordering::Relaxed);
+            self.shared.changed.notify_all();
+        }
+    }
+
+    fn next(&mut self) -> Option<Item> {
+        if self.shared.stop.load(Ordering::Relaxed) {
+            return None;
+        }
+        let own = match self.shared.plan.breadth_first {
+            true => self.own.pop_front(),
+            false => self.own.pop_back(),
+        };
+        own.or_else(|| self.take())
+    }
+
+    /// Takes from the pool, or waits until there is something, or nobody works any more.
+    fn take(&mut self) -> Option<Item> {
+        self.report();
+        let shared = self.shared;
+        let mut pool = lock(&shared.pool);
+        let idle = shared.waiting.fetch_add(1, Ordering::Relaxed) + 1;
+        if idle == shared.plan.jobs && pool.is_empty() {
+            shared.stop.store(true, Ordering::Relaxed);
+            shared.changed.notify_all();
+            return None;
+        }
+        while pool.is_empty() {
+            if shared.stop.load(Ordering::Relaxed) {
+                return None;
+            }
+            pool = shared.changed.wait(pool).unwrap_or_else(PoisonError::into_inner);
+        }
+        shared.waiting.fetch_sub(1, Ordering::Relaxed);
+        let keep = pool.len() / 2;
+        self.own.extend(pool.drain(keep..));
+        drop(pool);
+        self.next()
+    }
+
+    /// Gives half of what it has, the oldest, to whoever has nothing.
+    fn share(&mut self) {
+        if self.states >= 4096 {
+            self.report();
+        }
+        let wanted = self.shared.waiting.load(Ordering::Relaxed) > 0;
+        if self.own.len() < 2 || !(wanted || self.own.len() > KEEP * 1024) {
+            return;
+        }
+        let half = self.own.len() / 2;
+        lock(&self.shared.pool).extend(self.own.drain(..half));
+        self.shared.changed.notify_all();
+    }
+
+    fn expand(&mut self, state: &State, way: Option<&Arc<Way>>) {
+        let mut actions = std::mem::take(&mut self.actions);
+        actions.clear();
+        state.actions(&mut actions);
+        let depth = way.map_or(0, |w| w.depth) + 1;
+        for action in &actions {
+            let mut next = state.clone();
+            self.transitions += 1;
+            if let Err(what) = guarded(&mut next, *action) {
+                let mut violation = lock(&self.shared.violation);
+                violation.get_or_insert_with(|| (what, actions_of(way, *action)));
+                self.shared.stop.store(true, Ordering::Relaxed);
+                self.shared.changed.notify_all();
+                break;
+            }
+            if self.shared.table.insert(next.fingerprint(&mut self.eye)) {
+                self.states += 1;
+                self.shared.depth.fetch_max(depth, Ordering::Relaxed);
+                let way = Way { action: *action, before: way.cloned(), depth };
+                self.own.push_back((next, Some(Arc::new(way))));
+            }
+        }
+        self.actions = actions;
+    }
+}
+
+thread_local! {
+    /// Where the code under test panicked last.
+    static PANIC: Cell<Option<String>> = const { Cell::new(None) };
+}
+
+/// Lets [`guarded`] say where a panic came from, instead of the program's standard error.
+pub(crate) fn catch_panics() {
+    std::panic::set_hook(Box::new(|info| PANIC.set(Some(info.to_string()))));
+}
+
+/// Takes a step; a panic of the code under test is a violation like any other.
+pub(crate) fn guarded(state: &mut State, action: Action) -> Result<(), String> {
+    let step = catch_unwind(AssertUnwindSafe(|| state.act(action)));
+    step.unwrap_or_else(|_| {
+        Err(format!("panic: {}", PANIC.take().unwrap_or_else(|| "without words".to_owned())))
+    })
+}
