@@ -75,6 +75,8 @@ pub(super) enum Trouble<'a> {
     Faulted { copy: &'a v1::VolumeReplica, fault: &'a str },
     /// A copy that was put back to an older image.
     PutBack { copy: &'a v1::VolumeReplica },
+    /// A copy whose node has lost its files.
+    Gone { copy: &'a v1::VolumeReplica },
     /// A copy that is not reached.
     Unreached { copy: &'a v1::VolumeReplica },
     /// A copy that gets what it lacks.
@@ -109,6 +111,7 @@ impl Trouble<'_> {
             | Self::Recovering { .. }
             | Self::Faulted { .. }
             | Self::PutBack { .. }
+            | Self::Gone { .. }
             | Self::Unreached { .. }
             | Self::Resyncing { .. }
             | Self::Waiting { .. }
@@ -208,6 +211,7 @@ fn trouble_of(copy: &v1::VolumeReplica) -> Option<Trouble<'_>> {
     match v1::ReplicaState::try_from(copy.state) {
         Ok(v1::ReplicaState::Leaving) => Some(Trouble::Leaving { copy }),
         _ if copy.put_back => Some(Trouble::PutBack { copy }),
+        _ if copy.gone && !copy.connected => Some(Trouble::Gone { copy }),
         _ if !copy.connected => Some(Trouble::Unreached { copy }),
         Ok(v1::ReplicaState::InSync) => None,
         Ok(v1::ReplicaState::New | v1::ReplicaState::Out | v1::ReplicaState::Unspecified)

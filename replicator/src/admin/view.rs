@@ -106,6 +106,7 @@ fn replica(
     // A damaged replica cannot tell its id; a node has one of a volume at most.
     let same = |r: &&v1::LocalReplica| r.rid == rid || (r.rid.is_empty() && r.uid == uid);
     let live = info.and_then(|info| info.replicas.iter().find(same)).cloned();
+    let gone = info.is_some() && live.is_none();
     let faulted = |r: &v1::LocalReplica| r.role == i32::from(v1::ReplicaRole::Faulted);
     let connected = match primary {
         Some(primary) => primary.connected_rids.contains(&rid),
@@ -133,6 +134,7 @@ fn replica(
         resync: resync.and_then(|r| r.progress),
         bytes_used: live.as_ref().map_or(0, |live| live.bytes_used),
         live,
+        gone,
         put_back: missing.is_some_and(|m| m.put_back),
         missing_ms: missing.map(|m| m.missing_ms),
         missing_reason: match missing.map(|m| m.reason.as_str()) {

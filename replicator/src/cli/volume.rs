@@ -252,7 +252,12 @@ fn reasons(volume: &v1::VolumeStatus) -> String {
 
 fn remark(replica: &v1::VolumeReplica) -> String {
     let Some(live) = &replica.live else {
-        return if replica.connected { "" } else { "its node does not answer" }.to_owned();
+        let remark = match (replica.connected, replica.gone) {
+            (true, _) => "",
+            (false, true) => "its node has no files of it",
+            (false, false) => "its node does not answer",
+        };
+        return remark.to_owned();
     };
     let mut remarks = Vec::new();
     if !live.fault.is_empty() {

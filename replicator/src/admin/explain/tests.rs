@@ -35,6 +35,7 @@ fn copies(node: &str) -> Vec<v1::VolumeReplica> {
                 live: (variant & 1 > 0 || variant & 4 > 0).then_some(live),
                 missing_ms: (variant & 1 == 0).then_some(4200),
                 put_back: variant & 9 == 8,
+                gone: variant & 13 == 4,
                 ..Default::default()
             });
         }

@@ -77,6 +77,7 @@ impl Facts<'_> {
             | Trouble::Draining { .. } => self.of_attachment(trouble),
             Trouble::Faulted { .. }
             | Trouble::PutBack { .. }
+            | Trouble::Gone { .. }
             | Trouble::Unreached { .. }
             | Trouble::Resyncing { .. }
             | Trouble::Waiting { .. }
@@ -241,6 +242,14 @@ impl Facts<'_> {
                     copy.node
                 ),
                 &self.about_missing(&self.grace()),
+                self.attach_first(),
+            ),
+            Trouble::Gone { copy } => finding(
+                format!(
+                    "the copy on {} is lost: its node answers, but has no files of it",
+                    copy.node
+                ),
+                &self.about_missing("it is built anew once it has been away for long enough"),
                 self.attach_first(),
             ),
             Trouble::Unreached { copy } => self.unreached(copy),
