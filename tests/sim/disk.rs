@@ -60,7 +60,19 @@ pub struct Disk {
     pages: BTreeMap<Key, Page>,
     /// Pages with more than one version.
     dirty: BTreeSet<Key>,
+    /// Pages that do not read as they were written last, until they are written again. What the
+    /// checkers look at is what was written.
+    damage: BTreeMap<Key, Damage>,
     order: u64,
+}
+
+/// What is wrong with a page.
+#[derive(Clone, Debug)]
+pub enum Damage {
+    /// It reads as something else.
+    Shows(Bytes),
+    /// It can't be read.
+    Fails,
 }
 
 impl Disk {
@@ -88,7 +100,71 @@ impl Disk {
         }
     }
 
-    /// The `len` bytes from `offset`.
+    /// What is read from there: as [`Self::read`], but for damage. `None` if it can't be read.
+    #[must_use]
+    pub fn given(&self, file: File, offset: u64, len: u64) -> Option<Bytes> {
+        let whole = self.read(file, offset, len);
+        let keys = (number(file), offset / PAGE)..(number(file), (offset + len).div_ceil(PAGE));
+        if self.damage.range(keys.clone()).next().is_none() {
+            return Some(whole);
+        }
+        let mut out = whole.to_vec();
+        for ((_, page), damage) in self.damage.range(keys) {
+            let Damage::Shows(bytes) = damage else { return None };
+            let from = (page * PAGE).max(offset);
+            let to = ((page + 1) * PAGE).min(offset + len);
+            let part = &bytes[index(from - page * PAGE)..index(to - page * PAGE)];
+            out[index(from - offset)..index(to - offset)].copy_from_slice(part);
+        }
+        Some(Bytes::from(out))
+    }
+
+    /// Damages a page.
+    pub fn harm(&mut self, file: File, page: u64, damage: Damage) {
+        self.damage.insert((number(file), page), damage);
+    }
+
+    /// Takes the damage back.
+    pub fn heal(&mut self, file: File, page: u64) {
+        self.damage.remove(&(number(file), page));
+    }
+
+    /// Is the page damaged?
+    #[must_use]
+    pub fn is_harmed(&self, file: File, page: u64) -> bool {
+        self.damage.contains_key(&(number(file), page))
+    }
+
+    /// Damaged blocks of the data file.
+    pub fn harmed_blocks(&self) -> impl Iterator<Item = u64> + '_ {
+        self.damage.range((1, 0)..=(1, u64::MAX)).map(|((_, block), _)| *block)
+    }
+
+    /// Blocks of the data file with content that is not durable.
+    pub fn dirty_blocks(&self) -> impl Iterator<Item = u64> + '_ {
+        self.dirty.range((1, 0)..=(1, u64::MAX)).map(|(_, block)| *block)
+    }
+
+    /// A flush of the data that started at `mark` fails: some of what it should have made durable
+    /// is gone, and the system forgets that it was not. Answers how many pages lost something.
+    pub fn flush_failed(&mut self, mark: u64, rng: &mut Rng) -> u64 {
+        let mut lost = 0;
+        let dirty: Vec<Key> = self.dirty.range((1, 0)..=(1, u64::MAX)).copied().collect();
+        for key in dirty {
+            let Some(page) = self.pages.get_mut(&key) else { continue };
+            let newest = page.visible().order <= mark;
+            if newest && page.versions.len() > 1 && rng.chance(500) {
+                page.versions.truncate(page.versions.len() - 1);
+                lost += 1;
+            }
+            if page.versions.len() <= 1 {
+                self.dirty.remove(&key);
+            }
+        }
+        lost
+    }
+
+    /// The `len` bytes from `offset`, as they were written.
     #[must_use]
     pub fn read(&self, file: File, offset: u64, len: u64) -> Bytes {
         let whole = offset.is_multiple_of(PAGE) && len == PAGE;
@@ -187,6 +263,7 @@ impl Disk {
         };
         let version = Version { order: self.order, bytes, value };
         let key = (number(file), page);
+        self.damage.remove(&key);
         let page = self.pages.entry(key).or_insert_with(|| Page { versions: vec![NEVER] });
         if durable {
             page.versions.clear();

@@ -92,6 +92,24 @@ faults! {
     MetaUnknownLost = "meta-unknown-lost", 100;
     /// A put is applied long after it was given up.
     MetaUnknownLate = "meta-unknown-late", 100;
+    /// A bit of a block flips at rest.
+    BitRot = "bit-rot", 2500;
+    /// A disk says that it has written a block, and has not.
+    LostWrite = "lost-write", 4000;
+    /// A disk writes a block to another place.
+    MisdirectedWrite = "misdirected-write", 5000;
+    /// A block, or a table of tags, can't be read until it is written again.
+    ReadError = "read-error", 4000;
+    /// A flush fails, and what it should have made durable is partly gone.
+    FlushError = "flush-error", 12000;
+    /// A disk has no space left, for a while.
+    DiskFull = "disk-full", 15000;
+    /// No disk has any space left, for a while.
+    DiskFullEverywhere = "disk-full-everywhere", 40000;
+    /// Nothing on a disk works, for a while.
+    PoolGone = "pool-gone", 20000;
+    /// A disk is many times slower, for long.
+    VerySlowDisk = "very-slow-disk", 40000;
 }
 
 impl Fault {

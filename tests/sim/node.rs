@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::clock::Clock;
 use crate::disk::Disk;
+use crate::fault::Fault;
 use crate::guest::Guest;
 use crate::net::Wire;
 
@@ -35,6 +36,10 @@ pub struct Node {
     pub slow_until: u64,
     /// Its disk answers nothing before then.
     pub hung_until: u64,
+    /// Its disk has no space left before then.
+    pub full_until: u64,
+    /// Nothing on its disk works before then.
+    pub gone_until: u64,
     /// The record store can't be reached from here before then.
     pub meta_cut_until: u64,
     /// When it last lost power, if it did.
@@ -60,6 +65,8 @@ impl Node {
             paused_until: 0,
             slow_until: 0,
             hung_until: 0,
+            full_until: 0,
+            gone_until: 0,
             meta_cut_until: 0,
             lost_power: None,
             copy: None,
@@ -104,6 +111,8 @@ pub struct Copy {
     pub host: Option<Host>,
     /// The next write or flush fails.
     pub fails_next: bool,
+    /// What happens to the next write or flush instead.
+    pub mishap: Option<Fault>,
     /// Will be opened again.
     pub reopening: bool,
 }
@@ -161,6 +170,14 @@ pub struct Seat {
     pub answered: BTreeMap<usize, u64>,
     /// Was it asked to close?
     pub closing: bool,
+}
+
+impl Copy {
+    /// A copy that is not open.
+    #[must_use]
+    pub fn new(rid: ReplicaId, disk: Disk) -> Self {
+        Self { rid, disk, host: None, fails_next: false, mishap: None, reopening: false }
+    }
 }
 
 impl Seat {

@@ -6,6 +6,7 @@ mod controller;
 mod heal;
 mod host;
 mod records;
+mod rot;
 mod seat;
 mod story;
 mod transport;
@@ -62,6 +63,8 @@ pub(crate) enum Event {
     Replica { node: usize, open: u64, event: Box<replica::Event> },
     /// A faulted copy is opened again.
     Reopen { node: usize, open: u64 },
+    /// A copy that could not be opened is tried again, by this process.
+    OpenAgain { node: usize, process: u64, lost_cache: bool },
     /// A primary's deadline.
     PrimaryWake { node: usize, seat: u64 },
     /// A primary learns something.
@@ -139,7 +142,7 @@ impl World {
         for node in nodes.iter_mut().take(plan.repl) {
             let rid = ReplicaId(Uuid::from_u128(rng.bits128()));
             let disk = host::formatted(rid, volume, lineage, plan.habits.blocks);
-            node.copy = Some(Copy { rid, disk, host: None, fails_next: false, reopening: false });
+            node.copy = Some(Copy::new(rid, disk));
         }
         let record = first_record(&nodes, volume, lineage, &plan, &mut rng);
         let mut world = Self {
@@ -228,6 +231,9 @@ impl World {
             Event::StoreWake { node, open } => self.store_wake(node, open),
             Event::Replica { node, open, event } => self.replica_event(node, open, *event),
             Event::Reopen { node, open } => self.reopen(node, open),
+            Event::OpenAgain { node, process, lost_cache } => {
+                self.open_again(node, process, lost_cache);
+            }
             Event::PrimaryWake { node, seat } => self.primary_wake(node, seat),
             Event::Primary { node, seat, event } => self.primary_event(node, seat, *event),
             Event::MetaAnswer { node, seat, token, result } => {
@@ -266,6 +272,7 @@ impl World {
             | Event::GuestTurn { node, .. } => *node,
             Event::GiveUp(..)
             | Event::Reopen { .. }
+            | Event::OpenAgain { .. }
             | Event::MetaArrive { .. }
             | Event::MetaLate { .. }
             | Event::Cut { .. }

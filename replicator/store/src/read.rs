@@ -202,28 +202,20 @@ impl Store {
 
     pub(crate) fn on_tags(&mut self, region: RegionIndex, result: Result<Bytes, DiskError>) {
         let loaders = self.loads.remove(&region).unwrap_or_default();
-        let failed = match result {
-            Ok(disk) if disk.len() == TABLE_BYTES as usize => {
-                if let Some(table) = self.tags.get_mut(region) {
-                    table.merge(&disk);
-                }
-                None
-            }
-            Ok(_) => Some(StoreError::Io),
-            Err(error) => Some(StoreError::from(error)),
-        };
-        if failed.is_some() {
+        let good = result.ok().filter(|disk| disk.len() == TABLE_BYTES as usize);
+        let failed = good.is_none();
+        if let (Some(table), Some(disk)) = (self.tags.get_mut(region), good) {
+            table.merge(&disk);
+        }
+        if failed {
             self.distrust(region);
         }
         for loader in loaders {
             match loader {
-                Loader::Cleaner => self.on_clean_loaded(region, failed.is_some()),
-                Loader::Job(id) => {
-                    if let Some(job) = self.jobs.get_mut(&id) {
-                        job.failed = job.failed.or(failed);
-                    }
-                    self.countdown(id);
-                }
+                Loader::Cleaner => self.on_clean_loaded(region, failed),
+                // Answered when the store latches: another copy is asked then.
+                Loader::Job(_) if failed => {}
+                Loader::Job(id) => self.countdown(id),
             }
         }
     }

@@ -26,6 +26,20 @@ impl Store {
         self.activity.get(region).is_some_and(|entry| entry.untrusted)
     }
 
+    /// Would damage to the content of this block be noticed now?
+    #[must_use]
+    pub fn is_guarded(&self, block: u64) -> bool {
+        let region = region_of(block);
+        let known = self.tags.get(region).is_some_and(|table| table.crc(slot(block)).is_some());
+        known || !self.is_untrusted(region)
+    }
+
+    /// Would a crash now leave this block without a checksum that is trusted?
+    #[must_use]
+    pub fn is_in_doubt(&self, block: u64) -> bool {
+        self.activity.get(region_of(block)).is_some()
+    }
+
     pub(crate) fn restamp(&mut self, blocks: &BlockSet, stamp: Gen) {
         for part in blocks.ranges().iter().flat_map(|range| by_region(*range)) {
             let region = region_of(part.start);

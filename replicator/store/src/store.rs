@@ -59,7 +59,7 @@ pub struct Store {
     lost_cache: bool,
     /// Is that still to be written into the superblock?
     unmarked: bool,
-    /// Regions whose tags can't be read: when the last of them is in the log, the store latches.
+    /// Regions whose tags can't be read: when the first of them is in the log, the store latches.
     pub(crate) unreadable: BTreeSet<RegionIndex>,
 }
 
@@ -237,6 +237,9 @@ impl Store {
         let purpose = self.in_flight.remove(&id);
         assert!(purpose.is_some(), "disk operation {id:?} was not under way");
         if self.faulted {
+            if purpose == Some(Purpose::FlushData) && result.is_err() {
+                (self.lost_cache, self.unmarked) = (true, true);
+            }
             return self.mark_if_quiet();
         }
         match (purpose, result) {
@@ -386,7 +389,7 @@ impl Store {
         let is_set = |region: &RegionIndex| {
             self.activity.get(*region).is_some_and(|entry| entry.phase == Phase::Set)
         };
-        if !self.unreadable.is_empty() && self.unreadable.iter().all(is_set) {
+        if self.unreadable.iter().any(is_set) {
             self.latch(DiskError::Io);
         }
     }
@@ -475,11 +478,19 @@ impl Store {
     fn latch(&mut self, error: DiskError) {
         self.faulted = true;
         let error = StoreError::from(error);
-        let mut tokens: Vec<Token> = self.jobs.values().map(|job| job.token).collect();
+        let mut tokens = Vec::new();
+        for job in core::mem::take(&mut self.jobs).into_values() {
+            match job.work {
+                Work::Mutation(_) => tokens.push(job.token),
+                // These would succeed, but for what failed.
+                Work::Reading(_) | Work::Digesting(_) => {
+                    self.answer(job.token, Err(StoreError::Faulted));
+                }
+            }
+        }
         tokens.extend(self.flushes.abandon());
         tokens.extend(self.promises.abandon());
         tokens.extend(self.cleaner.abandon());
-        self.jobs.clear();
         self.loads.clear();
         self.activity.abandon();
         for op in self.disk.drain(..) {

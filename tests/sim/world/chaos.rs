@@ -89,6 +89,20 @@ impl World {
             Fault::SlowDisk => raise(&mut self.nodes[node].slow_until, until),
             Fault::HungDisk => raise(&mut self.nodes[node].hung_until, until + 2000 * MS),
             Fault::DiskError => self.fail_disk(node),
+            Fault::BitRot => self.rot(node),
+            Fault::ReadError => self.spoil(node),
+            // Counted when they hit a write or a flush.
+            Fault::LostWrite | Fault::MisdirectedWrite | Fault::FlushError => {
+                self.nodes[node].copy.iter_mut().for_each(|copy| copy.mishap = Some(fault));
+                false
+            }
+            Fault::DiskFull => raise(&mut self.nodes[node].full_until, until + 1000 * MS),
+            Fault::DiskFullEverywhere => {
+                self.nodes.iter_mut().for_each(|n| n.full_until = until + 1000 * MS);
+                true
+            }
+            Fault::PoolGone => raise(&mut self.nodes[node].gone_until, until + 1000 * MS),
+            Fault::VerySlowDisk => raise(&mut self.nodes[node].slow_until, until + 60_000 * MS),
             Fault::GarbledFrame => {
                 self.garbles_next = true;
                 // Counted when a frame is garbled.
@@ -208,6 +222,7 @@ impl World {
         let now = self.now();
         let mut boot = [0; 16];
         boot.copy_from_slice(&self.rng.bits128().to_le_bytes());
+        self.spare_dirty(node);
         let n = &mut self.nodes[node];
         (n.boot, n.lost_power) = (boot, Some(now));
         let lost = n.copy.as_mut().map_or(0, |c| c.disk.power_loss(&mut self.rng));
@@ -308,7 +323,7 @@ impl World {
             return false;
         };
         let disk = formatted(rid, self.volume, self.lineage, self.plan.habits.blocks);
-        let copy = Copy { rid, disk, host: None, fails_next: false, reopening: false };
+        let copy = Copy::new(rid, disk);
         self.nodes[node].copy = Some(copy);
         if self.nodes[node].up {
             self.open_copy(node, false);

@@ -23,6 +23,11 @@ pub enum Stage {
         /// Since when.
         since: u64,
     },
+    /// Every block of every copy is read, and what is bad is mended.
+    Scrubbing {
+        /// Since when.
+        since: u64,
+    },
     /// The volume is being closed.
     Closing {
         /// Since when.
@@ -58,8 +63,9 @@ impl World {
         for node in 0..self.nodes.len() {
             let n = &mut self.nodes[node];
             (n.paused_until, n.slow_until, n.hung_until, n.meta_cut_until) = (0, 0, 0, 0);
+            (n.full_until, n.gone_until) = (0, 0);
             if let Some(copy) = &mut n.copy {
-                copy.fails_next = false;
+                (copy.fails_next, copy.mishap) = (false, None);
             }
             if !self.nodes[node].clock.is_true() {
                 self.nodes[node].clock.run_at(now, 1000);
@@ -125,14 +131,14 @@ impl World {
             }
             Stage::Settling { since } => {
                 if waiting + unverified == 0 && now - since > QUIESCE {
-                    self.check_end();
-                    self.close(node, id);
-                    self.stage = Stage::Closing { since: now };
+                    self.tell_primary(node, id, PrimaryEvent::Scrub);
+                    self.stage = Stage::Scrubbing { since: now };
                 } else if now - since > END_LIMIT {
                     let what = format!("{waiting} requests are unanswered 20 s after the last");
                     self.fail("converge", what);
                 }
             }
+            Stage::Scrubbing { since } => self.scrubbing(node, id, since),
             Stage::Closing { since } => {
                 if phase == Phase::Closed {
                     self.check_closed(node, id);
@@ -153,6 +159,22 @@ impl World {
     fn heal_limit(&self) -> u64 {
         let wiped = self.outcome.faults.contains_key(Fault::WipedReplica.name());
         HEAL_LIMIT + if wiped { limits::LOSSY_GRACE_MS * MS } else { 0 }
+    }
+
+    /// I12: when everything was read and nothing is bad any more, the volume may be closed.
+    fn scrubbing(&mut self, node: usize, id: u64, since: u64) {
+        let now = self.now();
+        self.forget_leaving();
+        let busy = self.nodes[node].seat(id).is_some_and(|s| s.primary.status().scrub.is_some());
+        if !busy && self.is_whole(node) && self.is_sound() {
+            self.check_end();
+            self.close(node, id);
+            self.stage = Stage::Closing { since: now };
+        } else if now - since > HEAL_LIMIT {
+            self.fail("converge", "a block is still bad after 60 s of scrubbing".to_owned());
+        } else if !busy {
+            self.tell_primary(node, id, PrimaryEvent::Scrub);
+        }
     }
 
     /// Are all copies in sync, open, and reached by their primary? The record alone does not

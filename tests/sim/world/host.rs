@@ -15,6 +15,9 @@ use crate::fault::Fault;
 use crate::node::{Flight, Host};
 use crate::rng::Rng;
 
+/// The longest that a disk takes which is not hung.
+const SLOWEST: u64 = 4000 * MS;
+
 /// The files of an empty replica.
 pub(crate) fn formatted(
     replica: ReplicaId,
@@ -50,6 +53,9 @@ impl World {
         let incarnation = Incarnation(self.rng.bits());
         let (volume, lineage, planted) = (self.volume, self.lineage, self.planted);
         let (blocks, tuning) = (self.plan.habits.blocks, self.plan.tuning);
+        if self.nodes[node].gone_until > self.now() {
+            return self.open_later(node, lost_cache);
+        }
         let n = &mut self.nodes[node];
         let boot_id = n.boot;
         let Some(copy) = n.copy.as_mut() else { return };
@@ -119,6 +125,9 @@ impl World {
     pub(crate) fn abandon_copy(&mut self, node: usize) {
         let Some(copy) = self.nodes[node].copy.as_mut() else { return };
         let Some(host) = copy.host.take() else { return };
+        let doubtful: Vec<u64> =
+            copy.disk.harmed_blocks().filter(|b| host.store.is_in_doubt(*b)).collect();
+        doubtful.into_iter().for_each(|block| copy.disk.heal(File::Data, block));
         for flight in host.flights.into_values() {
             apply_in_part(&mut copy.disk, flight.kind, &mut self.rng);
         }
@@ -206,7 +215,8 @@ impl World {
     fn watch_for_faults(&mut self, node: usize, open: u64) {
         let Some(copy) = self.nodes[node].copy.as_mut() else { return };
         let Some(host) = copy.host.as_ref() else { return };
-        if copy.reopening || host.replica.status().role != Role::Faulted {
+        let faulted = host.replica.status().role == Role::Faulted || host.store.status().faulted;
+        if copy.reopening || !faulted {
             return;
         }
         copy.reopening = true;
@@ -228,7 +238,8 @@ impl World {
         };
         let typical = typical * self.plan.disk_factor;
         let typical = if n.slow_until > now { typical * 20 } else { typical };
-        let delay = self.rng.latency(typical);
+        // Slow is not hung: that is a fault of its own, and ends.
+        let delay = self.rng.latency(typical).min(SLOWEST);
         let when = (now + delay).max(n.hung_until);
         let Some((host, disk)) = self.nodes[node].host(open) else { return };
         let flight = Flight { kind: op.kind, mark: disk.mark() };
@@ -253,19 +264,18 @@ impl World {
         let result = if fails {
             copy.fails_next = false;
             apply_in_part(&mut copy.disk, flight.kind, &mut self.rng);
+            self.count(Fault::DiskError);
             Err(DiskError::Io)
         } else {
-            Ok(apply(&mut copy.disk, flight))
+            self.execute(node, flight)
         };
+        let Some((host, _)) = self.nodes[node].host(open) else { return };
         host.store.done(tick, op, result);
-        if fails {
-            self.count(Fault::DiskError);
-        }
         self.pump(node, open);
     }
 }
 
-fn apply(disk: &mut Disk, flight: Flight) -> Bytes {
+pub(super) fn apply(disk: &mut Disk, flight: Flight) -> Bytes {
     match flight.kind {
         DiskOpKind::Read { file, offset, len } => return disk.read(file, offset, u64::from(len)),
         DiskOpKind::Write { file, offset, data, durable } => {
@@ -278,7 +288,7 @@ fn apply(disk: &mut Disk, flight: Flight) -> Bytes {
 }
 
 /// An operation that nobody heard the end of: each page of a write may have been written.
-fn apply_in_part(disk: &mut Disk, kind: DiskOpKind, rng: &mut Rng) {
+pub(super) fn apply_in_part(disk: &mut Disk, kind: DiskOpKind, rng: &mut Rng) {
     match kind {
         DiskOpKind::Write { file, offset, data, .. } => {
             for (page, start, part) in pieces(offset, &data) {

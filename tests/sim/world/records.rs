@@ -150,6 +150,7 @@ impl World {
         };
         self.say(|| format!("record: {name} writes {}", describe(&new)));
         self.check_put(&old, &new);
+        self.keep_recoverable();
         MetaResult::Written(self.meta.revision())
     }
 
@@ -160,6 +161,7 @@ impl World {
         self.judge("record", valid);
         let old = self.meta.put_if(revision, record);
         assert!(old.is_some(), "the revision was read just now");
+        self.keep_recoverable();
         self.say(|| format!("record: a controller writes {}", describe(&new)));
         for node in 0..self.nodes.len() {
             let Some(seat) = self.nodes[node].seat.as_ref().map(|s| s.id) else { continue };

@@ -157,7 +157,7 @@ impl World {
         match notice {
             Notice::Mended { .. } => self.outcome.coverage.mended += 1,
             Notice::Unreadable { block } => {
-                self.fail("readable", format!("no member can give block {block}"));
+                self.check_readable(&format!("no member can give block {block}"));
             }
             Notice::Diverged { block } => {
                 self.fail("identical", format!("a scrub finds that block {block} differs"));
@@ -298,6 +298,9 @@ impl World {
                 self.told_failure(node, request, error);
                 let judged = self.oracle.failed(instance, request);
                 self.judge("honest", judged);
+                if error == GuestError::Io {
+                    self.check_readable("a read fails");
+                }
                 if error == GuestError::Invalid {
                     self.fail("honest", "a valid request is called invalid".to_owned());
                 }

@@ -99,6 +99,18 @@ impl Primary {
         self.heal_from_another(lock, block)
     }
 
+    /// The session with the member that was asked for a block is gone.
+    pub(super) fn heal_lost(&mut self, lock: LockId, block: u64) {
+        if self.heal_from_another(lock, block).is_some() {
+            return;
+        }
+        if self.is_open() {
+            self.abort_resync();
+        } else if let Some(source) = self.copy.as_ref().map(super::CopyJob::source) {
+            self.fail_peer(source);
+        }
+    }
+
     /// Another member gave the block.
     pub(super) fn on_heal_read(&mut self, lock: LockId, block: u64, data: Payload) -> Option<()> {
         let source = self.copy.as_ref()?.source();

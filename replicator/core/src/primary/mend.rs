@@ -355,15 +355,11 @@ impl Primary {
     }
 
     /// The session on which something was asked for the job is gone.
-    pub(super) fn mend_lost(&mut self, rid: ReplicaId, lock: LockId) {
-        let Some(job) = self.mending.job(lock) else { return self.release_lock(lock) };
-        match &mut job.step {
-            Step::Fetching(bad, source) if *source == rid => {
-                let bad = *bad;
-                job.tried.insert(rid);
-                self.fetch_good(bad);
-            }
-            _ => self.end_mend(),
+    pub(super) fn mend_lost(&mut self, lock: LockId) {
+        match self.mending.job(lock) {
+            // What is left of it will be met again.
+            Some(_) => self.end_mend(),
+            None => self.release_lock(lock),
         }
     }
 

@@ -3,6 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
+use super::copy::Step;
 use super::{Call, Effect, Phase, Primary, Purpose};
 use crate::id::{Conn, Gen, Incarnation, NodeId, ReplicaId, Seq, Tick};
 use crate::limits;
@@ -411,7 +412,8 @@ impl Primary {
         for seq in lost {
             match self.calls.remove(&seq).map(|call| call.purpose) {
                 Some(Purpose::Read(piece)) => self.park_read(rid, piece),
-                Some(Purpose::Mend(lock)) => self.mend_lost(rid, lock),
+                Some(Purpose::Mend(lock)) => self.mend_lost(lock),
+                Some(Purpose::Copy(Step::HealRead(lock, block))) => self.heal_lost(lock, block),
                 Some(Purpose::Abandoned(lock)) => self.release_lock(lock),
                 _ => {}
             }

@@ -15,6 +15,9 @@ use crate::range::BlockRange;
 
 /// Reads in flight; together with half the credit for operations it stays within the credit.
 const MAX_READS: usize = 128;
+/// How often a read that no member could do waits until what is bad is mended: members come and
+/// go meanwhile, and other blocks go bad.
+const READ_ROUNDS: u32 = 3;
 
 /// Whom a piece was asked of.
 #[derive(Clone, Debug, Default, Hash)]
@@ -25,8 +28,8 @@ pub(super) struct ReadState {
     asked: BTreeSet<ReplicaId>,
     /// When another one is asked too.
     hedge_at: Option<Tick>,
-    /// Every member was tried once, and what was bad has been mended as far as possible.
-    again: bool,
+    /// How often every member was tried, and what was bad then mended as far as possible.
+    rounds: u32,
 }
 
 /// Reads under way.
@@ -190,17 +193,22 @@ impl Primary {
     }
 
     /// No member could read all of it. Perhaps each block is good somewhere: what is bad is mended
-    /// first, which needs the lock, then each member is tried once more. After that it is EIO, for
+    /// first, which needs the lock, then each member is tried again. After that it is EIO, for
     /// this request only.
     fn read_exhausted(&mut self, id: PieceId) {
         let Some(piece) = self.guests.pieces.get_mut(&id) else { return };
-        if !piece.read.again {
-            piece.read =
-                ReadState { again: true, hedge_at: piece.read.hedge_at, ..ReadState::default() };
+        let request = piece.request;
+        if piece.read.rounds < READ_ROUNDS {
+            piece.read.rounds += 1;
+            let tried = core::mem::take(&mut piece.read.tried);
+            let range = piece.range;
             self.guests.reads.deferred.insert(id);
+            // Each told of one bad block; there may be more.
+            for (rid, range) in tried.into_iter().filter_map(|rid| Some((rid, range?))) {
+                self.mend_later(rid, range, Refusal::Io);
+            }
             return self.release_lock(id);
         }
-        let request = piece.request;
         if let Some(guest) = self.guests.requests.get_mut(&request) {
             guest.error.get_or_insert(GuestError::Io);
         }

@@ -100,7 +100,7 @@ impl Replica {
         let Some(item) = self.in_flight.remove(&token) else { return };
         // A session that is gone gets no answer; its primary asks again in its next one.
         let waits = self.session.is_some_and(|s| s.conn == item.conn);
-        if result.is_err() && item.fatal {
+        if result.is_err() && item.fatal || result == Err(StoreError::Faulted) {
             self.fault(out);
         }
         let is_promise = self.promising.is_some_and(|p| p.is_for(&item.header));
