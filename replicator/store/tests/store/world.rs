@@ -484,7 +484,11 @@ impl World {
     fn answered(&mut self, asked: Asked, result: Result<StoreReply, StoreError>) -> Outcome {
         let reply = match result {
             Ok(reply) => reply,
-            Err(StoreError::Io) if self.failures && self.store.status().faulted => return Ok(()),
+            Err(StoreError::Io | StoreError::Faulted)
+                if self.failures && self.store.status().faulted =>
+            {
+                return Ok(());
+            }
             Err(StoreError::Io) if self.failures && asked.may_fail_alone() => return Ok(()),
             Err(error) => return Err(format!("{asked:?} failed: {error:?}")),
         };
