@@ -159,27 +159,24 @@ impl World {
             && !copy.disk.is_harmed(File::Tags, tag_page(block));
         let serves =
             |c: &Copy| c.host.as_ref().is_some_and(|h| h.replica.status().role == Role::Member);
-        let good = |(n, c): &(usize, &Copy)| {
-            *n != node && serves(c) && !c.disk.is_harmed(File::Data, block)
-        };
+        let good = |(n, c): &(usize, &Copy)| *n != node && serves(c) && is_as_good(c, copy, block);
         noticed && (!record.is_in_sync(copy.rid) || self.in_sync(record).iter().any(good))
     }
 
-    /// The members have changed: no block may be bad on all of them.
+    /// The members have changed: of each block that is bad on one of them, another one has what it
+    /// should hold.
     pub(super) fn keep_recoverable(&mut self) {
-        let record = self.meta.record().clone();
-        let members: Vec<usize> = self.in_sync(&record).into_iter().map(|(n, _)| n).collect();
-        let Some(first) = members.first().copied() else { return };
-        let Some(copy) = self.nodes[first].copy.as_ref() else { return };
-        let harmed: Vec<u64> = copy.disk.harmed_blocks().collect();
-        for block in harmed {
-            let bad = |n: &usize| {
-                let copy = self.nodes[*n].copy.as_ref();
-                copy.is_some_and(|c| c.disk.is_harmed(File::Data, block))
+        let record = self.meta.record();
+        let members = self.in_sync(record);
+        let mut beyond = Vec::new();
+        for (node, copy) in &members {
+            let lost = |block: &u64| {
+                !members.iter().any(|(n, c)| n != node && is_as_good(c, copy, *block))
             };
-            if members.iter().all(bad)
-                && let Some(copy) = self.nodes[first].copy.as_mut()
-            {
+            beyond.extend(copy.disk.harmed_blocks().filter(lost).map(|block| (*node, block)));
+        }
+        for (node, block) in beyond {
+            if let Some(copy) = self.nodes[node].copy.as_mut() {
                 copy.disk.heal(File::Data, block);
             }
         }
@@ -228,6 +225,11 @@ impl World {
             self.reset_acceptors(node);
         }
     }
+}
+
+/// Has `good` of the block what `bad` should hold?
+fn is_as_good(good: &Copy, bad: &Copy, block: u64) -> bool {
+    !good.disk.is_harmed(File::Data, block) && good.disk.visible(block) == bad.disk.visible(block)
 }
 
 const _: () = assert!(BLOCKS_PER_REGION as u64 * 8 == TABLE_BYTES as u64);
