@@ -155,8 +155,8 @@ impl World {
     }
 
     /// How long healing may take. A member without files never answers: if all that do answer lost
-    /// power, a promotion waits for it in vain (P3). So it does for one that fails over tags that it
-    /// can't read, which may be found only after such a wait.
+    /// power, a promotion waits for it in vain (P3). So it does for one that fails over tags that
+    /// it can't read, which may be found only after such a wait.
     fn heal_limit(&self) -> u64 {
         let had = |fault: Fault| self.outcome.faults.contains_key(fault.name());
         let waits = u64::from(had(Fault::WipedReplica)) + u64::from(had(Fault::ReadError));
