@@ -10,6 +10,7 @@ mod primary;
 mod records;
 mod replica;
 mod replicas;
+mod slots;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -63,6 +64,7 @@ struct Inner {
     server: Server,
     replicas: Arc<Replicas>,
     meta: Arc<dyn Meta>,
+    slots: Arc<slots::NodeSlots>,
     primaries: Mutex<BTreeMap<VolumeId, VolumeHandle>>,
     stopping: AtomicBool,
     /// Ends the listener and all connections.
@@ -103,6 +105,7 @@ impl Engine {
             server,
             replicas,
             meta,
+            slots: Arc::default(),
             primaries: Mutex::default(),
             stopping: AtomicBool::new(false),
             stop,
@@ -199,6 +202,7 @@ impl Engine {
             peers: Arc::clone(&inner.peers),
             replicas: Arc::clone(&inner.replicas),
             meta: Arc::clone(&inner.meta),
+            slots: Arc::clone(&inner.slots),
             phase,
             size_bytes: Arc::clone(&size_bytes),
         };

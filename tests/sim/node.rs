@@ -170,6 +170,8 @@ pub struct Seat {
     pub answered: BTreeMap<usize, u64>,
     /// Was it asked to close?
     pub closing: bool,
+    /// Does a resync wait for its node's slot, which will be given?
+    pub slot_asked: bool,
 }
 
 impl Copy {
@@ -197,6 +199,7 @@ impl Seat {
             armed: None,
             answered: BTreeMap::new(),
             closing: false,
+            slot_asked: false,
         }
     }
 

@@ -27,5 +27,6 @@ pub mod primary;
 pub mod range;
 pub mod record;
 pub mod replica;
+pub mod slots;
 pub mod store;
 pub mod wire;

@@ -86,6 +86,12 @@ pub const RESYNC_UNREADABLE_MS: u64 = 30_000;
 /// How long a resync's target may owe an answer: writes of the guest that overlap wait for it.
 /// Less than [`OP_FAIL_MS`], since a target is no member yet.
 pub const RESYNC_LAG_MS: u64 = 2000;
+/// Resyncs that the primaries of one node run at a time.
+pub const RESYNC_SLOTS: usize = 2;
+/// Pause before a primary asks again for a slot; it is forgotten if it does not for so long.
+pub const RESYNC_SLOT_RETRY_MS: u64 = 250;
+/// See [`RESYNC_SLOT_RETRY_MS`].
+pub const RESYNC_SLOT_PATIENCE_MS: u64 = 4 * RESYNC_SLOT_RETRY_MS;
 /// A resync that has got no further for so long is reported and begins anew.
 pub const RESYNC_STALL_MS: u64 = 60_000;
 /// Bytes per second that a resync beside a writing guest begins with, falls to at least, and is

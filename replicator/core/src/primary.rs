@@ -94,6 +94,8 @@ pub enum Event {
     Scrub,
     /// Detach: finish what is in flight, flush, close the replicas, leave the record clean.
     Close,
+    /// The resync that waits for one of its node's slots may start.
+    ResyncSlot,
     /// The deadline passed.
     Wake,
 }
@@ -381,6 +383,7 @@ impl Primary {
             Event::Release(rid) => self.on_release(rid),
             Event::Scrub => self.on_scrub(),
             Event::Close => self.on_close(),
+            Event::ResyncSlot => self.on_resync_slot(),
             Event::Wake => self.on_wake(),
         }
         self.settle();

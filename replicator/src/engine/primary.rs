@@ -18,6 +18,7 @@ use super::alarm::Alarm;
 use super::path::{Local, RequestPath};
 use super::records;
 use super::replicas::Replicas;
+use super::slots::{Asking, NodeSlots};
 use crate::net::{Connection, Net, Peers, Subscriber};
 
 /// Inputs handled before their effects are carried out.
@@ -75,6 +76,7 @@ pub(super) struct Parts {
     pub(super) peers: Arc<Peers>,
     pub(super) replicas: Arc<Replicas>,
     pub(super) meta: Arc<dyn Meta>,
+    pub(super) slots: Arc<NodeSlots>,
     pub(super) phase: watch::Sender<Phase>,
     /// Size of the volume, once known.
     pub(super) size_bytes: Arc<AtomicU64>,
@@ -118,6 +120,8 @@ pub(super) struct Driver {
     effects: Vec<Effect>,
     /// Was something sent that has not left yet?
     unsent: bool,
+    /// What was asked of the node's slots for resyncs.
+    asking: Asking,
 }
 
 /// Somebody who waits for an answer.
@@ -135,7 +139,8 @@ impl Driver {
             node: parts.net.node.clone(),
             instance: parts.instance,
             planted: lockstep_core::planted::Planted::NONE,
-        });
+        })
+        .with_slots();
         Self {
             parts,
             core,
@@ -148,6 +153,7 @@ impl Driver {
             next_request: 1,
             effects: Vec::new(),
             unsent: false,
+            asking: Asking::default(),
         }
     }
 
@@ -158,7 +164,8 @@ impl Driver {
         let mut batch = Vec::with_capacity(BATCH);
         self.step(clock.now(), Event::Wake);
         loop {
-            alarm.set(self.core.deadline().map(|(at, _)| at));
+            let due = self.core.deadline().map(|(at, _)| at);
+            alarm.set(due.into_iter().chain(self.asking.due()).min());
             tokio::select! {
                 biased;
                 _ = inputs.recv_many(&mut batch, BATCH) => {
@@ -179,7 +186,16 @@ impl Driver {
                 }
                 () = alarm.ring() => self.step(clock.now(), Event::Wake),
             }
+            self.ask_for_slot(clock.now());
             self.flush();
+        }
+    }
+
+    /// A resync starts when this node has a slot for it.
+    fn ask_for_slot(&mut self, now: Tick) {
+        let (volume, wish) = (self.parts.volume, self.core.slot_wish());
+        if self.asking.tell(&self.parts.slots, now, volume, wish) {
+            self.step(now, Event::ResyncSlot);
         }
     }
 
@@ -418,6 +434,7 @@ impl Driver {
             self.parts.peers.disconnect(&node, self.parts.volume);
         }
         self.wants_local = false;
+        self.parts.slots.leave(self.parts.volume);
         self.local_down();
         self.paths.clear();
     }

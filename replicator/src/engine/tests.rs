@@ -4,3 +4,4 @@ mod chaos;
 mod cluster;
 mod failover;
 mod replicas;
+mod resync;

@@ -5,9 +5,10 @@ use lockstep_core::id::{Conn, InstanceId, RequestId};
 use lockstep_core::message::{Message, Request};
 use lockstep_core::primary::{Effect, Event as PrimaryEvent, Notice, Params, Phase, Primary};
 use lockstep_core::range::BlockRange;
+use lockstep_core::slots::Wish;
 use lockstep_core::wire::Frame;
 
-use super::{Event, World};
+use super::{Event, MS, World};
 use crate::content::{BLOCK, Value, value_of};
 use crate::guest::Asked;
 use crate::net::DIALER;
@@ -25,7 +26,11 @@ impl World {
             instance,
             planted: self.planted,
         };
-        self.nodes[node].seat = Some(Seat::new(id, instance, Primary::new(params)));
+        let primary = Primary::new(params);
+        // Some nodes have many volumes.
+        let busy = self.rng.chance(300);
+        let primary = if busy { primary.with_slots() } else { primary };
+        self.nodes[node].seat = Some(Seat::new(id, instance, primary));
         let name = self.nodes[node].name.clone();
         self.say(|| format!("{name}: primary {id} starts"));
         self.tell_primary(node, id, PrimaryEvent::Wake);
@@ -67,14 +72,29 @@ impl World {
             self.tell_primary_story(node, &event);
         }
         let Some(s) = self.nodes[node].seat(seat) else { return };
+        s.slot_asked &= event != PrimaryEvent::ResyncSlot;
         let mut out = Vec::new();
         s.primary.step(tick, event, &mut out);
         s.primary.check();
         for effect in out {
             self.primary_effect(node, seat, effect);
         }
+        self.ask_for_slot(node, seat);
         self.arm_primary(node, seat);
         self.check_seat(node, seat);
+    }
+
+    /// A resync that waits for a slot of its node gets one after a while, whether or not it still
+    /// waits.
+    fn ask_for_slot(&mut self, node: usize, seat: u64) {
+        let Some(s) = self.nodes[node].seat(seat) else { return };
+        if s.slot_asked || !matches!(s.primary.slot_wish(), Wish::Wants { .. }) {
+            return;
+        }
+        s.slot_asked = true;
+        let delay = self.rng.latency(20 * MS);
+        let event = Box::new(PrimaryEvent::ResyncSlot);
+        self.schedule.after(delay, Event::Primary { node, seat, event });
     }
 
     pub(crate) fn arm_primary(&mut self, node: usize, seat: u64) {

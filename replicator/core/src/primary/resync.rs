@@ -1,5 +1,6 @@
 //! Bringing a copy back into the in-sync set, or filling a new one: rules S1 to S7.
 
+mod slot;
 mod watch;
 
 use alloc::vec::Vec;
@@ -42,6 +43,7 @@ pub(super) struct Resync {
     /// What the last copy job moved, for the status.
     progress: Aside<ResyncProgress>,
     speed: Aside<Speed>,
+    slot: slot::Slot,
     /// How often in a row a target could not keep up.
     lags: u32,
 }
@@ -148,7 +150,10 @@ impl Primary {
         if early || self.copy.is_some() || self.cas.proposed().is_some() {
             return;
         }
-        let Some(target) = self.next_target() else { return };
+        let Some(target) = self.next_target() else { return self.resync.slot.give_back() };
+        if !self.resync.slot.is_there() {
+            return;
+        }
         if self.peers[&target].is_dirty() && !self.has(Bug::DirtyResync) {
             return self.renew_session(target);
         }
@@ -254,6 +259,7 @@ impl Primary {
     pub(super) fn on_added(&mut self, rid: ReplicaId) {
         if self.resync_target() == Some(rid) {
             self.resync.stage = Stage::Idle;
+            self.resync.slot.give_back();
             self.resync.failed.clear();
             self.counters.resyncs_done += 1;
         }
@@ -283,6 +289,7 @@ impl Primary {
     pub(super) fn abort_resync(&mut self) {
         let Some(target) = self.resync_target() else { return };
         self.resync.stage = Stage::Idle;
+        self.resync.slot.give_back();
         self.hold_resync(self.now.plus_ms(limits::RESYNC_BACKOFF_MS));
         self.pace.end();
         let source = self.copy.as_ref().map(CopyJob::source);
