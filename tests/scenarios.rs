@@ -4,6 +4,8 @@
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a scene without sense fails its test")]
 
+#[path = "scenarios/play.rs"]
+mod play;
 #[path = "scenarios/stage.rs"]
 mod stage;
 #[path = "scenarios/twin.rs"]
@@ -14,7 +16,8 @@ mod words;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use stage::Stage;
+use lockstep_core::planted::{Bug, Planted};
+use play::play;
 
 fn files() -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
@@ -27,27 +30,6 @@ fn files() -> Vec<PathBuf> {
     files
 }
 
-/// Runs the commands of a script and returns it with the dialogue as it is now.
-fn play(script: &str) -> String {
-    let mut stage = Stage::default();
-    let mut out = String::new();
-    for line in script.lines() {
-        if let Some(command) = line.strip_prefix("> ") {
-            out.push_str(line);
-            out.push('\n');
-            for said in stage.perform(command) {
-                out.push_str("    ");
-                out.push_str(&said);
-                out.push('\n');
-            }
-        } else if !line.starts_with("    ") {
-            out.push_str(line);
-            out.push('\n');
-        }
-    }
-    out
-}
-
 #[test]
 fn every_scene_plays_as_written() {
     let update = std::env::var_os("UPDATE_SCENARIOS").is_some();
@@ -56,7 +38,7 @@ fn every_scene_plays_as_written() {
     assert!(files.len() >= 8, "scenarios are missing: {files:?}");
     for path in files {
         let script = fs::read_to_string(&path).expect("a readable script");
-        let now = play(&script);
+        let now = play(&script, Planted::NONE);
         if now == script {
             continue;
         }
@@ -80,5 +62,12 @@ fn every_scene_plays_as_written() {
 #[test]
 fn a_changed_dialogue_is_noticed() {
     let script = "> create n1 repl=1 min=1\n    something that is never said\n";
-    assert_ne!(play(script), script);
+    assert_ne!(play(script, Planted::NONE), script);
+}
+
+/// What chance hardly ever finds: `lockstep-sim --mutants` counts it as found by its scene.
+#[test]
+fn scenes_notice_what_they_were_written_for() {
+    let scene = include_str!("scenarios/11-void-repair-is-kept.txt");
+    assert_ne!(play(scene, Planted::with(Bug::OutsiderCommit)), scene);
 }

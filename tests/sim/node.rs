@@ -46,6 +46,8 @@ pub struct Node {
     pub lost_power: Option<u64>,
     /// Its copy of the volume.
     pub copy: Option<Copy>,
+    /// An image of a copy's files, with the epoch that it promised.
+    pub image: Option<(ReplicaId, Epoch, Disk)>,
     /// Its primary.
     pub seat: Option<Seat>,
     next_conn: u64,
@@ -70,6 +72,7 @@ impl Node {
             meta_cut_until: 0,
             lost_power: None,
             copy: None,
+            image: None,
             seat: None,
             next_conn: 0,
         }
@@ -115,6 +118,8 @@ pub struct Copy {
     pub mishap: Option<Fault>,
     /// Will be opened again.
     pub reopening: bool,
+    /// Was it put back to an older image?
+    pub is_old: bool,
 }
 
 /// A copy that is open.
@@ -178,7 +183,15 @@ impl Copy {
     /// A copy that is not open.
     #[must_use]
     pub fn new(rid: ReplicaId, disk: Disk) -> Self {
-        Self { rid, disk, host: None, fails_next: false, mishap: None, reopening: false }
+        Self {
+            rid,
+            disk,
+            host: None,
+            fails_next: false,
+            mishap: None,
+            reopening: false,
+            is_old: false,
+        }
     }
 }
 

@@ -14,6 +14,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
+#[path = "../../scenarios/play.rs"]
+mod play;
+#[expect(clippy::expect_used, clippy::panic, reason = "a scene without sense ends the run")]
+#[path = "../../scenarios/stage.rs"]
+mod stage;
+#[expect(clippy::expect_used, clippy::panic, reason = "a scene without sense ends the run")]
+#[path = "../../scenarios/twin.rs"]
+mod twin;
+#[path = "../../scenarios/words.rs"]
+mod words;
+
 #[path = "lockstep-sim/minimise.rs"]
 mod minimise;
 #[path = "lockstep-sim/mutants.rs"]

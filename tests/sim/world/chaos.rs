@@ -112,6 +112,7 @@ impl World {
             Fault::ClockJump => self.jump_clock(node),
             Fault::FlappingPartition => self.flap(node),
             Fault::WipedReplica => self.wipe(node),
+            Fault::RolledBackReplica => self.put_back(node),
             Fault::MetaStorm => self.storm(),
             Fault::DoorReconnect => self.reconnect_guest(),
             Fault::OldWire => self.change_version(node),

@@ -32,6 +32,12 @@ impl World {
         nodes.filter_map(|n| Some((n, self.nodes[n].copy.as_ref()?))).collect()
     }
 
+    /// As [`Self::in_sync`], without those that were put back to an older image: nobody may take
+    /// them for members, but the record may still name them.
+    pub(crate) fn in_sync_now(&self, record: &Record) -> Vec<(usize, &Copy)> {
+        self.in_sync(record).into_iter().filter(|(_, copy)| !copy.is_old).collect()
+    }
+
     /// A primary's put was applied.
     pub(crate) fn check_put(&mut self, old: &Record, new: &Record) {
         let judged = legal_change(old, new);
@@ -158,7 +164,7 @@ impl World {
     fn check_superset(&self) -> Found {
         let record = self.meta.record();
         let members: Vec<_> =
-            self.in_sync(record).into_iter().filter(|(_, c)| c.host.is_some()).collect();
+            self.in_sync_now(record).into_iter().filter(|(_, c)| c.host.is_some()).collect();
         let Some(((first, model), rest)) = members.split_first() else { return Ok(()) };
         for (node, copy) in rest {
             for (block, a, b) in differing(&model.disk, &copy.disk) {
@@ -190,9 +196,9 @@ impl World {
     /// compare, region by region: stamped since then on the member, or active on either.
     fn check_missed(&self) -> Found {
         let record = self.meta.record();
-        let members: Vec<_> = self.in_sync(record);
+        let members: Vec<_> = self.in_sync_now(record);
         for node in &self.nodes {
-            let Some(target) = node.copy.as_ref() else { continue };
+            let Some(target) = node.copy.as_ref().filter(|c| !c.is_old) else { continue };
             let entry = record.replica(target.rid).map(|r| r.state);
             let Some(ReplicaState::Out { since, .. }) = entry else { continue };
             for (index, member) in &members {
@@ -255,7 +261,7 @@ impl World {
             return Err(format!("acknowledged with {} members, {min} needed", members.len()));
         }
         let opened = self.oracle.opened_at();
-        for (node, copy) in members {
+        for (node, copy) in members.into_iter().filter(|(_, copy)| !copy.is_old) {
             let name = &self.nodes[node].name;
             let lost = self.nodes[node].lost_power.is_some_and(|at| at >= opened);
             for (block, write) in claimed.applied.iter().filter(|_| !lost) {

@@ -22,7 +22,7 @@ impl World {
         let (Ok(repl), Ok(min)) = (u8::try_from(repl), u8::try_from(min)) else { return false };
         let record = self.meta.record().clone();
         // A member without files counts for nobody who looks.
-        if self.in_sync(&record).len() < record.in_sync().count() {
+        if self.in_sync_now(&record).len() < record.in_sync().count() {
             return false;
         }
         let txn = self.uuid();

@@ -159,7 +159,8 @@ impl World {
     /// it can't read, which may be found only after such a wait.
     fn heal_limit(&self) -> u64 {
         let had = |fault: Fault| self.outcome.faults.contains_key(fault.name());
-        let waits = u64::from(had(Fault::WipedReplica)) + u64::from(had(Fault::ReadError));
+        let lost = had(Fault::WipedReplica) || had(Fault::RolledBackReplica);
+        let waits = u64::from(lost) + u64::from(had(Fault::ReadError));
         HEAL_LIMIT + waits * limits::LOSSY_GRACE_MS * MS
     }
 

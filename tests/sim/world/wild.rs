@@ -75,26 +75,63 @@ impl World {
         }
     }
 
-    /// A copy's files are gone. Only if enough others are members and have theirs, so that nothing
-    /// is lost with them; and not while a change is under way that might leave only this one.
+    /// A copy's files are gone.
     pub(crate) fn wipe(&mut self, node: usize) -> bool {
-        let record = self.meta.record();
-        let Some(rid) = self.nodes[node].copy.as_ref().map(|c| c.rid) else { return false };
-        let others = self.in_sync(record).iter().filter(|(n, _)| *n != node).count();
-        let unsettled = self.seats_in_doubt() || self.puts_under_way > 0;
-        if unsettled
-            || record.replica(rid).is_none()
-            || others < usize::from(record.min_in_sync.max(1))
-        {
-            return false;
-        }
-        let (now, name) = (self.now(), self.nodes[node].name.clone());
+        let Some(rid) = self.dispensable(node) else { return false };
+        let name = self.nodes[node].name.clone();
         self.say(|| format!("{name}: the files of its copy are gone"));
-        self.kill(node);
+        self.lose_files(node, rid);
         self.nodes[node].copy = None;
+        true
+    }
+
+    /// A copy's files are put back to an image taken earlier, if the record proves that it is too
+    /// old (R7). Otherwise an image is taken.
+    pub(crate) fn put_back(&mut self, node: usize) -> bool {
+        let open_epoch = self.meta.record().open_epoch;
+        let Some(copy) = self.nodes[node].copy.as_ref() else { return false };
+        let rid = copy.rid;
+        // A primary that speaks an older version can't tell a replica what the record proves.
+        let tells = self.nodes.iter().all(|n| n.speaks == MAX_VERSION);
+        let member = tells && self.meta.record().is_in_sync(rid);
+        let may = member && self.dispensable(node).is_some() && self.rng.chance(500);
+        let kept = self.nodes[node]
+            .image
+            .take_if(|(of, promised, _)| *of == rid && *promised < open_epoch && may);
+        let Some((_, _, disk)) = kept else {
+            if self.nodes[node].image.as_ref().is_some_and(|(of, ..)| *of == rid) {
+                return false;
+            }
+            let host = self.nodes[node].copy.as_ref().and_then(|c| Some((c.host.as_ref()?, c)));
+            let image = host.map(|(h, c)| (rid, h.store.superblock().promised, c.disk.clone()));
+            self.nodes[node].image = image;
+            return false;
+        };
+        let name = self.nodes[node].name.clone();
+        self.say(|| format!("{name}: the files of its copy are put back to an older image"));
+        self.lose_files(node, rid);
+        if let Some(copy) = &mut self.nodes[node].copy {
+            (copy.disk, copy.is_old) = (disk, true);
+        }
+        true
+    }
+
+    /// The copy of a node, if enough others are members and have their files, so that nothing is
+    /// lost with it; and no change is under way that might leave only this one.
+    fn dispensable(&self, node: usize) -> Option<ReplicaId> {
+        let record = self.meta.record();
+        let rid = self.nodes[node].copy.as_ref().map(|c| c.rid)?;
+        let others = self.in_sync_now(record).iter().filter(|(n, _)| *n != node).count();
+        let settled = !self.seats_in_doubt() && self.puts_under_way == 0;
+        let enough = others >= usize::from(record.min_in_sync.max(1));
+        (settled && enough && record.replica(rid).is_some()).then_some(rid)
+    }
+
+    fn lose_files(&mut self, node: usize, rid: ReplicaId) {
+        let now = self.now();
+        self.kill(node);
         self.nodes[node].lost_power = Some(now);
         self.schedule.after(0, Event::Replace { node, rid });
-        true
     }
 
     /// Does any primary not see all members, or work on what the members are?
@@ -113,7 +150,7 @@ impl World {
     /// A controller forgets a copy without files once it is no member, and puts a new one there.
     pub(crate) fn replace(&mut self, node: usize, rid: ReplicaId) {
         let entry = self.meta.record().replica(rid).cloned();
-        let taken = self.nodes[node].copy.is_some();
+        let taken = self.nodes[node].copy.as_ref().is_some_and(|c| c.rid != rid);
         match entry.filter(|_| !taken) {
             None => return,
             Some(entry) if entry.state != ReplicaState::InSync => {
@@ -141,6 +178,10 @@ impl World {
 
     /// A daemon of another version is started on the node, as in an upgrade or its undoing.
     pub(crate) fn change_version(&mut self, node: usize) -> bool {
+        // It would not refuse a copy that was put back.
+        if self.nodes.iter().any(|n| n.copy.as_ref().is_some_and(|c| c.is_old)) {
+            return false;
+        }
         let other = if self.nodes[node].speaks > MIN_VERSION { MIN_VERSION } else { MAX_VERSION };
         if !self.kill(node) {
             return false;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::thread;
 
+use super::play::play;
 use super::{Args, named, run, say};
 
 /// Where the seeds that found each bug are kept.
@@ -15,32 +16,76 @@ fn file() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("sim/killing-seeds.txt")
 }
 
-/// A world that finds a bug.
+/// Where a bug is found.
+#[derive(Clone, Debug)]
+enum Place {
+    /// In the world of a seed, of the seed's own kind or of this one.
+    Seed(u64, Option<Profile>),
+    /// In a scene of tests/scenarios, whose dialogue changes.
+    Scene(String),
+}
+
+/// What finds a bug.
 #[derive(Clone, Debug)]
 struct Killer {
-    seed: u64,
-    profile: Option<Profile>,
+    place: Place,
     /// The checker, and what it said.
     how: String,
 }
 
-impl Killer {
+impl Place {
     /// As it stands in the file.
     fn line(&self) -> String {
-        let profile = self.profile.map_or(String::new(), |p| format!(" {}", p.name()));
-        format!("{}{profile}", self.seed)
+        match self {
+            Self::Seed(seed, None) => seed.to_string(),
+            Self::Seed(seed, Some(profile)) => format!("{seed} {}", profile.name()),
+            Self::Scene(name) => format!("scene {name}"),
+        }
+    }
+
+    fn read(line: &str) -> Option<Self> {
+        let (first, rest) = line.split_once(' ').unwrap_or((line, ""));
+        if first == "scene" {
+            return Some(Self::Scene(rest.to_owned()));
+        }
+        let profile = named("profile", rest, Profile::ALL).ok();
+        Some(Self::Seed(first.parse().ok()?, profile))
+    }
+
+    fn finds(&self, bug: Bug) -> Option<Killer> {
+        match self {
+            Self::Seed(seed, profile) => kills(bug, *seed, *profile).map(|(killer, _)| killer),
+            Self::Scene(name) => plays_otherwise(bug, name),
+        }
     }
 }
 
-fn recorded() -> BTreeMap<String, (u64, Option<Profile>)> {
+fn recorded() -> BTreeMap<String, Place> {
     let text = std::fs::read_to_string(file()).unwrap_or_default();
     let line = |line: &str| {
-        let mut words = line.split_whitespace();
-        let (name, seed) = (words.next()?, words.next()?.parse().ok()?);
-        let profile = words.next().and_then(|name| named("profile", name, Profile::ALL).ok());
-        Some((name.to_owned(), (seed, profile)))
+        let (name, place) = line.split_once(' ')?;
+        Some((name.to_owned(), Place::read(place.trim())?))
     };
     text.lines().filter(|l| !l.starts_with('#')).filter_map(line).collect()
+}
+
+fn scenes() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scenarios")
+}
+
+/// Does the scene's dialogue change with the bug, and only with it?
+fn plays_otherwise(bug: Bug, name: &str) -> Option<Killer> {
+    let script = std::fs::read_to_string(scenes().join(format!("{name}.txt"))).ok()?;
+    let as_written = play(&script, Planted::NONE) == script;
+    let now = play(&script, Planted::with(bug));
+    let changed = now.lines().zip(script.lines()).find(|(now, written)| now != written);
+    let how = format!("scene: {}", changed.filter(|_| as_written)?.0.trim());
+    Some(Killer { place: Place::Scene(name.to_owned()), how })
+}
+
+/// The scene that was written for a bug that chance hardly ever finds.
+fn scene_for(bug: Bug) -> Option<&'static str> {
+    (bug == Bug::OutsiderCommit).then_some("11-void-repair-is-kept")
 }
 
 /// Does this world find the bug? One that finds something without the bug as well proves nothing.
@@ -51,20 +96,24 @@ fn kills(bug: Bug, seed: u64, profile: Option<Profile>) -> Option<(Killer, bool)
         return None;
     }
     let how = format!("{}: {}", violation.checker, violation.what);
-    Some((Killer { seed, profile, how }, violation.checker != "converge"))
+    let place = Place::Seed(seed, profile);
+    Some((Killer { place, how }, violation.checker != "converge"))
 }
 
 /// The first of `count` seeds from `first` that finds the bug. A breach of safety is preferred to
 /// a world that only does not come right.
 fn hunt(bug: Bug, first: u64, count: u64, profile: Option<Profile>) -> Option<Killer> {
-    let mut stuck = None;
+    let (mut stuck, mut patience) = (None, 500);
     for seed in first..first.saturating_add(count) {
         match kills(bug, seed, profile) {
             Some((killer, true)) => return Some(killer),
             Some((killer, false)) => stuck = stuck.or(Some(killer)),
             None => {}
         }
-        if stuck.as_ref().is_some_and(|s: &Killer| seed > s.seed + 500) {
+        if stuck.is_some() {
+            patience -= 1;
+        }
+        if patience == 0 {
             break;
         }
     }
@@ -73,14 +122,13 @@ fn hunt(bug: Bug, first: u64, count: u64, profile: Option<Profile>) -> Option<Ki
 
 /// Looks where the bug was found before, then everywhere.
 fn find(args: &Args, options: &Options, bug: Bug, name: &str) -> Option<Killer> {
-    let known = recorded().get(name).copied();
-    if let Some((seed, profile)) = known.filter(|_| options.profile.is_none())
-        && let Some((killer, _)) = kills(bug, seed, profile)
-    {
-        return Some(killer);
+    let known = recorded().remove(name).filter(|_| options.profile.is_none());
+    let found = known.and_then(|place| place.finds(bug));
+    if found.is_some() || args.recorded {
+        return found;
     }
-    if args.recorded {
-        return None;
+    if let Some(scene) = scene_for(bug) {
+        return plays_otherwise(bug, scene);
     }
     hunt(bug, args.first_seed, args.budget, options.profile)
 }
@@ -98,7 +146,9 @@ pub(crate) fn run_all(args: &Args, options: &Options) -> bool {
                 while let Some((bug, name)) = next() {
                     let killer = find(args, options, bug, name);
                     match &killer {
-                        Some(k) => say(&format!("{name:<22} seed {:<14} {}", k.line(), k.how)),
+                        Some(k) => {
+                            say(&format!("{name:<22} seed {:<14} {}", k.place.line(), k.how))
+                        }
                         None => say(&format!("{name:<22} SURVIVES")),
                     }
                     if let (Some(killer), Ok(mut found)) = (killer, found.lock()) {
@@ -128,13 +178,10 @@ pub(crate) fn run_all(args: &Args, options: &Options) -> bool {
 fn save(found: &BTreeMap<&str, Killer>) {
     let mut lines: BTreeMap<String, String> = recorded()
         .into_iter()
-        .map(|(name, (seed, profile))| {
-            let line = Killer { seed, profile, how: String::new() }.line();
-            (name, line)
-        })
+        .map(|(name, place)| (name, place.line()))
         .filter(|(name, _)| Bug::ALL.iter().any(|(_, known)| known == name))
         .collect();
-    lines.extend(found.iter().map(|(name, killer)| ((*name).to_owned(), killer.line())));
+    lines.extend(found.iter().map(|(name, killer)| ((*name).to_owned(), killer.place.line())));
     let mut text =
         "# A seed that finds each planted bug, with the kind of world if the search was for one;\n\
          # made by `lockstep-sim --mutants`.\n"
@@ -155,10 +202,13 @@ fn table(found: &BTreeMap<&str, Killer>) -> String {
     for (bug, name) in Bug::ALL {
         let Some(killer) = found.get(name) else { continue };
         let (rule, breach) = bug.breach();
-        let kind = killer.profile.map_or("any", Profile::name);
+        let seeds = match &killer.place {
+            Place::Seed(seed, None) => (seed + 1).to_string(),
+            Place::Seed(seed, Some(profile)) => format!("{} of `{}`", seed + 1, profile.name()),
+            Place::Scene(name) => format!("scene {name}"),
+        };
         let checker = killer.how.split(':').next().unwrap_or_default();
-        let seeds = killer.seed + 1;
-        let _ = write!(out, "\n| `{name}` | {rule} | {breach} | {seeds} ({kind}) | {checker} |");
+        let _ = write!(out, "\n| `{name}` | {rule} | {breach} | {seeds} | {checker} |");
     }
     out
 }
