@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 use lockstep_core::id::{Epoch, Gen, Lineage, NodeId};
 use lockstep_core::record::{Chosen, Record, ReplicaEntry, ReplicaState};
 use lockstep_proto::v1;
-use tonic::Status;
+use tonic::{Code, Status};
 use uuid::Uuid;
 
 use super::catalog::{Stored, VolumeObject};
+use super::peers::{DO_LIMIT, at, pass_on, within};
 use super::survey::Survey;
 use super::{Admin, names, refuse};
 
@@ -19,6 +20,7 @@ impl Admin {
     pub(super) async fn recover_volume(
         &self,
         request: &v1::RecoverVolumeRequest,
+        passed_on: bool,
     ) -> Result<Vec<String>, Status> {
         let name = names::volume_name(&request.name)?;
         let found = self.inner.catalog.volume(name).await?;
@@ -26,6 +28,9 @@ impl Admin {
         let stored = self.inner.catalog.record(volume.uid).await?;
         let lost = || Status::failed_precondition(format!("volume {name} has no record"));
         let stored = stored.ok_or_else(lost)?;
+        if !passed_on && let Some(losses) = self.recover_there(&stored.value, request).await? {
+            return Ok(losses);
+        }
         if request.acknowledge {
             return self.acknowledge(&volume, &stored).await;
         }
@@ -44,6 +49,27 @@ impl Admin {
             self.force(&volume, &stored, chosen).await?;
         }
         Ok(losses)
+    }
+
+    /// Lets the node that tries to serve the volume do it, so that its primary learns at once that
+    /// its claim is over. `None` if no other node does, or that one cannot be reached.
+    async fn recover_there(
+        &self,
+        record: &Record,
+        request: &v1::RecoverVolumeRequest,
+    ) -> Result<Option<Vec<String>>, Status> {
+        let primary = record.primary.as_ref().filter(|p| p.node != self.inner.node);
+        let Some(primary) = primary else { return Ok(None) };
+        let Some(node) = self.inner.catalog.node(&primary.node).await? else { return Ok(None) };
+        let answer = within(DO_LIMIT, async {
+            let mut client = self.inner.peers.client(&node)?;
+            Ok(client.recover_volume(pass_on(request.clone(), DO_LIMIT)).await?.into_inner())
+        });
+        match answer.await {
+            Ok(answer) => Ok(Some(answer.losses)),
+            Err(status) if status.code() == Code::Unavailable => Ok(None),
+            Err(status) => Err(at(&primary.node, &status)),
+        }
     }
 
     /// The owner knows what may be missing.

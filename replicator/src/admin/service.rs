@@ -158,9 +158,10 @@ impl Control for Admin {
         &self,
         request: Request<v1::RecoverVolumeRequest>,
     ) -> Result<Response<v1::RecoverVolumeResponse>, Status> {
+        let passed_on = was_passed_on(&request);
         let request = request.into_inner();
         let answer = async {
-            let losses = self.recover_volume(&request).await?;
+            let losses = self.recover_volume(&request, passed_on).await?;
             let volume = Some(self.look_at(&request.name).await?);
             Ok(v1::RecoverVolumeResponse { losses, volume })
         };

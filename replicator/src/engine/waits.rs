@@ -15,8 +15,10 @@ pub(super) fn waits_for(status: &Status, peers: &Peers) -> String {
         (Phase::Claiming, _) | (Phase::Recovering, None) => {
             "the record store: it has to read and claim the volume's record".into()
         }
-        (Phase::Recovering, Some(record)) => missing(status, record, peers)
-            .map_or_else(|| "recovery to finish".into(), |missing| format!("promises: {missing}")),
+        (Phase::Recovering, Some(record)) => missing(status, record, peers).map_or_else(
+            || "recovery to finish".into(),
+            |missing| format!("promises: {missing}{}", way_out(status, record)),
+        ),
         (Phase::Suspended, Some(record)) => missing(status, record, peers).map_or_else(
             || "the record store: it has to take a change of members".into(),
             |missing| format!("at least {} copies: {missing}", record.min_in_sync),
@@ -58,6 +60,17 @@ pub(super) fn missing_replicas(status: &Status, peers: &Peers, now: Tick) -> Vec
         })
     });
     lost.collect()
+}
+
+/// What is left to do if no copy with all data answers.
+fn way_out(status: &Status, record: &Record) -> &'static str {
+    let answers =
+        |entry: &ReplicaEntry| status.replicas.get(&entry.rid).is_some_and(|r| r.connected);
+    if record.in_sync().any(answers) {
+        return "";
+    }
+    "; bring one of these back, or, if they are lost for good, go on from another copy: lockstep \
+     volume recover"
 }
 
 /// The in-sync copies that can't be reached, and why.
