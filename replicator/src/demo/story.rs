@@ -252,8 +252,8 @@ impl Story {
         };
         watch.until(&format!("the copy on {first} is found again"), LIMIT, seen).await?;
         orders.absence_ended.store(true, Ordering::Relaxed);
-        let wanted = copies + usize::from(spare);
-        watch.until("all copies get in sync", LIMIT, |v| all_in_sync(v, wanted)).await?;
+        // The one too many goes once all are in sync, maybe between two looks.
+        watch.until("all copies get in sync", LIMIT, |v| all_in_sync(v, copies)).await?;
         self.report.resync_ms = millis(begin.elapsed());
         self.screen.phase(&format!(
             "the copy on {first} is in sync again after {} ms; some more writes",
