@@ -151,3 +151,41 @@ fn numbers_that_leave_no_room_to_count_on_are_refused() {
     assert!(last.validate().is_ok());
     assert!(last.claim(primary(), txn()).validate().is_err());
 }
+
+#[test]
+fn t11_a_forced_recovery_begins_a_new_history_above_all_that_was_promised() {
+    let claimed = volume(2).claim(primary(), txn()).open(&[rid(2), rid(3)], txn());
+    let chosen = Chosen { replica: rid(1), promised: Epoch(9), r#gen: Gen(2) };
+    let next = claimed.force(chosen, Lineage(Uuid::from_u128(102)), txn()).expect("a record");
+    let members: Vec<_> = next.replicas.iter().map(|r| (r.rid, r.state)).collect();
+    assert_eq!(members, [(rid(1), ReplicaState::InSync)]);
+    assert_eq!((next.min_in_sync, next.primary.clone(), next.clean), (1, None, false));
+    assert!(next.epoch > Epoch(9) && next.r#gen > claimed.r#gen);
+    assert_eq!(next.promised_by(rid(1)), Epoch(0), "it may have missed the last opening");
+    let forced = next.forced.clone().expect("a mark");
+    assert_eq!((forced.parent, forced.since), (claimed.lineage, Gen(3)));
+    assert_eq!(forced.lost.iter().map(|(rid, _)| *rid).collect::<Vec<_>>(), [rid(2), rid(3)]);
+    assert_eq!(Record::from_bytes(&next.to_bytes()), Ok(next.clone()));
+    assert!(next.acknowledge_loss(txn()).forced.is_some_and(|f| f.acknowledged));
+}
+
+#[test]
+fn what_was_never_filled_cannot_be_chosen() {
+    let node = NodeId::new("n4").expect("a name");
+    let record = volume(2).add_new(rid(4), node, "default".into(), txn()).expect("a record");
+    let choose = |replica| {
+        let chosen = Chosen { replica, promised: Epoch(0), r#gen: Gen(0) };
+        record.force(chosen, Lineage(Uuid::nil()), txn())
+    };
+    assert!(choose(rid(4)).is_err() && choose(rid(5)).is_err());
+}
+
+#[test]
+fn a_record_of_version_1_is_read() {
+    let out = volume(2).claim(primary(), txn()).open(&[rid(2), rid(3)], txn());
+    let text = alloc::string::String::from_utf8(out.to_bytes()).expect("JSON");
+    let old = text.replace("\"version\":2", "\"version\":1").replace(",\"promised\":0", "");
+    assert_ne!(old, text);
+    let read = Record::from_bytes(old.as_bytes()).expect("a record");
+    assert_eq!(Record { version: 2, ..read }, out);
+}

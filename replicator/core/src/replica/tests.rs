@@ -329,3 +329,53 @@ fn r5_what_is_no_member_keeps_its_writes_of_earlier_sessions() {
     bench.ask(2, Header { seq: Seq(9), ..commit }, Request::Commit { member: true });
     assert_eq!(bench.replica.status().ring, 0);
 }
+
+fn promise_of(lineage: u128, parent: Option<u128>, at_least: u64) -> Request {
+    let named = |id| Lineage(Uuid::from_u128(id));
+    Request::Promise {
+        replica: ME.replica,
+        lineage: named(lineage),
+        parent: parent.map(named),
+        at_least: Epoch(at_least),
+        instance: InstanceId(Uuid::from_u128(1)),
+        attach_seq: 1,
+    }
+}
+
+#[test]
+fn r7_one_that_promised_less_than_is_proven_refuses_and_keeps_the_proof() {
+    let mut bench = Bench::new(Recovered { promised: Epoch(3), ..recovered() });
+    let lineage = ME.lineage.0.as_u128();
+    bench.ask(1, header(9, 1, 1), promise_of(lineage, None, 4));
+    assert_eq!(bench.refused(), Some(Refusal::PutBack { promised: Epoch(3) }));
+    assert!(bench.asked.is_empty(), "nothing may be written over what proves it");
+    bench.ask(1, header(9, 1, 2), promise_of(lineage, None, 3));
+    assert_eq!(bench.asked.len(), 1);
+}
+
+#[test]
+fn t11_a_replica_changes_over_to_the_lineage_that_goes_on_from_its_own() {
+    let mut bench = Bench::new(recovered());
+    let mine = ME.lineage.0.as_u128();
+    bench.ask(1, header(1, 1, 1), promise_of(500, Some(501), 0));
+    assert_eq!(bench.refused(), Some(Refusal::NoSuchReplica), "it goes on from another one");
+    bench.ask(1, header(1, 1, 2), promise_of(500, Some(mine), 0));
+    let changes =
+        |op: &StoreOp| matches!(op, StoreOp::Promise { lineage, .. } if lineage.0.as_u128() == 500);
+    assert!(bench.asked.iter().any(|(_, op)| changes(op)), "durable with the promise");
+    bench.answer(Ok(StoreReply::Done));
+    bench.sent.clear();
+    bench.ask(2, header(2, 2, 1), promise_of(mine, None, 0));
+    assert_eq!(bench.refused(), Some(Refusal::NoSuchReplica), "there is no way back");
+}
+
+#[test]
+fn a_question_that_only_renews_is_answered_in_the_session_alone() {
+    let mut bench = Bench::new(recovered());
+    bench.session(1, 2);
+    bench.ask(1, header(2, 1, 2), Request::Renew);
+    assert_eq!(bench.sent.pop(), Some((Conn(1), Reply::Done)));
+    assert!(bench.asked.is_empty(), "without asking the disk");
+    bench.ask(2, header(1, 1, 3), Request::Renew);
+    assert_eq!(bench.refused(), Some(Refusal::Epoch { promised: Epoch(2) }));
+}
