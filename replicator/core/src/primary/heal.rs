@@ -79,7 +79,7 @@ impl Primary {
         let tried = &job.window(lock)?.heal.tried;
         let left = members.into_iter().filter(|rid| *rid != source && !tried.contains(rid));
         let left: BTreeSet<ReplicaId> = left.collect();
-        let serving = left.iter().filter(|rid| self.is_serving(**rid));
+        let serving = left.iter().filter(|rid| self.is_serving(**rid) && self.may_heal_from(**rid));
         let Some(rid) = serving.min_by_key(|rid| self.heal_rank(**rid)).copied() else {
             if left.is_empty() {
                 self.counters.unreadable_blocks += 1;
@@ -123,6 +123,7 @@ impl Primary {
     /// The source has the block again.
     pub(super) fn on_healed(&mut self, rid: ReplicaId, lock: LockId, block: u64) -> Option<()> {
         self.note_mended(rid, block);
+        self.promotion_healed(block);
         self.probe_source(lock)
     }
 

@@ -42,6 +42,8 @@ pub(super) struct Promotion {
     stages: BTreeMap<ReplicaId, Stage>,
     /// Members that need more repair than is done before opening.
     left_out: BTreeSet<ReplicaId>,
+    /// Blocks that the source got from another member.
+    healed: BlockSet,
     /// The device was served by this very primary before (G4).
     live: bool,
 }
@@ -61,6 +63,7 @@ impl Promotion {
         self.source = None;
         self.stages.clear();
         self.left_out.clear();
+        self.healed = BlockSet::new();
     }
 }
 
@@ -229,7 +232,7 @@ impl Primary {
         if self.has(Bug::NoRepair) {
             return BlockSet::new();
         }
-        let mut repair = BlockSet::new();
+        let mut repair = self.promotion.healed.clone();
         if !self.has(Bug::RepairIgnoresRing) {
             repair.extend(&s.ring);
             repair.extend(&t.ring);
@@ -303,6 +306,32 @@ impl Primary {
         let session = self.session_of(rid);
         let lost = |of: fn(&Promised) -> bool| session.is_none_or(of);
         (!settled, lost(|s| s.lossy), lost(|s| s.unclean), rid)
+    }
+
+    /// Who lost un-flushed data may lack what the source held: it is asked only when nobody else can
+    /// be expected, as for the choice of a source (P3).
+    pub(super) fn may_heal_from(&self, rid: ReplicaId) -> bool {
+        if self.phase != Phase::Recovering || self.session_of(rid).is_some_and(|s| !s.lossy) {
+            return true;
+        }
+        let waited = self.promotion.first_answer.map_or(0, |first| self.now.ms_since(first));
+        let all_up = self.members().iter().all(|member| self.session_of(*member).is_some());
+        all_up || waited >= limits::LOSSY_GRACE_MS
+    }
+
+    /// A block of the source has got the content that another member gave, which need not be what
+    /// the source held. All others get it from the source, whether or not it may differ there.
+    pub(super) fn promotion_healed(&mut self, block: u64) {
+        if self.phase != Phase::Recovering {
+            return;
+        }
+        self.promotion.healed.insert(BlockRange::new(block, 1));
+        let copying = self.copy.as_ref().map(CopyJob::target);
+        for (rid, stage) in &mut self.promotion.stages {
+            if Some(*rid) != self.promotion.source && Some(*rid) != copying {
+                *stage = Stage::Copying;
+            }
+        }
     }
 
     /// P6: source and repaired members become durable before anything is exposed (m4).
