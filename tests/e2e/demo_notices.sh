@@ -10,9 +10,8 @@ ON_CLEANUP+=("rm -rf '$work'")
 # The value of a key of the report.
 figure() { sed -n "s/.*\"$2\":\([^,}]*\).*/\1/p" "$work/$1.out"; }
 
-# demo NAME WORDS COMMAND…: runs a demonstration and, once it has said the words, the command, which
-# finds the data files of n2, n3 and n4 in $data2, $data3 and $data4. Leaves the exit status in
-# $status.
+# demo NAME WORDS COMMAND…: runs a demonstration and, once it has said the words, the command. Leaves
+# the exit status in $status.
 demo() {
     local name=$1 words=$2 pid deadline=$((SECONDS + 120))
     shift 2
@@ -25,9 +24,6 @@ demo() {
         process_alive $pid && [ $SECONDS -lt $deadline ] || break
         sleep 0.02
     done
-    data2=$(echo "$work/$name"/*/n2/pool/replicas/*/data)
-    data3=$(echo "$work/$name"/*/n3/pool/replicas/*/data)
-    data4=$(echo "$work/$name"/*/n4/pool/replicas/*/data)
     "$@" || fail "$name: the damage could not be done"
     wait $pid
     status=$?
@@ -54,12 +50,20 @@ demo nothing "$LAST" true
 expect nothing ok true
 check "nothing: the exit status is 0" [ "$status" -eq 0 ]
 
-# Nobody reads this copy, so only the comparison of the files can see it.
-damage_one() { garbage "$data4" 0 2; }
-demo one-copy "$LAST" damage_one
-expect one-copy replicas_identical false
-expect one-copy ok false
-check "one-copy: the exit status is 1" [ "$status" -eq 1 ]
+# Each copy lacks another block. What is read is mended, but all is read from one copy only: the
+# comparison of the files has to see the others.
+damage_apart() {
+    local data offset=0
+    for data in "$work"/apart/*/n?/pool/replicas/*/data; do
+        garbage "$data" $offset 1
+        offset=$((offset + 16384))
+    done
+}
+demo apart "$LAST" damage_apart
+expect apart replicas_identical false
+expect apart input_sha256_ok true
+expect apart ok false
+check "apart: the exit status is 1" [ "$status" -eq 1 ]
 
 # With every copy damaged, reading must fail or the copied file must be seen to have changed.
 damage_all() {
