@@ -56,7 +56,7 @@ damage_apart() {
     local data offset=0
     for data in "$work"/apart/*/n?/pool/replicas/*/data; do
         garbage "$data" $offset 1
-        offset=$((offset + 16384))
+        offset=$((offset + (2 << 20)))
     done
 }
 demo apart "$LAST" damage_apart
