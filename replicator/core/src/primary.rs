@@ -269,6 +269,8 @@ pub struct Primary {
     stopped: Option<Stop>,
     /// The highest epoch of others that a replica has promised, while we were claiming.
     outbid: Option<Epoch>,
+    /// Was the record asked for after that was heard? An answer that was under way proves nothing.
+    asked_since: bool,
     /// The record in force and the dialogue about the next one.
     cas: Cas,
     /// One per copy in the record.
@@ -349,6 +351,7 @@ impl Primary {
             out: Aside::default(),
             stopped: None,
             outbid: None,
+            asked_since: false,
             cas: Cas::default(),
             peers: BTreeMap::new(),
             conns: BTreeMap::new(),

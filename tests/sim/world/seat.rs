@@ -3,7 +3,7 @@
 use lockstep_core::guest::{GuestError, GuestOp, GuestReply};
 use lockstep_core::id::{Conn, InstanceId, RequestId};
 use lockstep_core::message::{Message, Request};
-use lockstep_core::primary::{Effect, Event as PrimaryEvent, Notice, Params, Phase, Primary};
+use lockstep_core::primary::{Effect, Event as PrimaryEvent, Notice, Params, Phase, Primary, Stop};
 use lockstep_core::range::BlockRange;
 use lockstep_core::slots::Wish;
 use lockstep_core::wire::Frame;
@@ -198,12 +198,22 @@ impl World {
         s.phase = phase;
         match phase {
             Phase::Suspended => self.outcome.coverage.suspensions += 1,
-            Phase::Fenced => self.outcome.coverage.fenced += 1,
+            Phase::Fenced => self.fenced(node, seat),
             Phase::Closed => self.check_closed(node, seat),
             Phase::Claiming | Phase::Recovering | Phase::Active | Phase::Draining => {}
         }
         if first {
             self.start_guest(node, seat);
+        }
+    }
+
+    /// Here the record store is never put back, no volume is deleted, and no number is used up.
+    fn fenced(&mut self, node: usize, seat: u64) {
+        self.outcome.coverage.fenced += 1;
+        let Some(s) = self.nodes[node].seat(seat) else { return };
+        match s.primary.status().stopped {
+            Some(Stop::TakenOver | Stop::DataLost) => {}
+            why => self.fail("fencing", format!("primary {seat} stops without a reason: {why:?}")),
         }
     }
 

@@ -94,7 +94,7 @@ impl World {
         // A primary that speaks an older version can't tell a replica what the record proves.
         let tells = self.nodes.iter().all(|n| n.speaks == MAX_VERSION);
         let member = tells && self.meta.record().is_in_sync(rid);
-        let may = member && self.dispensable(node).is_some() && self.rng.chance(500);
+        let may = member && self.dispensable(node).is_some();
         let kept = self.nodes[node]
             .image
             .take_if(|(of, promised, _)| *of == rid && *promised < open_epoch && may);
@@ -117,13 +117,14 @@ impl World {
     }
 
     /// The copy of a node, if enough others are members and have their files, so that nothing is
-    /// lost with it; and no change is under way that might leave only this one.
+    /// lost with it: theirs are whole, and no change is under way that might leave only this one.
     fn dispensable(&self, node: usize) -> Option<ReplicaId> {
         let record = self.meta.record();
         let rid = self.nodes[node].copy.as_ref().map(|c| c.rid)?;
         let others = self.in_sync_now(record).iter().filter(|(n, _)| *n != node).count();
         let settled = !self.seats_in_doubt() && self.puts_under_way == 0;
         let enough = others >= usize::from(record.min_in_sync.max(1));
+        let enough = enough && self.is_sound();
         (settled && enough && record.replica(rid).is_some()).then_some(rid)
     }
 

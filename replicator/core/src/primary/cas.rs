@@ -121,7 +121,7 @@ impl Primary {
     /// Proposes the next record. Nothing else may be undecided.
     pub(super) fn propose(&mut self, change: Change, record: Record) {
         assert!(self.cas.proposal.is_none(), "two changes of the record at once");
-        if record.validate().is_err() {
+        if record.validate().is_err() && !self.has(Bug::RemoveBelowMin) {
             return self.fence(Stop::UsedUp);
         }
         let record = self.spoiled(record);
@@ -142,7 +142,7 @@ impl Primary {
     fn get_record(&mut self) {
         let token = self.cas.next_token();
         self.cas.asking = Some(Asking::Get(token));
-        self.cas.stale = false;
+        (self.cas.stale, self.asked_since) = (false, true);
         self.out.push(Effect::Meta { token, op: MetaOp::Get });
     }
 

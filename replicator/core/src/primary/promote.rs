@@ -308,8 +308,8 @@ impl Primary {
         (!settled, lost(|s| s.lossy), lost(|s| s.unclean), rid)
     }
 
-    /// Who lost un-flushed data may lack what the source held: it is asked only when nobody else can
-    /// be expected, as for the choice of a source (P3).
+    /// Who lost un-flushed data may lack what the source held: it is asked only when nobody else
+    /// can be expected, as for the choice of a source (P3).
     pub(super) fn may_heal_from(&self, rid: ReplicaId) -> bool {
         if self.phase != Phase::Recovering || self.session_of(rid).is_some_and(|s| !s.lossy) {
             return true;

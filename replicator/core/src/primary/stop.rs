@@ -45,7 +45,9 @@ impl Primary {
         if self.is_open() {
             return self.fence(Stop::TakenOver);
         }
-        self.outbid = self.outbid.max(Some(promised));
+        if self.outbid < Some(promised) {
+            (self.outbid, self.asked_since) = (Some(promised), false);
+        }
         self.cas_refresh();
     }
 
@@ -59,7 +61,7 @@ impl Primary {
         let ours = record.primary.as_ref().is_some_and(|p| p.instance == self.params.instance);
         // Two claims of one epoch were never in force in one history.
         let proves = |epoch: &Epoch| *epoch > record.epoch || (*epoch == record.epoch && ours);
-        let epoch = self.outbid.filter(proves)?;
+        let epoch = self.outbid.filter(proves).filter(|_| self.asked_since)?;
         Some(Stop::RecordPutBack { epoch, r#gen: Gen(0) })
     }
 
