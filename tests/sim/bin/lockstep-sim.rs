@@ -19,7 +19,7 @@ mod play;
 #[expect(clippy::expect_used, clippy::panic, reason = "a scene without sense ends the run")]
 #[path = "../../scenarios/stage.rs"]
 mod stage;
-#[expect(clippy::expect_used, clippy::panic, reason = "a scene without sense ends the run")]
+#[expect(clippy::expect_used, reason = "a scene without sense ends the run")]
 #[path = "../../scenarios/twin.rs"]
 mod twin;
 #[path = "../../scenarios/words.rs"]
