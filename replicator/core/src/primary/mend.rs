@@ -246,16 +246,14 @@ impl Primary {
                 let bad = *bad;
                 self.rewrite(bad, data);
             }
-            (Step::Fetching(bad, _), Reply::Refused(refusal)) => {
+            (
+                Step::Fetching(bad, _),
+                Reply::Refused(refusal @ (Refusal::Io | Refusal::Checksum { .. })),
+            ) => {
                 let bad = *bad;
                 job.tried.insert(rid);
                 self.fetch_good(bad);
-                match refusal {
-                    Refusal::Io | Refusal::Checksum { .. } => {
-                        self.mend_later(rid, BlockRange::new(bad.start, 1), refusal);
-                    }
-                    refusal => self.on_refused(rid, refusal),
-                }
+                self.mend_later(rid, BlockRange::new(bad.start, 1), refusal);
             }
             (Step::Writing(bad), Reply::Done) => {
                 let block = bad.start;
@@ -266,6 +264,7 @@ impl Primary {
             (Step::Comparing { .. }, Reply::Refused(Refusal::Io | Refusal::Checksum { .. })) => {
                 self.end_mend();
             }
+            // A member that fails says nothing about the block: it may have it when it is back.
             (_, reply) => {
                 self.abort_mend();
                 match reply {
