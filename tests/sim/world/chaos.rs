@@ -30,7 +30,7 @@ impl World {
     }
 
     pub(crate) fn strike(&mut self, fault: Fault, aim: Option<Aim>) {
-        if self.stage == Stage::Chaos && self.inject(fault, aim) {
+        if self.stage == Stage::Chaos && !self.is_bereft() && self.inject(fault, aim) {
             self.count(fault);
         }
     }

@@ -256,9 +256,9 @@ impl World {
     fn check_claims(&self, instance: InstanceId, claimed: &Claimed) -> Found {
         let record = self.meta.record();
         let members = self.in_sync(record);
-        let min = usize::from(record.min_in_sync);
-        if members.len() < min {
-            return Err(format!("acknowledged with {} members, {min} needed", members.len()));
+        let (listed, min) = (record.in_sync().count(), usize::from(record.min_in_sync));
+        if listed < min {
+            return Err(format!("acknowledged with {listed} members, {min} needed"));
         }
         let opened = self.oracle.opened_at();
         for (node, copy) in members.into_iter().filter(|(_, copy)| !copy.is_old) {

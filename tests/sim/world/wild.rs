@@ -4,10 +4,12 @@
 use lockstep_core::id::ReplicaId;
 use lockstep_core::primary::Phase;
 use lockstep_core::record::ReplicaState;
+use lockstep_core::replica::Role;
 use lockstep_core::wire::{MAX_VERSION, MIN_VERSION};
 
 use super::{Event, MS, Stage, World};
 use crate::fault::Fault;
+use crate::node::Copy;
 
 /// Clocks are at most so wrong, in a thousand: what the lease for reads assumes.
 const RATES: [u64; 6] = [800, 900, 990, 1010, 1100, 1200];
@@ -121,11 +123,37 @@ impl World {
     fn dispensable(&self, node: usize) -> Option<ReplicaId> {
         let record = self.meta.record();
         let rid = self.nodes[node].copy.as_ref().map(|c| c.rid)?;
-        let others = self.in_sync_now(record).iter().filter(|(n, _)| *n != node).count();
-        let settled = !self.seats_in_doubt() && self.puts_under_way == 0;
+        let others = self.in_sync_now(record).into_iter().filter(|(n, _)| *n != node);
+        let others = others.filter(|(n, copy)| self.is_well(*n, copy)).count();
+        let settled = !self.seats_in_doubt() && self.puts_under_way == 0 && !self.is_disturbed();
         let enough = others >= usize::from(record.min_in_sync.max(1));
         let enough = enough && self.is_sound();
         (settled && enough && record.replica(rid).is_some()).then_some(rid)
+    }
+
+    /// Is the copy open on a disk that works? One that is about to be found failed may be removed
+    /// before the loss of another is noticed.
+    fn is_well(&self, node: usize, copy: &Copy) -> bool {
+        let (n, now) = (&self.nodes[node], self.now());
+        let faulted = |h: &crate::node::Host| h.replica.status().role == Role::Faulted;
+        let disk = n.hung_until <= now && n.full_until <= now && n.gone_until <= now;
+        let open = copy.host.as_ref().is_some_and(|h| !faulted(h));
+        open && disk && !copy.fails_next && copy.mishap.is_none()
+    }
+
+    /// Does a process stand still, or is a network cut, so that a primary may not know who is there?
+    fn is_disturbed(&self) -> bool {
+        let now = self.now();
+        self.nodes.iter().any(|n| n.paused_until > now)
+            || self.net.blocked.values().any(|until| *until > now)
+    }
+
+    /// Has a member lost its files, and is still one? Until that is noticed, what happens to
+    /// others can take the last copy.
+    pub(crate) fn is_bereft(&self) -> bool {
+        let record = self.meta.record();
+        let has = |rid| self.in_sync_now(record).iter().any(|(_, copy)| copy.rid == rid);
+        !record.in_sync().all(|entry| has(entry.rid))
     }
 
     fn lose_files(&mut self, node: usize, rid: ReplicaId) {
