@@ -1,7 +1,7 @@
 //! The end of a world: faults stop, and everything has to come right.
 
 use lockstep_core::limits;
-use lockstep_core::primary::{Event as PrimaryEvent, Phase};
+use lockstep_core::primary::{Event as PrimaryEvent, Phase, Stop};
 use lockstep_core::record::ReplicaState;
 
 use super::{Event, MS, World};
@@ -112,8 +112,9 @@ impl World {
             self.fail("converge", "the last primary vanished".to_owned());
             return;
         };
-        if phase == Phase::Fenced && now < self.healed_at + LATE_LIMIT {
-            // A claim that was given up long ago came in late; another attempt is due.
+        // A claim that was given up long ago came in late; or the device had to fail (G4), which may
+        // be found only now. Another attempt is due.
+        if phase == Phase::Fenced && (now < self.healed_at + LATE_LIMIT || self.lost_device(node)) {
             self.seat_primary(node);
             self.stage = Stage::Healing { since: now };
         }
@@ -152,6 +153,12 @@ impl World {
             }
         }
         self.schedule.after(POLL, Event::Stage);
+    }
+
+    /// Did the primary give up because only copies that lost power are left?
+    fn lost_device(&self, node: usize) -> bool {
+        let seat = self.nodes[node].seat.as_ref();
+        seat.is_some_and(|s| s.primary.status().stopped == Some(Stop::DataLost))
     }
 
     /// How long healing may take. A member without files never answers: if all that do answer lost
