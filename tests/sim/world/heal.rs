@@ -112,8 +112,8 @@ impl World {
             self.fail("converge", "the last primary vanished".to_owned());
             return;
         };
-        // A claim that was given up long ago came in late; or the device had to fail (G4), which may
-        // be found only now. Another attempt is due.
+        // A claim that was given up long ago came in late; or the device had to fail (G4), which
+        // may be found only now. Another attempt is due.
         if phase == Phase::Fenced && (now < self.healed_at + LATE_LIMIT || self.lost_device(node)) {
             self.seat_primary(node);
             self.stage = Stage::Healing { since: now };

@@ -141,7 +141,7 @@ impl World {
         open && disk && !copy.fails_next && copy.mishap.is_none()
     }
 
-    /// Does a process stand still, or is a network cut, so that a primary may not know who is there?
+    /// Does a process stand still, or is a network cut? A primary may not know then who is there.
     fn is_disturbed(&self) -> bool {
         let now = self.now();
         self.nodes.iter().any(|n| n.paused_until > now)
