@@ -202,6 +202,10 @@ impl Primary {
             piece.read.rounds += 1;
             let tried = core::mem::take(&mut piece.read.tried);
             let range = piece.range;
+            // Without its lock it must not be sent, to nobody.
+            if let Some(at) = piece.read.hedge_at.take() {
+                self.guests.reads.hedges.remove(&(at, id));
+            }
             self.guests.reads.deferred.insert(id);
             // Each told of one bad block; there may be more.
             for (rid, range) in tried.into_iter().filter_map(|rid| Some((rid, range?))) {
