@@ -77,7 +77,7 @@ faults! {
     /// A copy's files are gone; it is replaced.
     WipedReplica = "wiped-replica", 3000;
     /// A copy's files are put back to an older image; it is found out and replaced.
-    RolledBackReplica = "rolled-back-replica", 120;
+    RolledBackReplica = "rolled-back-replica", 60;
     /// Somebody else changes the record before every put, for a while.
     MetaStorm = "meta-conflict-storm", 9000;
     /// A guest's connection to its device breaks, and it connects anew.

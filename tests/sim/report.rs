@@ -44,6 +44,8 @@ pub struct Coverage {
     pub late_acks: u64,
     /// Garbled frames that were noticed.
     pub garbled_frames_noticed: u64,
+    /// Worlds that ended since the last member lost its files.
+    pub beyond_repair: u64,
     /// Pages that a power loss took back.
     pub pages_lost: u64,
     /// Bad blocks that were rewritten with what another member held.
@@ -73,6 +75,7 @@ impl Coverage {
             acks,
             late_acks,
             garbled_frames_noticed,
+            beyond_repair,
             pages_lost,
             mended,
         } = other;
@@ -95,6 +98,7 @@ impl Coverage {
         self.acks += acks;
         self.late_acks += late_acks;
         self.garbled_frames_noticed += garbled_frames_noticed;
+        self.beyond_repair += beyond_repair;
         self.pages_lost += pages_lost;
         self.mended += mended;
     }

@@ -120,6 +120,8 @@ pub struct World {
     pub(crate) quiet_until: u64,
     /// When a primary last served.
     pub(crate) served_at: u64,
+    /// When a copy last lost its files.
+    pub(crate) files_lost_at: Option<u64>,
     /// Puts that were asked for and may still be applied.
     pub(crate) puts_under_way: u64,
     /// The next frame is garbled.
@@ -162,6 +164,7 @@ impl World {
             guest_pause: 0,
             quiet_until: 0,
             served_at: 0,
+            files_lost_at: None,
             puts_under_way: 0,
             garbles_next: false,
             next_id: 0,

@@ -68,6 +68,7 @@ impl World {
         }
         let judged = self.check_superset();
         self.judge("superset", judged);
+        self.give_up_if_lost(new);
     }
 
     /// I6: at an opening all members are identical and durable, and what they hold is legal.

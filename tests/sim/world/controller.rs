@@ -78,7 +78,7 @@ impl World {
         }
         self.outcome.coverage.releases += 1;
         let mut found = Ok(());
-        for (node, copy) in self.in_sync(new) {
+        for (node, copy) in self.in_sync_now(new) {
             for block in self.oracle.blocks() {
                 let durable = copy.disk.durable(block);
                 if !self.oracle.is_readable(block, durable) {

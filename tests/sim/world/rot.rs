@@ -160,14 +160,14 @@ impl World {
         let serves =
             |c: &Copy| c.host.as_ref().is_some_and(|h| h.replica.status().role == Role::Member);
         let good = |(n, c): &(usize, &Copy)| *n != node && serves(c) && is_as_good(c, copy, block);
-        noticed && (!record.is_in_sync(copy.rid) || self.in_sync(record).iter().any(good))
+        noticed && (!record.is_in_sync(copy.rid) || self.in_sync_now(record).iter().any(good))
     }
 
     /// The members have changed: of each block that is bad on one of them, another one has what it
     /// should hold.
     pub(super) fn keep_recoverable(&mut self) {
         let record = self.meta.record();
-        let members = self.in_sync(record);
+        let members = self.in_sync_now(record);
         let mut beyond = Vec::new();
         for (node, copy) in &members {
             let lost = |block: &u64| {
@@ -206,7 +206,7 @@ impl World {
     pub(super) fn is_sound(&self) -> bool {
         let record = self.meta.record();
         let blocks = self.plan.habits.blocks;
-        let members = self.in_sync(record);
+        let members = self.in_sync_now(record);
         members.iter().all(|(_, c)| c.disk.harmed_blocks().all(|b| b >= blocks))
     }
 

@@ -3,7 +3,7 @@
 
 use lockstep_core::id::ReplicaId;
 use lockstep_core::primary::Phase;
-use lockstep_core::record::ReplicaState;
+use lockstep_core::record::{Record, ReplicaState};
 use lockstep_core::replica::Role;
 use lockstep_core::wire::{MAX_VERSION, MIN_VERSION};
 
@@ -11,6 +11,9 @@ use super::{Event, MS, Stage, World};
 use crate::fault::Fault;
 use crate::node::Copy;
 
+/// So long may a primary believe that a member is there that is gone, or a removal that it decided
+/// on meanwhile wait for the record store.
+const SILENCE: u64 = 20_000 * MS;
 /// Clocks are at most so wrong, in a thousand: what the lease for reads assumes.
 const RATES: [u64; 6] = [800, 900, 990, 1010, 1100, 1200];
 
@@ -156,10 +159,23 @@ impl World {
         !record.in_sync().all(|entry| has(entry.rid))
     }
 
+    /// A copy may lose its files just when a primary that can't know it yet removes the last other
+    /// member. Then an administrator has to decide, and the world ends here.
+    pub(crate) fn give_up_if_lost(&mut self, record: &Record) {
+        let recently = |at: u64| self.now() < at + SILENCE;
+        let hasty = self.files_lost_at.is_some_and(recently);
+        if hasty && self.in_sync_now(record).is_empty() {
+            self.say(|| "all members have lost their files: beyond repair".to_owned());
+            self.outcome.coverage.beyond_repair += 1;
+            self.stage = Stage::Done;
+        }
+    }
+
     fn lose_files(&mut self, node: usize, rid: ReplicaId) {
         let now = self.now();
         self.kill(node);
         self.nodes[node].lost_power = Some(now);
+        self.files_lost_at = Some(now);
         self.schedule.after(0, Event::Replace { node, rid });
     }
 

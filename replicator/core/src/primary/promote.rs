@@ -315,7 +315,10 @@ impl Primary {
             return true;
         }
         let waited = self.promotion.first_answer.map_or(0, |first| self.now.ms_since(first));
-        let all_up = self.members().iter().all(|member| self.session_of(*member).is_some());
+        // One that was put back to an older image has nothing to wait for (R7).
+        let there =
+            |rid: &ReplicaId| self.session_of(*rid).is_some() || self.peers[rid].is_put_back();
+        let all_up = self.members().iter().all(there);
         all_up || waited >= limits::LOSSY_GRACE_MS
     }
 
