@@ -136,6 +136,11 @@ impl Stage {
             ["kill", n] => self.kill(&node(n)),
             ["start", n] => self.start(&node(n)),
             ["cut", a, b] => self.cut(&node(a), &node(b)),
+            ["rot", n, block] => {
+                let n = self.nodes.get_mut(&node(n)).expect("a node");
+                let (_, twin) = n.disk.as_mut().expect("a copy there");
+                twin.rot(block.parse().expect("a block's number"));
+            }
             ["heal", a, b] => {
                 self.cut.remove(&(node(a), node(b)));
                 self.cut.remove(&(node(b), node(a)));
@@ -466,7 +471,7 @@ impl Stage {
             for effect in out {
                 match effect {
                     replica::Effect::Store { token, op } => {
-                        let result = Ok(twin.run(op));
+                        let result = twin.run(op);
                         events.push_back(replica::Event::Stored { token, result });
                     }
                     replica::Effect::Note(note) => twin.note(note),

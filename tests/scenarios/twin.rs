@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use lockstep_core::id::{Epoch, Gen, Lineage, RegionIndex};
 use lockstep_core::message::{BlockDigest, Digest, Payload, ResyncContent};
 use lockstep_core::range::{BlockRange, BlockSet, region_of};
-use lockstep_core::store::{Recovered, StoreNote, StoreOp, StoreReply};
+use lockstep_core::store::{Recovered, StoreError, StoreNote, StoreOp, StoreReply};
 
 /// What survives a kill of the process.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Twin {
     content: BTreeMap<u64, u8>,
     stamps: BTreeMap<u64, Gen>,
+    /// Blocks that do not match their checksum until they are written again.
+    bad: BTreeSet<u64>,
     /// The activity log, with pins.
     log: BTreeMap<RegionIndex, u32>,
     unresolved: BTreeSet<RegionIndex>,
@@ -51,6 +53,11 @@ impl Twin {
         &self.content
     }
 
+    /// The disk rots under a block.
+    pub(crate) fn rot(&mut self, block: u64) {
+        self.bad.insert(block);
+    }
+
     pub(crate) fn logged(&self) -> usize {
         self.log.len()
     }
@@ -68,6 +75,7 @@ impl Twin {
             self.content.insert(block, byte);
         }
         self.stamps.insert(block, stamp);
+        self.bad.remove(&block);
     }
 
     fn stamp(&self, block: u64) -> Gen {
@@ -78,7 +86,7 @@ impl Twin {
         self.unresolved.contains(&region_of(block)) || self.stamp(block) >= since
     }
 
-    pub(crate) fn run(&mut self, op: StoreOp) -> StoreReply {
+    pub(crate) fn run(&mut self, op: StoreOp) -> Result<StoreReply, StoreError> {
         match op {
             StoreOp::Promise { epoch, attach_seq, member_gen, lineage } => {
                 (self.promised, self.attach_seq, self.member_gen) = (epoch, attach_seq, member_gen);
@@ -98,11 +106,13 @@ impl Twin {
                 self.pin(&blocks.iter().map(|b| BlockRange::new(b.block, 1)).collect());
                 let mut data = payload.data.chunks(4096);
                 for b in blocks {
-                    let old = self.content.get(&b.block).copied().unwrap_or(0);
                     let byte = match b.content {
                         ResyncContent::Data => data.next().expect("data for the block")[0],
                         ResyncContent::Zero => 0,
-                        ResyncContent::Same => old,
+                        ResyncContent::Same => {
+                            self.stamps.insert(b.block, b.stamp);
+                            continue;
+                        }
                     };
                     self.set(b.block, byte, b.stamp);
                 }
@@ -111,16 +121,22 @@ impl Twin {
             StoreOp::Flush => {}
             StoreOp::CleanAll => self.log.retain(|_, pins| *pins > 0),
             StoreOp::Read { blocks } => return self.read(&blocks),
-            StoreOp::Scan { since, .. } => return self.scan(since),
+            StoreOp::Scan { since, .. } => return Ok(self.scan(since)),
             StoreOp::Digest { blocks, since } => return self.digest(&blocks, since),
         }
-        StoreReply::Done
+        Ok(StoreReply::Done)
     }
 
-    fn read(&self, blocks: &BlockSet) -> StoreReply {
+    fn check(&self, mut blocks: impl Iterator<Item = u64>) -> Result<(), StoreError> {
+        let bad = blocks.find(|block| self.bad.contains(block));
+        bad.map_or(Ok(()), |block| Err(StoreError::Checksum { block }))
+    }
+
+    fn read(&self, blocks: &BlockSet) -> Result<StoreReply, StoreError> {
+        self.check(blocks.blocks())?;
         let byte = |block| self.content.get(&block).copied().unwrap_or(0);
         let data: Vec<u8> = blocks.blocks().flat_map(|b| [byte(b); 4096]).collect();
-        StoreReply::Data(Payload::checksummed(data.into()))
+        Ok(StoreReply::Data(Payload::checksummed(data.into())))
     }
 
     fn scan(&self, since: Gen) -> StoreReply {
@@ -130,8 +146,9 @@ impl Twin {
         StoreReply::Regions { regions: regions.into_iter().collect(), next: None }
     }
 
-    fn digest(&self, blocks: &BlockSet, since: Gen) -> StoreReply {
-        let wanted = blocks.blocks().filter(|b| self.of_interest(*b, since));
+    fn digest(&self, blocks: &BlockSet, since: Gen) -> Result<StoreReply, StoreError> {
+        let wanted = || blocks.blocks().filter(|b| self.of_interest(*b, since));
+        self.check(wanted())?;
         let of = |block| {
             let byte = self.content.get(&block).copied().unwrap_or(0);
             BlockDigest {
@@ -141,7 +158,7 @@ impl Twin {
                 digest: Digest([byte; 16]),
             }
         };
-        StoreReply::Digests(wanted.map(of).collect())
+        Ok(StoreReply::Digests(wanted().map(of).collect()))
     }
 
     pub(crate) fn note(&mut self, note: StoreNote) {

@@ -4,12 +4,14 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use lockstep_attach::nbd::Client;
 use sha2::{Digest as _, Sha256};
+use tokio::time::timeout;
 
 use super::args::Input;
 use super::content::BLOCK;
@@ -20,6 +22,8 @@ use super::workload::read_span;
 const PIECE: u64 = 256;
 /// Pieces under way.
 const PIECES: usize = 8;
+/// How long one piece may take. A disk can be slow; a read that never ends must be told as such.
+const PIECE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Cuts a span into pieces of at most 1 MiB.
 pub fn pieces(span: Span) -> impl Iterator<Item = Span> {
@@ -95,8 +99,10 @@ fn read_all(
     let reads = pieces(span).map(|span| {
         let client = client.clone();
         async move {
-            let data = read_span(&client, span).await;
-            Ok((span, data.with_context(|| format!("reading block {}", span.first))?))
+            let named = || format!("reading block {}", span.first);
+            let data = timeout(PIECE_LIMIT, read_span(&client, span)).await;
+            let data = data.with_context(|| format!("{}: no answer", named()))?;
+            Ok((span, data.with_context(named)?))
         }
     });
     stream::iter(reads).buffered(PIECES)

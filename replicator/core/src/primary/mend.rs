@@ -49,6 +49,8 @@ struct Job {
     step: Step,
     /// Members that could not give the bad block at hand.
     tried: BTreeSet<ReplicaId>,
+    /// Blocks that other members could not give.
+    suspects: BTreeSet<(u64, ReplicaId)>,
     /// How often each bad block was rewritten.
     rewritten: BTreeMap<u64, u32>,
     /// Are the members compared at the end?
@@ -176,6 +178,7 @@ impl Primary {
             todo: vec![range],
             step: Step::Locking,
             tried: BTreeSet::new(),
+            suspects: BTreeSet::new(),
             rewritten: BTreeMap::new(),
             compares,
         });
@@ -225,6 +228,8 @@ impl Primary {
         let Some(job) = self.mending.job(lock) else { return };
         match (&mut job.step, reply) {
             (Step::Reading(range), Reply::Data(data)) if data.blocks() == range.count as usize => {
+                let range = *range;
+                self.mend_suspects(range);
                 self.mend_next();
             }
             (Step::Reading(range), Reply::Refused(Refusal::Checksum { block }))
@@ -246,14 +251,11 @@ impl Primary {
                 let bad = *bad;
                 self.rewrite(bad, data);
             }
-            (
-                Step::Fetching(bad, _),
-                Reply::Refused(refusal @ (Refusal::Io | Refusal::Checksum { .. })),
-            ) => {
+            (Step::Fetching(bad, _), Reply::Refused(Refusal::Io | Refusal::Checksum { .. })) => {
                 let bad = *bad;
                 job.tried.insert(rid);
+                job.suspects.insert((bad.start, rid));
                 self.fetch_good(bad);
-                self.mend_later(rid, BlockRange::new(bad.start, 1), refusal);
             }
             (Step::Writing(bad), Reply::Done) => {
                 let block = bad.start;
@@ -272,6 +274,19 @@ impl Primary {
                     _ => self.fail_peer(rid),
                 }
             }
+        }
+    }
+
+    /// What is good here now can be given to the members that lacked it. Not before: two that lack
+    /// the same block would each send the other to be mended, for ever.
+    fn mend_suspects(&mut self, good: BlockRange) {
+        let Some(job) = self.mending.job.as_mut() else { return };
+        let (known, rest) =
+            core::mem::take(&mut job.suspects).into_iter().partition(|(b, _)| good.contains(*b));
+        job.suspects = rest;
+        let known: BTreeSet<(u64, ReplicaId)> = known;
+        for (block, rid) in known {
+            self.mend_later(rid, BlockRange::new(block, 1), Refusal::Checksum { block });
         }
     }
 
