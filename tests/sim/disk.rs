@@ -13,6 +13,8 @@ use crate::rng::Rng;
 
 const PAGE: u64 = BLOCK as u64;
 const SECTOR: usize = 512;
+/// What holes read as; as long as the longest read of data.
+static ZEROES: [u8; 4 << 20] = [0; 4 << 20];
 
 /// One content that a page had.
 #[derive(Clone, Debug)]
@@ -172,9 +174,13 @@ impl Disk {
             return self.page(file, offset / PAGE);
         }
         // Only what was ever written is copied: files are mostly holes.
-        let mut out = vec![0; index(len)];
         let (first, end) = (offset / PAGE, (offset + len).div_ceil(PAGE));
         let keys = (number(file), first)..(number(file), end);
+        let mut written = self.pages.range(keys.clone()).map(|(_, page)| page.visible());
+        if len <= ZEROES.len() as u64 && written.all(|version| version.bytes.is_none()) {
+            return Bytes::from_static(&ZEROES[..index(len)]);
+        }
+        let mut out = vec![0; index(len)];
         for ((_, page), found) in self.pages.range(keys) {
             let Some(bytes) = &found.visible().bytes else { continue };
             let from = (page * PAGE).max(offset);
@@ -250,9 +256,10 @@ impl Disk {
     }
 
     fn page(&self, file: File, page: u64) -> Bytes {
-        static ZEROES: [u8; BLOCK] = [0; BLOCK];
         let found = self.pages.get(&(number(file), page));
-        found.and_then(|p| p.visible().bytes.clone()).unwrap_or(Bytes::from_static(&ZEROES))
+        found
+            .and_then(|p| p.visible().bytes.clone())
+            .unwrap_or(Bytes::from_static(&ZEROES[..BLOCK]))
     }
 
     fn put(&mut self, file: File, page: u64, bytes: Option<Bytes>, durable: bool) {

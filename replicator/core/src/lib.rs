@@ -15,6 +15,7 @@
 extern crate alloc;
 
 pub mod alike;
+pub mod block;
 pub mod cluster;
 pub mod guest;
 pub mod id;

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use core::hash::{Hash, Hasher};
 
+use crate::block;
 use crate::id::{
     Epoch, Gen, Incarnation, InstanceId, Lineage, RegionIndex, ReplicaId, Seq, VolumeId,
 };
@@ -64,7 +65,7 @@ impl Payload {
     #[must_use]
     pub fn checksummed(data: Bytes) -> Self {
         assert!(data.len().is_multiple_of(BLOCK_SIZE as usize), "not whole blocks: {}", data.len());
-        let crcs = data.chunks_exact(BLOCK_SIZE as usize).map(crc32c::crc32c).collect();
+        let crcs = data.chunks_exact(BLOCK_SIZE as usize).map(block::crc).collect();
         Self { data, crcs }
     }
 
@@ -92,7 +93,7 @@ impl Payload {
                 .data
                 .chunks_exact(BLOCK_SIZE as usize)
                 .zip(&self.crcs)
-                .all(|(block, crc)| crc32c::crc32c(block) == *crc)
+                .all(|(block, crc)| block::crc(block) == *crc)
     }
 }
 

@@ -17,6 +17,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use crate::block;
 use crate::id::{Epoch, Gen, NodeId, Seq, VolumeId};
 use crate::limits::{MAX_BODY_BYTES, MAX_DATA_BYTES};
 use crate::message::{Header, Message, Payload, Reply, Request};
@@ -382,7 +383,7 @@ impl Prefix {
     fn check_blocks(&self, frame: &Frame) -> Result<(), WireError> {
         let Some(payload) = payload_of(frame) else { return Ok(()) };
         let blocks = payload.data.chunks_exact(BLOCK_SIZE as usize).zip(&payload.crcs);
-        match blocks.enumerate().find(|(_, (block, crc))| crc32c::crc32c(block) != **crc) {
+        match blocks.enumerate().find(|(_, (block, crc))| block::crc(block) != **crc) {
             None => Ok(()),
             Some((index, _)) => Err(WireError::BlockChecksum { kind: self.kind, index }),
         }

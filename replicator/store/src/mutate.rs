@@ -1,6 +1,7 @@
 //! What changes blocks: write, zero, resync and mark.
 
 use alloc::vec::Vec;
+use lockstep_core::block::ZERO_CRC;
 use lockstep_core::id::{Gen, RegionIndex, Token};
 use lockstep_core::message::{Payload, ResyncBlock, ResyncContent};
 use lockstep_core::planted::Bug;
@@ -11,7 +12,7 @@ use crate::layout::{File, data_offset};
 use crate::op::DiskOpKind;
 use crate::stamps::by_region;
 use crate::store::{Job, Purpose, Store, Work};
-use crate::tags::{ZERO_CRC, slot};
+use crate::tags::slot;
 
 /// A mutation under way.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 use bytes::{Bytes, BytesMut};
+use lockstep_core::block::{self, ZERO_CRC};
 use lockstep_core::id::{Gen, RegionIndex, Token};
 use lockstep_core::message::{BlockDigest, Digest, Payload};
 use lockstep_core::planted::Bug;
@@ -12,12 +13,15 @@ use lockstep_core::store::{StoreError, StoreReply};
 use crate::layout::{File, TABLE_BYTES, data_offset, table_offset};
 use crate::op::{DiskError, DiskOpKind};
 use crate::store::{Job, Purpose, Store, Work};
-use crate::tags::{ZERO_CRC, slot};
+use crate::tags::slot;
 
 /// Largest single read: 4 MiB.
 const READ_BLOCKS: u32 = 1024;
 /// How often a read that ran into a write is tried again.
 const READ_TRIES: u32 = 16;
+
+/// Digest of a block of zeroes.
+const OF_ZEROES: Digest = Digest(0xb6fb_73fc_4693_8c98_1e2b_0b4b_1ef2_82ad_u128.to_be_bytes());
 
 /// Who waits for a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +128,7 @@ impl Store {
                 return Err(StoreError::Io);
             }
             for (block, content) in piece.blocks().zip(data.chunks_exact(BLOCK_SIZE as usize)) {
-                let crc = crc32c::crc32c(content);
+                let crc = block::crc(content);
                 if self.expected_crc(block).is_some_and(|expected| expected != crc) {
                     return Err(StoreError::Checksum { block });
                 }
@@ -282,7 +286,7 @@ impl Store {
             }
         }
         for (pick, content) in digesting.contents() {
-            let crc = crc32c::crc32c(content);
+            let crc = block::crc(content);
             if self.expected_crc(pick.block).is_some_and(|expected| expected != crc) {
                 return Err(StoreError::Checksum { block: pick.block });
             }
@@ -301,7 +305,7 @@ impl Store {
             }
             let table = self.tags.get_or_blank(region);
             if table.crc(slot(pick.block)).is_none() {
-                table.set_crc(slot(pick.block), crc32c::crc32c(content));
+                table.set_crc(slot(pick.block), block::crc(content));
             }
         }
     }
@@ -375,19 +379,17 @@ fn joined(data: &mut [Bytes]) -> Bytes {
 }
 
 fn digests(digesting: &Digesting) -> Vec<BlockDigest> {
-    let zeroes = [0; BLOCK_SIZE as usize];
-    let of_zeroes = truncated(blake3::hash(&zeroes));
     let mut contents =
         digesting.data.iter().flat_map(|data| data.chunks_exact(BLOCK_SIZE as usize));
     let digest = |pick: &Pick| {
         let Pick { block, stamp, .. } = *pick;
         let content = if pick.read { contents.next() } else { None };
         match content {
-            Some(content) if content != zeroes => {
+            Some(content) if !block::is_zero(content) => {
                 let digest = truncated(blake3::hash(content));
                 BlockDigest { block, stamp, zero: false, digest }
             }
-            Some(_) | None => BlockDigest { block, stamp, zero: true, digest: of_zeroes },
+            Some(_) | None => BlockDigest { block, stamp, zero: true, digest: OF_ZEROES },
         }
     };
     digesting.picked.iter().flatten().map(digest).collect()
@@ -395,4 +397,14 @@ fn digests(digesting: &Digesting) -> Vec<BlockDigest> {
 
 fn truncated(hash: blake3::Hash) -> Digest {
     Digest(crate::codec::array_at(hash.as_bytes(), 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_of_zeroes_is_what_it_is_said_to_be() {
+        assert_eq!(truncated(blake3::hash(&block::ZEROES)).0, OF_ZEROES.0);
+    }
 }
