@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use lockstep_core::id::{Epoch, Gen, RegionIndex};
-use lockstep_core::message::{BlockDigest, Digest, Payload, ResyncBlock, ResyncContent};
+use lockstep_core::message::{BlockDigest, Digest, Payload, ResyncBlock, ResyncContent, Wholeness};
 use lockstep_core::planted::{Bug, Planted};
 use lockstep_core::store::{Recovered, StoreNote, StoreOp, StoreReply};
 
@@ -222,6 +222,7 @@ impl Disk {
             stamp: self.stamp(),
             zero: self.content == 0,
             digest: Digest([self.content; 16]),
+            wholeness: if self.unresolved { Wholeness::Doubtful } else { Wholeness::Whole },
         };
         StoreReply::Digests(if self.is_of_interest(since) { vec![of] } else { Vec::new() })
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_core::id::{Epoch, Gen, Lineage, RegionIndex};
-use lockstep_core::message::{BlockDigest, Digest, Payload, ResyncContent};
+use lockstep_core::message::{BlockDigest, Digest, Payload, ResyncContent, Wholeness};
 use lockstep_core::range::{BlockRange, BlockSet, region_of};
 use lockstep_core::store::{Recovered, StoreError, StoreNote, StoreOp, StoreReply};
 
@@ -151,11 +151,13 @@ impl Twin {
         self.check(wanted())?;
         let of = |block| {
             let byte = self.content.get(&block).copied().unwrap_or(0);
+            let doubtful = self.unresolved.contains(&region_of(block));
             BlockDigest {
                 block,
                 stamp: self.stamp(block),
                 zero: byte == 0,
                 digest: Digest([byte; 16]),
+                wholeness: if doubtful { Wholeness::Doubtful } else { Wholeness::Whole },
             }
         };
         Ok(StoreReply::Digests(wanted().map(of).collect()))

@@ -6,22 +6,36 @@ use std::fmt;
 /// Bytes in a block.
 pub const BLOCK: usize = 4096;
 
-/// Which write a block's content comes from; 0 is zeroes.
+/// Which write a block's content comes from; 0 is zeroes. What nobody wrote has the highest bit,
+/// and differs where the contents differ.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Value(pub u64);
 
 impl Value {
     /// What a block holds that was never written, or was zeroed.
     pub const ZERO: Self = Self(0);
-    /// What nobody wrote.
-    pub const GARBAGE: Self = Self(u64::MAX);
+    const NOBODYS: u64 = 1 << 63;
+
+    /// Did nobody write it? It may be a mixture of what was written.
+    #[must_use]
+    pub fn is_torn(self) -> bool {
+        self.0 & Self::NOBODYS != 0
+    }
+
+    fn nobodys(content: &[u8]) -> Self {
+        let mix = |sum: u64, eight: &[u8]| {
+            let number = eight.iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
+            (sum.rotate_left(5) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        };
+        Self(content.chunks(8).fold(1, mix) | Self::NOBODYS)
+    }
 }
 
 impl fmt::Debug for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::ZERO => write!(f, "zeroes"),
-            Self::GARBAGE => write!(f, "garbage"),
+            _ if self.is_torn() => write!(f, "garbage {:x}", self.0 & 0xffff),
             Self(n) => write!(f, "w{n}"),
         }
     }
@@ -53,17 +67,17 @@ pub fn payload(value: Value, start: u64, count: u32) -> Bytes {
 #[must_use]
 pub fn value_of(block: u64, content: &[u8]) -> Value {
     let Some(head) = content.get(..8).and_then(|h| h.try_into().ok()) else {
-        return Value::GARBAGE;
+        return Value::nobodys(content);
     };
     let value = Value(u64::from_le_bytes(head));
     if value == Value::ZERO {
         let zero = content.iter().all(|b| *b == 0);
-        return if zero { Value::ZERO } else { Value::GARBAGE };
+        return if zero { Value::ZERO } else { Value::nobodys(content) };
     }
     let (first, rest) = (&content[..16], &content[16..]);
     // A period of 16 bytes: the content equals itself moved by one unit.
     let periodic = content[..content.len() - 16] == *rest;
-    if first == unit(value, block) && periodic { value } else { Value::GARBAGE }
+    if first == unit(value, block) && periodic { value } else { Value::nobodys(content) }
 }
 
 #[cfg(test)]
@@ -76,11 +90,13 @@ mod tests {
         assert_eq!(data.len(), 3 * BLOCK);
         for (i, chunk) in data.chunks(BLOCK).enumerate() {
             assert_eq!(value_of(7 + i as u64, chunk), Value(42));
-            assert_eq!(value_of(8 + i as u64, chunk), Value::GARBAGE, "of another block");
+            assert!(value_of(8 + i as u64, chunk).is_torn(), "of another block");
         }
         assert_eq!(value_of(0, &[0; BLOCK]), Value::ZERO);
         let mut torn = data[..BLOCK].to_vec();
         torn[2048..].fill(0);
-        assert_eq!(value_of(7, &torn), Value::GARBAGE);
+        let half = value_of(7, &torn);
+        torn[1024..].fill(0);
+        assert!(half.is_torn() && value_of(7, &torn).is_torn() && value_of(7, &torn) != half);
     }
 }

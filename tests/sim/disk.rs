@@ -2,7 +2,8 @@
 //!
 //! A process that is killed loses nothing that was applied. A power loss leaves each 4 KiB page at
 //! its durable content or at any later one, page by page, which is every subset of un-flushed
-//! writes; the newest un-flushed write of the meta file may also be torn at 512 bytes.
+//! writes; the newest un-flushed write of the meta file may also be torn at 512 bytes. On some
+//! disks any page may be torn that has content which is not durable.
 
 use bytes::Bytes;
 use lockstep_store::layout::File;
@@ -25,9 +26,11 @@ struct Version {
     bytes: Option<Bytes>,
     /// Of a page of the data file: which write it comes from.
     value: Value,
+    /// If it is torn, the older of the two writes it is made of; else `value`.
+    older: Value,
 }
 
-const NEVER: Version = Version { order: 0, bytes: None, value: Value::ZERO };
+const NEVER: Version = Version { order: 0, bytes: None, value: Value::ZERO, older: Value::ZERO };
 
 /// The contents of a page: first the durable one, last the visible one.
 #[derive(Clone, Debug)]
@@ -42,6 +45,17 @@ impl Page {
 
     fn durable(&self) -> &Version {
         self.versions.first().unwrap_or(&NEVER)
+    }
+
+    /// A mixture of two contents, the older of which is durable or not.
+    fn tear(&self, key: Key, rng: &mut Rng) -> Version {
+        let newer = rng.index(self.versions.len());
+        let older = rng.index(newer + 1);
+        let (older, newer) = (&self.versions[older], &self.versions[newer]);
+        let bytes = torn(older, newer, rng);
+        let value = if key.0 == 1 { value_of(key.1, &bytes) } else { Value::ZERO };
+        let older = if value.is_torn() { older.older } else { value };
+        Version { order: newer.order, bytes: Some(bytes), value, older }
     }
 }
 
@@ -211,9 +225,10 @@ impl Disk {
         }
     }
 
-    /// The power fails. Answers how many pages lost something.
-    pub fn power_loss(&mut self, rng: &mut Rng) -> u64 {
-        let mut lost = 0;
+    /// The power fails; so many in a thousand pages that are not durable are torn. Answers how
+    /// many pages lost something, and how many of them are torn blocks of the data.
+    pub fn power_loss(&mut self, rng: &mut Rng, tears: u64) -> (u64, u64) {
+        let (mut lost, mut torn_blocks) = (0, 0);
         for key in std::mem::take(&mut self.dirty) {
             let Some(page) = self.pages.get_mut(&key) else { continue };
             let keep = match rng.below(4) {
@@ -222,13 +237,19 @@ impl Disk {
                 _ => rng.index(page.versions.len()),
             };
             lost += u64::from(keep + 1 < page.versions.len());
+            if tears > 0 && key.0 != number(File::Meta) && rng.chance(tears) {
+                let kept = page.tear(key, rng);
+                torn_blocks += u64::from(kept.value.is_torn());
+                page.versions = vec![kept];
+                continue;
+            }
             let mut kept = page.versions.swap_remove(keep);
             if key.0 == number(File::Meta) && rng.chance(300) {
                 kept.bytes = Some(torn(page.durable(), &kept, rng));
             }
             page.versions = vec![kept];
         }
-        lost
+        (lost, torn_blocks)
     }
 
     /// Which write the block shows.
@@ -241,6 +262,12 @@ impl Disk {
     #[must_use]
     pub fn durable(&self, block: u64) -> Value {
         self.pages.get(&(1, block)).map_or(Value::ZERO, |p| p.durable().value)
+    }
+
+    /// As [`Self::durable`]; of a torn block, the older of the two writes it is made of.
+    #[must_use]
+    pub fn durable_at_least(&self, block: u64) -> Value {
+        self.pages.get(&(1, block)).map_or(Value::ZERO, |p| p.durable().older)
     }
 
     /// Blocks of the data file that were ever written, with what they show, in ascending order.
@@ -268,7 +295,7 @@ impl Disk {
             (File::Data, Some(bytes)) => value_of(page, bytes),
             _ => Value::ZERO,
         };
-        let version = Version { order: self.order, bytes, value };
+        let version = Version { order: self.order, bytes, value, older: value };
         let key = (number(file), page);
         self.damage.remove(&key);
         let page = self.pages.entry(key).or_insert_with(|| Page { versions: vec![NEVER] });
@@ -341,11 +368,29 @@ mod tests {
             put(&mut disk, 1, true);
             put(&mut disk, 2, false);
             put(&mut disk, 3, false);
-            disk.power_loss(&mut Rng::new(seed));
+            disk.power_loss(&mut Rng::new(seed), 0);
             assert_eq!(disk.visible(3), disk.durable(3));
             seen.insert(disk.visible(3));
         }
         assert_eq!(seen, BTreeSet::from([Value(1), Value(2), Value(3)]));
+    }
+
+    #[test]
+    fn a_torn_block_is_made_of_what_was_written_and_never_of_what_is_durable_alone() {
+        let mut torn = 0;
+        for seed in 0..64 {
+            let mut disk = Disk::default();
+            put(&mut disk, 1, true);
+            disk.write(File::Data, 4 * PAGE, &payload(Value(9), 4, 1), true);
+            put(&mut disk, 2, false);
+            torn += disk.power_loss(&mut Rng::new(seed), 1000).1;
+            assert_eq!(disk.visible(4), Value(9), "nobody was writing it");
+            let shown = disk.visible(3);
+            assert!(shown.is_torn() || shown == Value(1) || shown == Value(2));
+            assert_eq!(shown.is_torn(), disk.durable_at_least(3) != shown);
+            assert_eq!(shown, value_of(3, &disk.read(File::Data, 3 * PAGE, PAGE)));
+        }
+        assert!((10..64).contains(&torn), "{torn} blocks are torn");
     }
 
     #[test]

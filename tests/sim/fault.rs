@@ -94,6 +94,8 @@ faults! {
     MetaUnknownLost = "meta-unknown-lost", 100;
     /// A put is applied long after it was given up.
     MetaUnknownLate = "meta-unknown-late", 100;
+    /// A power cut leaves a block of the data half written. The number is how many in a thousand.
+    TornBlock = "torn-block", 300;
     /// A bit of a block flips at rest.
     BitRot = "bit-rot", 2500;
     /// A disk says that it has written a block, and has not.
@@ -131,6 +133,7 @@ impl Fault {
                 | Self::MetaUnknownLost
                 | Self::MetaUnknownLate
                 | Self::Bugify
+                | Self::TornBlock
         )
     }
 }

@@ -120,6 +120,9 @@ pub struct Copy {
     pub reopening: bool,
     /// Was it put back to an older image?
     pub is_old: bool,
+    /// Blocks of active regions of which its checksums proved, when it was opened after a power
+    /// cut, that they are not torn.
+    pub whole: BTreeSet<u64>,
 }
 
 /// A copy that is open.
@@ -191,6 +194,7 @@ impl Copy {
             mishap: None,
             reopening: false,
             is_old: false,
+            whole: BTreeSet::new(),
         }
     }
 }

@@ -112,6 +112,13 @@ impl Block {
         };
         self.writes.iter().filter(possible).map(|w| w.value).collect()
     }
+
+    /// A block may be found torn if nobody kept its power who could be reached, and something was
+    /// written to it that was not durable then.
+    fn may_be_torn(&self, lost_until: Option<u64>) -> bool {
+        let doubtful = |lost: u64| self.writes.iter().any(|w| !w.durable && w.submitted_at <= lost);
+        lost_until.is_some_and(doubtful)
+    }
 }
 
 /// A request without its answer.
@@ -147,7 +154,8 @@ impl Attachment {
         for (block, known) in &self.blocks {
             let found = contents.get(block).copied().unwrap_or(Value::ZERO);
             let legal = known.legal(lost_until);
-            if !legal.contains(&found) {
+            let torn = found.is_torn() && known.may_be_torn(lost_until);
+            if !torn && !legal.contains(&found) {
                 return Err(format!(
                     "epoch {epoch} opens with {found:?} in block {block}; legal are {legal:?}"
                 ));
@@ -422,6 +430,11 @@ impl Oracle {
     pub fn lacks_durable(&self, block: u64, value: Value) -> bool {
         let Some(known) = self.known(block) else { return value != Value::ZERO };
         known.writes.iter().any(|w| w.durable && known.lacks(value, w))
+    }
+
+    /// What a block may hold, as far as is known.
+    pub fn known_values(&self, block: u64) -> impl Iterator<Item = Value> + '_ {
+        self.known(block).into_iter().flat_map(|known| known.writes.iter().map(|w| w.value))
     }
 
     /// May a member show `value` in `block` now?

@@ -137,6 +137,7 @@ impl Profile {
             Self::PowerCuts => &[
                 (Fault::PowerLoss, 2500),
                 (Fault::ClusterPowerLoss, 5000),
+                (Fault::TornBlock, 300),
                 (Fault::Takeover, 4000),
                 (Fault::PrimaryRestart, 5000),
                 (Fault::ConnectionReset, 3000),

@@ -50,6 +50,10 @@ pub struct Coverage {
     pub pages_lost: u64,
     /// Bad blocks that were rewritten with what another member held.
     pub mended: u64,
+    /// Blocks found torn at an opening since no member had them whole, as far as one can know.
+    pub torn: u64,
+    /// Blocks that might have been torn, taken from a member that had them whole.
+    pub untorn: u64,
 }
 
 impl Coverage {
@@ -78,6 +82,8 @@ impl Coverage {
             beyond_repair,
             pages_lost,
             mended,
+            torn,
+            untorn,
         } = other;
         self.claims += claims;
         self.promotions += promotions;
@@ -101,6 +107,8 @@ impl Coverage {
         self.beyond_repair += beyond_repair;
         self.pages_lost += pages_lost;
         self.mended += mended;
+        self.torn += torn;
+        self.untorn += untorn;
     }
 }
 

@@ -9,6 +9,7 @@ mod records;
 mod rot;
 mod seat;
 mod story;
+mod torn;
 mod transport;
 mod wild;
 

@@ -140,6 +140,21 @@ pub struct BlockDigest {
     pub zero: bool,
     /// Of the content as read from the disk.
     pub digest: Digest,
+    /// Is it what one write wrote?
+    pub wholeness: Wholeness,
+}
+
+/// Is the content of a block what one write wrote? A power cut may leave a mixture of two, on a
+/// disk that writes less than a block at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Wholeness {
+    /// Not told: lost on a connection of wire version 2 or 1.
+    #[default]
+    Unknown,
+    /// Its checksum proves it.
+    Whole,
+    /// It may be, but nothing proves it: its region was being written when the replica stopped.
+    Doubtful,
 }
 
 /// What a primary asks of a replica.

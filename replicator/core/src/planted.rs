@@ -122,6 +122,8 @@ bugs! {
     NoChecksumCheck = "no-checksum-check", "G7": "give out what does not match its checksum";
     RetryFailedFlush = "retry-failed-flush", "R6":
         "flush again after a failed flush, and believe it";
+    NoTornHeal = "no-torn-heal", "P5":
+        "copy a block that may be torn over one that is whole, when all lost power";
     NoImageCheck = "no-image-check", "R7":
         "take a replica for what it says although it was put back to an older image";
 }

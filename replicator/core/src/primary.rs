@@ -22,6 +22,7 @@ mod resync;
 mod spoil;
 mod status;
 mod stop;
+mod torn;
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -181,6 +182,14 @@ pub enum Notice {
     Unreadable {
         /// Which block.
         block: u64,
+    },
+    /// After a power cut of all members, blocks that might be torn on the source of a promotion
+    /// were taken from a member on which they are whole.
+    Torn {
+        /// The source.
+        replica: ReplicaId,
+        /// How many.
+        blocks: u64,
     },
     /// A scrub found that members differ, each with the right checksum.
     Diverged {

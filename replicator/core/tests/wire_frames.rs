@@ -8,7 +8,7 @@ use lockstep_core::id::{
 use lockstep_core::limits::{MAX_BODY_BYTES, MAX_DATA_BYTES, MAX_OP_BLOCKS, MAX_VOLUME_BLOCKS};
 use lockstep_core::message::{
     BlockDigest, Digest, Header, Message, Payload, Promised, Refusal, Reply, Request, ResyncBlock,
-    ResyncContent,
+    ResyncContent, Wholeness,
 };
 use lockstep_core::range::{BLOCK_SIZE, BlockRange, BlockSet};
 use lockstep_core::wire::{
@@ -133,7 +133,9 @@ fn refusal() -> impl Strategy<Value = Refusal> {
 }
 
 fn reply() -> impl Strategy<Value = Reply> {
-    let digest = (any::<u32>(), any::<bool>(), any::<[u8; 16]>());
+    let wholeness =
+        prop_oneof![Just(Wholeness::Unknown), Just(Wholeness::Whole), Just(Wholeness::Doubtful)];
+    let digest = (any::<u32>(), any::<bool>(), any::<[u8; 16]>(), wholeness);
     let digests = btree_map(0..MAX_VOLUME_BLOCKS, digest, 0..20);
     prop_oneof![
         promised().prop_map(|promised| Reply::Promised(Box::new(promised))),
@@ -142,11 +144,12 @@ fn reply() -> impl Strategy<Value = Reply> {
         (regions(), proptest::option::of((0..REGIONS).prop_map(RegionIndex)))
             .prop_map(|(regions, next)| Reply::Regions { regions, next }),
         digests.prop_map(|digests| {
-            let entry = |(block, (stamp, zero, digest))| BlockDigest {
+            let entry = |(block, (stamp, zero, digest, wholeness))| BlockDigest {
                 block,
                 stamp: Gen(stamp),
                 zero,
                 digest: Digest(digest),
+                wholeness,
             };
             Reply::Digests(digests.into_iter().map(entry).collect())
         }),
@@ -386,7 +389,7 @@ fn a_header_of_others_is_refused_by_name() {
     assert!(refusal_of(&intact).starts_with("read: "));
     assert!(refusal_of(b"GET / HTTP/1.1\r\n").contains("instead of 72"));
     assert!(changed(0, b'X').contains("does not speak the Lockstep protocol"));
-    assert!(changed(4, 9).contains("Flush frame in wire version 9; this build speaks 1 to 2"));
+    assert!(changed(4, 9).contains("Flush frame in wire version 9; this build speaks 1 to 3"));
     assert!(changed(6, 0x7f).contains("unknown kind of frame 0x7f in wire version 1"));
     assert!(changed(64, 1).contains("must be zero"), "the reserved field");
     let mut ping = made_by_hand(Kind::Ping, 0, &[0; 8], &[]);

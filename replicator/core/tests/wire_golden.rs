@@ -6,7 +6,7 @@ use lockstep_core::id::{
 };
 use lockstep_core::message::{
     BlockDigest, Digest, Header, Message, Payload, Promised, Refusal, Reply, Request, ResyncBlock,
-    ResyncContent,
+    ResyncContent, Wholeness,
 };
 use lockstep_core::range::{BLOCK_SIZE, BlockRange, BlockSet};
 use lockstep_core::wire::{
@@ -14,8 +14,11 @@ use lockstep_core::wire::{
 };
 use uuid::Uuid;
 
-const GOLDEN: [(u16, &str); 2] =
-    [(1, include_str!("wire_golden_v1.txt")), (2, include_str!("wire_golden_v2.txt"))];
+const GOLDEN: [(u16, &str); 3] = [
+    (1, include_str!("wire_golden_v1.txt")),
+    (2, include_str!("wire_golden_v2.txt")),
+    (3, include_str!("wire_golden_v3.txt")),
+];
 const DOCUMENT: &str = include_str!("../../../docs/wire.md");
 
 fn blocks() -> BlockSet {
@@ -70,8 +73,13 @@ fn replies() -> Vec<Reply> {
         credit_bytes: 64 << 20,
         silent_ms: Some(2500),
     };
-    let digest =
-        BlockDigest { block: 9, stamp: Gen(3), zero: false, digest: Digest(*b"0123456789abcdef") };
+    let digest = BlockDigest {
+        block: 9,
+        stamp: Gen(3),
+        zero: false,
+        digest: Digest(*b"0123456789abcdef"),
+        wholeness: Wholeness::Doubtful,
+    };
     let regions = vec![RegionIndex(1), RegionIndex(8)];
     vec![
         Reply::Promised(Box::new(promised)),
@@ -145,8 +153,12 @@ fn an_older_peer_gets_what_it_understands() {
     let sent = frames().into_iter().map(|frame| (encode_as(&frame, 1).decode(), frame));
     let differs = |(read, frame): &(Result<Frame, _>, Frame)| read.as_ref() != Ok(frame);
     let changed: Vec<_> = sent.filter(differs).map(|(read, _)| read).collect();
-    let [Ok(Frame::Request(promise)), Ok(Frame::Request(renew)), Ok(Frame::Reply(promised))] =
-        changed.as_slice()
+    let [
+        Ok(Frame::Request(promise)),
+        Ok(Frame::Request(renew)),
+        Ok(Frame::Reply(promised)),
+        Ok(Frame::Reply(digests)),
+    ] = changed.as_slice()
     else {
         panic!("other frames differ: {changed:?}");
     };
@@ -154,6 +166,8 @@ fn an_older_peer_gets_what_it_understands() {
     let empty = Request::Scan { since: Gen(u32::MAX), from: RegionIndex(0), limit: 1 };
     assert_eq!(renew.body, empty);
     assert!(matches!(&promised.body, Reply::Promised(p) if p.silent_ms.is_none()));
+    let unknown = |d: &BlockDigest| d.wholeness == Wholeness::Unknown;
+    assert!(matches!(&digests.body, Reply::Digests(d) if d.iter().all(unknown)));
 }
 
 #[test]

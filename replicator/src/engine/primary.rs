@@ -305,6 +305,13 @@ impl Driver {
                 block,
                 "no copy can give this block: reads of it fail until it is written again"
             ),
+            Notice::Torn { replica, blocks } => tracing::warn!(
+                %volume,
+                %replica,
+                blocks,
+                "after a power cut of all copies, blocks that may be half written on this one \
+                 were taken from another"
+            ),
             Notice::Diverged { block } => tracing::error!(
                 %volume,
                 block,

@@ -1,11 +1,12 @@
 //! What looks at blocks: read, digest and scan, and the loading of tags.
 
+use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
 use bytes::{Bytes, BytesMut};
 use lockstep_core::block::{self, ZERO_CRC};
 use lockstep_core::id::{Gen, RegionIndex, Token};
-use lockstep_core::message::{BlockDigest, Digest, Payload};
+use lockstep_core::message::{BlockDigest, Digest, Payload, Wholeness};
 use lockstep_core::planted::Bug;
 use lockstep_core::range::{BLOCK_SIZE, BlockRange, BlockSet, region_of};
 use lockstep_core::store::{StoreError, StoreReply};
@@ -13,7 +14,7 @@ use lockstep_core::store::{StoreError, StoreReply};
 use crate::layout::{File, TABLE_BYTES, data_offset, table_offset};
 use crate::op::{DiskError, DiskOpKind};
 use crate::store::{Job, Purpose, Store, Work};
-use crate::tags::slot;
+use crate::tags::{Table, slot};
 
 /// Largest single read: 4 MiB.
 const READ_BLOCKS: u32 = 1024;
@@ -49,6 +50,8 @@ pub(crate) struct Digesting {
     blocks: BlockSet,
     since: Gen,
     held: Vec<RegionIndex>,
+    /// What the disk has as tags of regions that are unresolved.
+    old: BTreeMap<RegionIndex, Table>,
     /// Once the tags are known.
     picked: Option<Vec<Pick>>,
     pieces: Vec<BlockRange>,
@@ -227,15 +230,48 @@ impl Store {
     pub(crate) fn digest(&mut self, token: Token, blocks: BlockSet, since: Gen) {
         self.assert_inside(&blocks);
         let id = self.new_job();
-        let (held, waiting) = self.hold_tables(&blocks, id);
-        let (pieces, data) = (Vec::new(), Vec::new());
+        let (held, loads) = self.hold_tables(&blocks, id);
+        let waiting = loads + self.load_old_tags(&blocks, id);
+        let (pieces, data, old) = (Vec::new(), Vec::new(), BTreeMap::new());
         let (picked, began, tries) = (None, self.tags.changes(), 1);
-        let digesting = Digesting { blocks, since, held, picked, pieces, data, began, tries };
+        let digesting = Digesting { blocks, since, held, old, picked, pieces, data, began, tries };
         let work = Work::Digesting(digesting);
         self.jobs.insert(id, Job { token, waiting, failed: None, work });
         if waiting == 0 {
             self.advance_digesting(id);
         }
+    }
+
+    /// Reads what the disk has as tags of unresolved regions. They may be older than the data, so
+    /// nothing is concluded from a block that does not match; but one that does is whole.
+    fn load_old_tags(&mut self, blocks: &BlockSet, job: u64) -> usize {
+        let mut loads = 0;
+        for region in blocks.regions() {
+            if self.activity.get(region).is_some_and(|entry| entry.unresolved) {
+                let (offset, len) = (table_offset(region), TABLE_BYTES);
+                let kind = DiskOpKind::Read { file: File::Tags, offset, len };
+                self.issue(Purpose::OldTags(job, region), kind);
+                loads += 1;
+            }
+        }
+        loads
+    }
+
+    /// If they can't be read, no block of the region can be told to be whole.
+    pub(crate) fn on_old_tags(
+        &mut self,
+        job: u64,
+        region: RegionIndex,
+        result: Result<Bytes, DiskError>,
+    ) {
+        let good = result.ok().filter(|disk| disk.len() == TABLE_BYTES as usize);
+        let work = self.jobs.get_mut(&job).map(|job| &mut job.work);
+        if let (Some(Work::Digesting(digesting)), Some(disk)) = (work, good) {
+            let mut table = Table::blank();
+            table.merge(&disk);
+            digesting.old.insert(region, table);
+        }
+        self.countdown(job);
     }
 
     pub(crate) fn advance_digesting(&mut self, id: u64) {
@@ -285,14 +321,33 @@ impl Store {
                 return Err(StoreError::Io);
             }
         }
+        let mut crcs = BTreeMap::new();
         for (pick, content) in digesting.contents() {
             let crc = block::crc(content);
             if self.expected_crc(pick.block).is_some_and(|expected| expected != crc) {
                 return Err(StoreError::Checksum { block: pick.block });
             }
+            if !digesting.old.is_empty() {
+                crcs.insert(pick.block, crc);
+            }
         }
         self.learn_what_was_read(digesting);
-        Ok(digests(digesting))
+        let mut digests = digests(digesting);
+        for digest in &mut digests {
+            digest.wholeness = self.wholeness(digesting, digest.block, &crcs);
+        }
+        Ok(digests)
+    }
+
+    /// What a power cut tears is in a region that was active then, and that is unresolved now.
+    fn wholeness(&self, digesting: &Digesting, block: u64, crcs: &BTreeMap<u64, u32>) -> Wholeness {
+        let region = region_of(block);
+        if !self.activity.get(region).is_some_and(|entry| entry.unresolved) {
+            return Wholeness::Whole;
+        }
+        let old = digesting.old.get(&region).and_then(|table| table.crc(slot(block)));
+        let whole = old.is_some() && crcs.get(&block).copied() == old;
+        if whole { Wholeness::Whole } else { Wholeness::Doubtful }
     }
 
     /// Blocks without a trusted checksum get that of what was just read: it is about to be
@@ -384,13 +439,11 @@ fn digests(digesting: &Digesting) -> Vec<BlockDigest> {
     let digest = |pick: &Pick| {
         let Pick { block, stamp, .. } = *pick;
         let content = if pick.read { contents.next() } else { None };
-        match content {
-            Some(content) if !block::is_zero(content) => {
-                let digest = truncated(blake3::hash(content));
-                BlockDigest { block, stamp, zero: false, digest }
-            }
-            Some(_) | None => BlockDigest { block, stamp, zero: true, digest: OF_ZEROES },
-        }
+        let (zero, digest) = match content {
+            Some(content) if !block::is_zero(content) => (false, truncated(blake3::hash(content))),
+            Some(_) | None => (true, OF_ZEROES),
+        };
+        BlockDigest { block, stamp, zero, digest, wholeness: Wholeness::Unknown }
     };
     digesting.picked.iter().flatten().map(digest).collect()
 }

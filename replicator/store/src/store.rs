@@ -74,6 +74,8 @@ pub(crate) enum Purpose {
     FlushData,
     /// Reading a table of tags.
     LoadTags(RegionIndex),
+    /// Reading what the disk has as tags of a region whose tags are not trusted, for a job.
+    OldTags(u64, RegionIndex),
     /// A part of a job: which job, which of its parts.
     Part(u64, usize),
     /// Reading a region whose checksums are to be rebuilt.
@@ -245,6 +247,7 @@ impl Store {
         match (purpose, result) {
             (Some(Purpose::LoadTags(region)), result) => self.on_tags(region, result),
             (Some(Purpose::Rebuild(region)), result) => self.on_rebuild(region, result),
+            (Some(Purpose::OldTags(job, region)), result) => self.on_old_tags(job, region, result),
             (Some(Purpose::Part(job, part)), result) => self.on_part(job, part, result),
             (Some(Purpose::FlushData), Err(_)) if self.planted.has(Bug::IgnoreFlushError) => {
                 self.on_data_flushed();

@@ -9,7 +9,7 @@ use lockstep_core::id::{
     Revision, Tick, Token, VolumeId,
 };
 use lockstep_core::message::{
-    BlockDigest, Digest, Header, Message, Payload, Promised, Refusal, Reply, Request,
+    BlockDigest, Digest, Header, Message, Payload, Promised, Refusal, Reply, Request, Wholeness,
 };
 use lockstep_core::planted::Planted;
 use lockstep_core::primary::{Effect, Event, MetaOp, MetaResult, Params, Phase, Primary};
@@ -357,10 +357,19 @@ fn digests(input: &mut Input<'_>, blocks: &BlockSet) -> Reply {
         stamp: Gen(u32::from(input.below(8))),
         zero: input.below(4) == 1,
         digest: Digest([input.u8() & 1; 16]),
+        wholeness: wholeness(block),
     };
     let some = input.flag();
     let blocks = blocks.blocks().filter(|block| !some || block % 3 == 0);
     Reply::Digests(blocks.take(64).map(|block| of(block, input)).collect())
+}
+
+fn wholeness(block: u64) -> Wholeness {
+    match block % 3 {
+        0 => Wholeness::Whole,
+        1 => Wholeness::Doubtful,
+        _ => Wholeness::Unknown,
+    }
 }
 
 /// Any reply that the wire would let through.
@@ -390,6 +399,7 @@ fn any_reply(input: &mut Input<'_>) -> Reply {
                 stamp: Gen(input.u32()),
                 zero: false,
                 digest,
+                wholeness: wholeness(block),
             }])
         }
         _ => Reply::Refused(match input.below(7) {

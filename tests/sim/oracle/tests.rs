@@ -107,7 +107,7 @@ fn a_disk_that_lacks_an_acknowledged_write_is_found_out() {
     ack(&mut oracle, i, 1);
     assert!(oracle.lacks(BLOCK, Value(0), 1));
     assert!(!oracle.lacks(BLOCK, Value(11), 1));
-    assert!(oracle.lacks(BLOCK, Value::GARBAGE, 1));
+    assert!(oracle.lacks(BLOCK, Value(u64::MAX), 1));
     assert!(!oracle.lacks_durable(BLOCK, Value(0)));
     oracle.flush(i, RequestId(2));
     assert_eq!(oracle.acked(i, RequestId(2)).unwrap().durable, [BLOCK]);

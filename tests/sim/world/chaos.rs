@@ -117,6 +117,7 @@ impl World {
             Fault::DoorReconnect => self.reconnect_guest(),
             Fault::OldWire => self.change_version(node),
             Fault::Bugify
+            | Fault::TornBlock
             | Fault::MetaConflict
             | Fault::MetaUnknownApplied
             | Fault::MetaUnknownLost
@@ -226,10 +227,13 @@ impl World {
         self.spare_dirty(node);
         let n = &mut self.nodes[node];
         (n.boot, n.lost_power) = (boot, Some(now));
-        let lost = n.copy.as_mut().map_or(0, |c| c.disk.power_loss(&mut self.rng));
+        let tears = self.plan.swarm.rate(Fault::TornBlock).min(1000);
+        let disk = n.copy.as_mut().map(|c| &mut c.disk);
+        let (lost, torn) = disk.map_or((0, 0), |disk| disk.power_loss(&mut self.rng, tears));
         self.outcome.coverage.pages_lost += lost;
+        (0..torn).for_each(|_| self.count(Fault::TornBlock));
         let name = self.nodes[node].name.clone();
-        self.say(|| format!("{name}: power is lost, {lost} pages with it"));
+        self.say(|| format!("{name}: power is lost, {lost} pages with it, {torn} blocks torn"));
         if was_up {
             let delay = self.rng.pick(&[50, 1500, 6000, 20_000]).unwrap_or(1500);
             let delay = self.rng.latency(delay * MS);

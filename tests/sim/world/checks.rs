@@ -83,6 +83,8 @@ impl World {
         let blocks: BTreeSet<u64> = source.disk.blocks().chain(self.oracle.blocks()).collect();
         let contents: BTreeMap<u64, Value> =
             blocks.into_iter().map(|b| (b, source.disk.visible(b))).collect();
+        let judged = self.check_torn(old, new, &contents);
+        self.judge("torn", judged);
         let Some(instance) = new.primary.as_ref().map(|p| p.instance) else { return };
         let now = self.now();
         let judged = self.oracle.open(instance, new.epoch, now, &contents, lost_until);
@@ -146,7 +148,8 @@ impl World {
         let lost = self.nodes[node].lost_power.is_some_and(|at| at >= opened);
         let blocks: BTreeSet<u64> = copy.disk.blocks().chain(self.oracle.blocks()).collect();
         for block in blocks {
-            let (shown, durable) = (copy.disk.visible(block), copy.disk.durable(block));
+            let durable = copy.disk.durable_at_least(block);
+            let shown = copy.disk.visible(block);
             // A put that was given up may add a copy that has lost power since: it is unclean, and
             // its primary never takes it for a member again (m6).
             if !lost && !self.oracle.is_readable(block, shown) {
@@ -275,7 +278,7 @@ impl World {
                 }
             }
             for block in &claimed.durable {
-                let durable = copy.disk.durable(*block);
+                let durable = copy.disk.durable_at_least(*block);
                 if self.oracle.lacks_durable(*block, durable) {
                     return Err(format!(
                         "block {block} is declared durable, but on {name} only {durable:?} is"

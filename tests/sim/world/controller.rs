@@ -80,7 +80,7 @@ impl World {
         let mut found = Ok(());
         for (node, copy) in self.in_sync_now(new) {
             for block in self.oracle.blocks() {
-                let durable = copy.disk.durable(block);
+                let durable = copy.disk.durable_at_least(block);
                 if !self.oracle.is_readable(block, durable) {
                     let name = &self.nodes[node].name;
                     found = Err(format!(

@@ -9,6 +9,7 @@ use lockstep_store::{
     DiskError, DiskOp, DiskOpId, DiskOpKind, Identity, OpenParams, Store, format,
 };
 
+use super::torn::whole_blocks;
 use super::{Event, MS, World};
 use crate::disk::{Disk, pieces};
 use crate::fault::Fault;
@@ -82,6 +83,7 @@ impl World {
         let identity = replica::Identity { volume, replica: copy.rid, lineage, incarnation };
         let recovered = opened.recovered;
         let (unresolved, lossy) = (recovered.unresolved.len(), recovered.lossy);
+        copy.whole = whole_blocks(copy, &recovered);
         let promised = recovered.promised;
         copy.host = Some(Host {
             open,

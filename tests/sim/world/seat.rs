@@ -176,6 +176,7 @@ impl World {
         self.say(|| format!("{name}: primary {seat} notes {notice:?}"));
         match notice {
             Notice::Mended { .. } => self.outcome.coverage.mended += 1,
+            Notice::Torn { blocks, .. } => self.outcome.coverage.untorn += blocks,
             Notice::Unreadable { block } => {
                 self.check_readable(&format!("no member can give block {block}"));
             }

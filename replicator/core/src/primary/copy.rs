@@ -42,6 +42,12 @@ pub(super) enum Step {
     HealRead(LockId, u64),
     /// The source writes it.
     HealWrite(LockId, u64),
+    /// The target reads blocks that may be torn on the source and are whole on the target.
+    TornRead(LockId),
+    /// The source writes them.
+    TornWrite(LockId),
+    /// The source makes them durable.
+    TornFlush(LockId),
 }
 
 /// Blocks to bring over under one lock.
@@ -51,7 +57,7 @@ pub(super) struct Window {
     pub(super) blocks: BlockSet,
     since: Gen,
     /// The source's answer.
-    source: Vec<BlockDigest>,
+    pub(super) source: Vec<BlockDigest>,
     /// What will be done with each.
     plan: Vec<ResyncBlock>,
     pub(super) heal: Heal,
@@ -88,7 +94,10 @@ impl Step {
             | Self::Write(lock)
             | Self::Probe(lock)
             | Self::HealRead(lock, _)
-            | Self::HealWrite(lock, _) => Some(*lock),
+            | Self::HealWrite(lock, _)
+            | Self::TornRead(lock)
+            | Self::TornWrite(lock)
+            | Self::TornFlush(lock) => Some(*lock),
         }
     }
 }
@@ -277,6 +286,9 @@ impl Primary {
             (Step::TargetDigest(lock), Reply::Digests(d)) => self.on_target_digests(*lock, &d),
             (Step::Read(lock), Reply::Data(payload)) => self.on_content(*lock, payload),
             (Step::Write(lock), Reply::Done) => self.on_written_over(*lock),
+            (Step::TornRead(lock), Reply::Data(payload)) => self.on_torn_read(*lock, payload),
+            (Step::TornWrite(lock), Reply::Done) => self.on_torn_written(*lock),
+            (Step::TornFlush(lock), Reply::Done) => self.on_torn_durable(rid, *lock),
             (step, reply) => self.on_heal(rid, step, reply),
         };
         if expected.is_none() {
@@ -326,7 +338,8 @@ impl Primary {
         if !same {
             return None;
         }
-        self.plan_window(lock, digests)
+        let torn = self.torn_blocks(lock, digests);
+        if torn.is_empty() { self.plan_window(lock, digests) } else { self.fetch_torn(lock, torn) }
     }
 
     /// Decides for each block whether its content has to move. A fresh target has zeroes.
@@ -419,7 +432,9 @@ impl Primary {
             Step::Probe(lock) => (self.on_probed(lock, false), true),
             Step::HealRead(lock, block) => (self.heal_refused(rid, lock, block), true),
             Step::TargetDigest(lock) => (self.rewrite_window(lock), true),
+            Step::TornRead(lock) => (self.torn_unreadable(lock), true),
             Step::Scan | Step::Write(_) | Step::HealWrite(..) => (None, false),
+            Step::TornWrite(_) | Step::TornFlush(_) => (None, false),
         };
         match mended {
             Some(()) => {}

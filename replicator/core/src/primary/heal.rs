@@ -13,7 +13,7 @@ use crate::id::ReplicaId;
 use crate::limits;
 use crate::lock::LockId;
 use crate::message::{Payload, Refusal, Reply, Request};
-use crate::range::BlockRange;
+use crate::range::{BlockRange, BlockSet};
 
 /// What is known of the source's bad blocks in a window.
 #[derive(Clone, Debug, Default, Hash)]
@@ -24,6 +24,8 @@ pub(super) struct Heal {
     tried: BTreeSet<ReplicaId>,
     /// The block rewritten last, and how often.
     last: Option<(u64, u32)>,
+    /// Blocks that the source is getting from the target since they may be torn.
+    pub(super) torn: Option<BlockSet>,
 }
 
 /// How often a block is rewritten that can't be read back.

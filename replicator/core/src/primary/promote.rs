@@ -322,6 +322,11 @@ impl Primary {
         all_up || waited >= limits::LOSSY_GRACE_MS
     }
 
+    /// Has the source got this block from another member?
+    pub(super) fn is_healed(&self, block: u64) -> bool {
+        self.promotion.healed.contains(block)
+    }
+
     /// A block of the source has got the content that another member gave, which need not be what
     /// the source held. All others get it from the source, whether or not it may differ there.
     pub(super) fn promotion_healed(&mut self, block: u64) {

@@ -98,6 +98,8 @@ pub struct Counters {
     pub removals: u64,
     /// Blocks that were bad on a member and were rewritten there.
     pub mended_blocks: u64,
+    /// Blocks of a promotion's source that might be torn, taken from another member.
+    pub torn_blocks: u64,
     /// Times that no member could give a block.
     pub unreadable_blocks: u64,
     /// Blocks in which a scrub found members that differ.

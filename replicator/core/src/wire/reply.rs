@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::codec::{Malformed, Reader, Writer};
 use super::{Kind, MAX_LIST_BLOCKS, read_crcs, write_crcs};
 use crate::id::{Epoch, Gen, Incarnation};
-use crate::message::{BlockDigest, Digest, Payload, Promised, Refusal, Reply};
+use crate::message::{BlockDigest, Digest, Payload, Promised, Refusal, Reply, Wholeness};
 
 /// Bytes of an entry of [`Reply::Digests`].
 const BLOCK_DIGEST_BYTES: usize = 29;
@@ -17,6 +17,11 @@ const LOSSY: u8 = 2;
 const FRESH: u8 = 4;
 /// The silence follows; since version 2.
 const SILENT: u8 = 8;
+
+const ZERO: u8 = 1;
+/// Since version 3, as is the next.
+const WHOLE: u8 = 2;
+const DOUBTFUL: u8 = 4;
 
 /// Writes the body; returns what else belongs into the frame: kind and data.
 pub(super) fn write<'a>(
@@ -42,7 +47,7 @@ pub(super) fn write<'a>(
         }
         Reply::Digests(digests) => {
             out.count(digests.len());
-            digests.iter().for_each(|digest| write_digest(digest, out));
+            digests.iter().for_each(|digest| write_digest(digest, version, out));
             (Kind::Digests, None)
         }
         Reply::Refused(refusal) => {
@@ -71,10 +76,15 @@ fn write_promised(promised: &Promised, version: u16, out: &mut Writer) {
     }
 }
 
-fn write_digest(digest: &BlockDigest, out: &mut Writer) {
+fn write_digest(digest: &BlockDigest, version: u16, out: &mut Writer) {
+    let wholeness = match digest.wholeness {
+        Wholeness::Whole if version >= 3 => WHOLE,
+        Wholeness::Doubtful if version >= 3 => DOUBTFUL,
+        _ => 0,
+    };
     out.u64(digest.block);
     out.u32(digest.stamp.0);
-    out.u8(u8::from(digest.zero));
+    out.u8(if digest.zero { ZERO } else { 0 } | wholeness);
     out.bytes(&digest.digest.0);
 }
 
@@ -104,7 +114,7 @@ pub(super) fn read(
         Kind::Data => Reply::Data(read_crcs(reader, data)?),
         Kind::Done => Reply::Done,
         Kind::Regions => read_regions(reader)?,
-        Kind::Digests => Reply::Digests(read_digests(reader)?),
+        Kind::Digests => Reply::Digests(read_digests(version, reader)?),
         Kind::Refused => Reply::Refused(read_refusal(version, reader)?),
         _ => return Err(Malformed("not a reply")),
     })
@@ -150,22 +160,30 @@ fn read_regions(reader: &mut Reader<'_>) -> Result<Reply, Malformed> {
     Ok(Reply::Regions { regions: reader.regions()?, next: is_more.then_some(next) })
 }
 
-fn read_digests(reader: &mut Reader<'_>) -> Result<Vec<BlockDigest>, Malformed> {
+fn read_digests(version: u16, reader: &mut Reader<'_>) -> Result<Vec<BlockDigest>, Malformed> {
     let count = reader.count(BLOCK_DIGEST_BYTES)?;
     if count > MAX_LIST_BLOCKS as usize {
         return Err(Malformed("more digests than one answer may hold"));
     }
-    let digests: Result<Vec<_>, Malformed> = (0..count).map(|_| read_digest(reader)).collect();
+    let digests: Result<Vec<_>, Malformed> =
+        (0..count).map(|_| read_digest(version, reader)).collect();
     let digests = digests?;
     let ascending = digests.is_sorted_by(|a, b| a.block < b.block);
     if ascending { Ok(digests) } else { Err(Malformed("blocks are not ascending")) }
 }
 
-fn read_digest(reader: &mut Reader<'_>) -> Result<BlockDigest, Malformed> {
-    let (block, stamp, zero) = (reader.block()?, Gen(reader.u32()?), read_flag(reader)?);
+fn read_digest(version: u16, reader: &mut Reader<'_>) -> Result<BlockDigest, Malformed> {
+    let (block, stamp, state) = (reader.block()?, Gen(reader.u32()?), reader.u8()?);
+    let wholeness = match state & !ZERO {
+        0 => Wholeness::Unknown,
+        WHOLE if version >= 3 => Wholeness::Whole,
+        DOUBTFUL if version >= 3 => Wholeness::Doubtful,
+        _ => return Err(Malformed("unknown state of a block")),
+    };
     let mut digest = [0; 16];
     digest.copy_from_slice(reader.bytes(16)?);
-    Ok(BlockDigest { block, stamp, zero, digest: Digest(digest) })
+    let (zero, digest) = (state & ZERO != 0, Digest(digest));
+    Ok(BlockDigest { block, stamp, zero, digest, wholeness })
 }
 
 fn read_refusal(version: u16, reader: &mut Reader<'_>) -> Result<Refusal, Malformed> {

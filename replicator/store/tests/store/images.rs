@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use lockstep_core::id::{Gen, Tick, Token};
-use lockstep_core::message::{Payload, ResyncBlock, ResyncContent};
+use lockstep_core::message::{BlockDigest, Payload, ResyncBlock, ResyncContent, Wholeness};
 use lockstep_core::planted::{Bug, Planted};
 use lockstep_core::range::{BlockRange, BlockSet};
 use lockstep_core::store::{StoreNote, StoreOp, StoreReply};
@@ -20,7 +20,7 @@ use lockstep_store::{File, OpenParams, Opened, Store, Tuning, format};
 use self::medium::{Image, Medium};
 use self::model::Model;
 use crate::disk::Rng;
-use crate::twin::{Value, content};
+use crate::twin::{Value, content, value_of};
 use crate::world::identity;
 
 /// Three regions.
@@ -338,7 +338,13 @@ fn resolve(image: &Image, opened: Opened) -> Result<(), String> {
     };
     for start in [0, 255, 512] {
         let blocks = BlockSet::from(BlockRange::new(start, 3));
-        ask(&mut store, StoreOp::Read { blocks }).map_err(|e| format!("not readable: {e:?}"))?;
+        let read = StoreOp::Read { blocks: blocks.clone() };
+        ask(&mut store, read).map_err(|e| format!("not readable: {e:?}"))?;
+        let digest = StoreOp::Digest { blocks, since: Gen(0) };
+        match ask(&mut store, digest) {
+            Ok(StoreReply::Digests(digests)) => check_wholeness(image, &digests)?,
+            other => return Err(format!("no digests: {other:?}")),
+        }
     }
     store.note(Tick(0), StoreNote::RestampUnresolved { stamp: Gen(2_000_000) });
     store.note(Tick(0), StoreNote::Resolve);
@@ -346,6 +352,17 @@ fn resolve(image: &Image, opened: Opened) -> Result<(), String> {
     let again = open(&medium.visible(), 7, Planted::NONE)?;
     let left = again.recovered.unresolved;
     if left.is_empty() { Ok(()) } else { Err(format!("{left:?} stay unresolved")) }
+}
+
+/// Of a block that is torn, nobody says that it is whole.
+fn check_wholeness(image: &Image, digests: &[BlockDigest]) -> Result<(), String> {
+    for digest in digests {
+        let torn = value_of(&image.read(File::Data, digest.block * 4096, 4096)).is_err();
+        if torn && digest.wholeness != Wholeness::Doubtful {
+            return Err(format!("torn block {} is called {:?}", digest.block, digest.wholeness));
+        }
+    }
+    Ok(())
 }
 
 /// All workloads of two operations, and some longer ones.

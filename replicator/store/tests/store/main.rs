@@ -8,5 +8,6 @@ mod damage;
 mod disk;
 mod driver;
 mod images;
+mod torn;
 mod twin;
 mod world;

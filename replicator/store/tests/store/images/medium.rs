@@ -175,7 +175,7 @@ impl Medium {
     }
 
     /// What may be found after the power was cut: any subset of what was done and not durable, in
-    /// its order, and any part of what was under way.
+    /// its order, or parts of it, and any part of what was under way.
     pub(crate) fn after_power_cut(
         &self,
         random: usize,
@@ -226,13 +226,17 @@ fn subsets(
         }
         check(&image);
     }
-    if under_way.is_empty() {
+    if all.is_empty() {
         return;
     }
     for _ in 0..random.div_ceil(8) {
         let mut image = base.clone();
-        for write in done.iter().filter(|_| rng.one_in(2)) {
-            image.write(write.file, write.offset, &write.data);
+        for write in done {
+            match rng.below(3) {
+                0 => {}
+                1 => tear(&mut image, write, rng),
+                _ => image.write(write.file, write.offset, &write.data),
+            }
         }
         for write in under_way {
             tear(&mut image, write, rng);

@@ -131,8 +131,10 @@ fn check_block(
     let data = image.read(File::Data, number * 4096, 4096);
     let last = *block.values.last().expect("never empty");
     let Ok(value) = value_of(&data) else {
-        // Torn: only what was being written may be, and only where nobody trusts it.
-        let may = doubtful && block.flying.is_some();
+        // Torn: only what was being written may be, or what is not durable and the power was cut,
+        // and only where nobody trusts it.
+        let volatile = power_cut && block.values.len() > 1;
+        let may = doubtful && (block.flying.is_some() || volatile);
         return if may { Ok(()) } else { Err(format!("block {number} is torn")) };
     };
     let flying = block.flying.map(|(value, _)| value);
