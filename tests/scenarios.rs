@@ -70,4 +70,6 @@ fn a_changed_dialogue_is_noticed() {
 fn scenes_notice_what_they_were_written_for() {
     let scene = include_str!("scenarios/11-void-repair-is-kept.txt");
     assert_ne!(play(scene, Planted::with(Bug::OutsiderCommit)), scene);
+    let scene = include_str!("scenarios/50-removal-taken-back.txt");
+    assert_ne!(play(scene, Planted::with(Bug::KeepProposal)), scene);
 }

@@ -1,6 +1,8 @@
 //! The stage: nodes with the real machines, a record store, links in order, and time that
 //! passes only on command. Everything that is said is written down.
 
+mod records;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lockstep_core::guest::{GuestOp, GuestReply};
@@ -9,12 +11,13 @@ use lockstep_core::id::{
 };
 use lockstep_core::message::{Message, Payload, Reply, Request};
 use lockstep_core::planted::Planted;
-use lockstep_core::primary::{self, MetaOp, MetaResult, Params, Phase, Primary};
+use lockstep_core::primary::{self, Params, Phase, Primary};
 use lockstep_core::range::BlockRange;
 use lockstep_core::record::{Chosen, NewVolume, Record};
 use lockstep_core::replica::{self, Identity, Replica};
 use uuid::Uuid;
 
+use self::records::Mishap;
 use crate::twin::Twin;
 use crate::words;
 
@@ -63,7 +66,7 @@ pub(crate) struct Stage {
     /// The record store as it was earlier.
     kept_record: Option<(Record, Revision)>,
     store_up: bool,
-    lose_answer: bool,
+    mishap: Mishap,
     ids: u64,
     /// What machines will be told next.
     events: VecDeque<(NodeId, primary::Event)>,
@@ -163,7 +166,9 @@ impl Stage {
             ["store", what] => match *what {
                 "up" => self.store_up = true,
                 "down" => self.store_up = false,
-                "loses-next-answer" => self.lose_answer = true,
+                "loses-next-answer" => self.mishap = Mishap::LosesAnswer,
+                "fails-after-next-put" => self.mishap = Mishap::FailsAfterPut,
+                "fails-at-next-put" => self.mishap = Mishap::FailsAtPut,
                 _ => panic!("unknown: {words:?}"),
             },
             _ => panic!("unknown command: {words:?}"),
@@ -431,31 +436,6 @@ impl Stage {
         let why = node.and_then(|p| p.status().stopped);
         let why = why.map_or(String::new(), |why| format!(": {why:?}"));
         self.say(format!("{name} is {phase:?}{why}"));
-    }
-
-    fn ask_store(&mut self, name: &NodeId, op: MetaOp) -> MetaResult {
-        if !self.store_up {
-            self.say(format!("{name} finds the record store unavailable"));
-            return MetaResult::Unavailable;
-        }
-        let (_, revision) = self.record.clone().expect("a record");
-        match op {
-            MetaOp::Get => MetaResult::Read(self.record.clone()),
-            MetaOp::PutIf { expected, .. } if expected != revision => {
-                self.say(format!("{name} conflicts in the record store"));
-                MetaResult::Conflict
-            }
-            MetaOp::PutIf { record, .. } => {
-                self.say(format!("{name} puts {}", words::record(&record)));
-                let revision = Revision(revision.0 + 1);
-                self.record = Some((record, revision));
-                if std::mem::take(&mut self.lose_answer) {
-                    self.say("the answer is lost".into());
-                    return MetaResult::Unknown;
-                }
-                MetaResult::Written(revision)
-            }
-        }
     }
 
     fn tell_replica(&mut self, name: &NodeId, event: replica::Event) {

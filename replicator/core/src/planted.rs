@@ -108,6 +108,8 @@ bugs! {
         "put a change over a record that somebody else changed";
     ForgetLateCas = "forget-late-cas", "S7":
         "take a change with an unknown outcome for one that was not made";
+    KeepProposal = "keep-proposal", "T5":
+        "put a change again although its reason is gone";
     ServeBeforeOpen = "serve-before-open", "P7": "serve before the opening is in force";
     NoRangeLock = "no-range-lock", "G1": "let overlapping operations run at the same time";
     UnlockedReads = "unlocked-reads", "G1": "let reads overlap writes";

@@ -391,7 +391,7 @@ fn legal_change(old: &Record, new: &Record) -> Found {
         ),
         (!closes || new.clean && before == after, "closed but not clean"),
         (old.replicas.len() == new.replicas.len(), "a primary adds or forgets copies"),
-        (opens || closes || claims || old.open_epoch == old.epoch, "members change before T4"),
+        (before == after || opens || old.open_epoch == old.epoch, "members change before T4"),
     ];
     match rules.iter().find(|(holds, _)| !holds) {
         Some((_, broken)) => Err(format!("illegal change of the record: {broken}")),

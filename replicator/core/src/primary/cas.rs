@@ -1,6 +1,9 @@
 //! The dialogue with the record store: one proposal at a time, decided by re-reading when its
 //! outcome is unknown. Until it is decided, both versions count as in force (rule m1, m10).
 
+mod withdraw;
+
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use super::{Effect, MetaOp, MetaResult, Phase, Primary, Stop};
@@ -31,6 +34,12 @@ pub(super) enum Change {
 struct Proposal {
     change: Change,
     record: Record,
+    /// May a put of it have been, or still be, applied?
+    doubtful: bool,
+    /// Whose sessions ended since it was proposed.
+    shaken: BTreeSet<ReplicaId>,
+    /// What is put instead, so that it can never be applied any more: the record in force.
+    instead: Option<Record>,
 }
 
 /// What is asked of the store right now.
@@ -38,6 +47,8 @@ struct Proposal {
 enum Asking {
     Get(Token),
     Put(Token),
+    /// The same as it is, with nothing but another revision.
+    Withdraw(Token),
     /// Ask again at this time.
     Later(Tick),
 }
@@ -96,7 +107,14 @@ impl Cas {
     pub(super) fn retry_at(&self) -> Option<Tick> {
         match self.asking {
             Some(Asking::Later(at)) => Some(at),
-            Some(Asking::Get(_) | Asking::Put(_)) | None => None,
+            Some(Asking::Get(_) | Asking::Put(_) | Asking::Withdraw(_)) | None => None,
+        }
+    }
+
+    /// A session ended: a proposal may have rested on it.
+    pub(super) fn shake(&mut self, rid: ReplicaId) {
+        if let Some(proposal) = &mut self.proposal {
+            proposal.shaken.insert(rid);
         }
     }
 
@@ -125,7 +143,8 @@ impl Primary {
             return self.fence(Stop::UsedUp);
         }
         let record = self.spoiled(record);
-        self.cas.proposal = Some(Proposal { change, record });
+        let (doubtful, shaken, instead) = (false, BTreeSet::new(), None);
+        self.cas.proposal = Some(Proposal { change, record, doubtful, shaken, instead });
         self.put_proposal();
     }
 
@@ -155,8 +174,9 @@ impl Primary {
     }
 
     pub(super) fn on_meta(&mut self, token: Token, result: MetaResult) {
-        let expected = match self.cas.asking {
-            Some(Asking::Get(t) | Asking::Put(t)) => t == token,
+        let asked = self.cas.asking;
+        let expected = match asked {
+            Some(Asking::Get(t) | Asking::Put(t) | Asking::Withdraw(t)) => t == token,
             Some(Asking::Later(_)) | None => false,
         };
         if !expected {
@@ -164,20 +184,28 @@ impl Primary {
         }
         self.cas.asking = None;
         match result {
+            MetaResult::Written(revision) if asked == Some(Asking::Withdraw(token)) => {
+                self.on_instead(revision);
+            }
             MetaResult::Written(revision) => self.on_written(revision),
-            MetaResult::Conflict | MetaResult::Unknown => self.get_record(),
+            MetaResult::Unknown => {
+                self.doubt_proposal();
+                self.get_record();
+            }
+            MetaResult::Conflict => self.get_record(),
             MetaResult::Read(Some((record, revision))) => self.on_record(record, revision),
             // The volume was deleted under us.
             MetaResult::Read(None) => self.fence(Stop::Deleted),
             MetaResult::Unavailable => {
                 let at = self.now.plus_ms(limits::CAS_RETRY_MS);
                 self.cas.asking = Some(Asking::Later(at));
+                self.drop_unwritten();
             }
         }
     }
 
     fn on_written(&mut self, revision: Revision) {
-        if let Some(Proposal { change, record }) = self.cas.proposal.take() {
+        if let Some(Proposal { change, record, .. }) = self.cas.proposal.take() {
             self.cas.in_force = Some((record, revision));
             self.on_changed(&change);
         }
@@ -207,7 +235,10 @@ impl Primary {
         if same && !self.has(Bug::ForgetLateCas) {
             // Not applied so far; it may still be. Putting the same record under the same
             // revision again is harmless either way.
-            return self.put_proposal();
+            return match self.is_still_wanted(&proposal.change) {
+                true => self.put_proposal(),
+                false => self.put_instead(),
+            };
         }
         // Somebody else changed the record: ours can never be applied any more.
         self.cas.proposal = None;
@@ -286,7 +317,7 @@ impl Primary {
     }
 
     /// A proposal will never be in force; the record in force is newer than the one it built on.
-    fn on_abandoned(&mut self, change: &Change) {
+    pub(super) fn on_abandoned(&mut self, change: &Change) {
         match change {
             Change::Claim => {
                 if self.cas.claimed {
@@ -302,7 +333,7 @@ impl Primary {
 
     /// The record in force is another one: whoever is no member in it may come back as a target,
     /// in a session that begins with what it has now.
-    fn after_change(&mut self) {
+    pub(super) fn after_change(&mut self) {
         if self.is_over() {
             return;
         }

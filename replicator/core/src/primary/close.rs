@@ -83,6 +83,12 @@ impl Primary {
         }
     }
 
+    /// Has every member emptied its activity log, in a session that goes on?
+    pub(super) fn is_cleaned(&self) -> bool {
+        let done = |c: &Closing| c.stage == Stage::Cleaning && c.left.is_empty();
+        self.closing.as_ref().is_some_and(done)
+    }
+
     fn propose_close(&mut self) {
         let txn = self.cas.next_txn(self.params.instance);
         if let Some(next) = self.cas.record().map(|r| r.close(txn)) {

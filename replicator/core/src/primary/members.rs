@@ -50,11 +50,8 @@ impl Primary {
         let lost: Vec<ReplicaId> =
             self.members().into_iter().filter(|rid| self.is_lost(*rid)).collect();
         let Some(record) = self.cas.record().cloned() else { return };
-        // Whoever stays has to be there: with nobody to serve, nothing is gained by a removal, and
-        // the one that is removed may be the last that ever comes back.
-        let stays = |rid: &ReplicaId| !lost.contains(rid) && self.is_serving(*rid);
-        let held = !self.members().iter().any(stays);
-        for rid in lost.iter().filter(|_| !held) {
+        let served = self.is_served_without_lost();
+        for rid in lost.iter().filter(|_| served) {
             let txn = self.cas.next_txn(self.params.instance);
             let next = record.remove(*rid, txn);
             if let Some(next) = next.or_else(|| self.removed_below_min(&record, *rid, txn)) {
@@ -65,6 +62,12 @@ impl Primary {
         if !lost.is_empty() && self.catching().is_none() && self.can_repromote(&lost) {
             self.repromote();
         }
+    }
+
+    /// Whoever stays has to be there: with nobody to serve, nothing is gained by a removal, and
+    /// the one that is removed may be the last that ever comes back.
+    pub(super) fn is_served_without_lost(&self) -> bool {
+        self.members().into_iter().any(|rid| !self.is_lost(rid) && self.is_serving(rid))
     }
 
     /// A hung disk looks like a dead node: its connection is reset, and it counts as failed.

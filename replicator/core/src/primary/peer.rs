@@ -407,6 +407,7 @@ impl Primary {
     fn end_session(&mut self, rid: ReplicaId) {
         let Some(peer) = self.peers.get_mut(&rid) else { return };
         peer.lose_session(self.now);
+        self.cas.shake(rid);
         let lost: Vec<Seq> =
             self.calls.iter().filter(|(_, c)| c.rid == rid).map(|(seq, _)| *seq).collect();
         for seq in lost {

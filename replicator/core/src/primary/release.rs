@@ -50,12 +50,17 @@ impl Primary {
     }
 
     /// As many members as copies are wanted have to stay, each of them at hand.
-    fn may_release(&self, rid: ReplicaId) -> bool {
+    pub(super) fn may_release(&self, rid: ReplicaId) -> bool {
         let Some(record) = self.cas.record() else { return false };
         let stay = self.staying(rid);
         let at_hand = stay.iter().all(|rid| self.is_serving(*rid) && !self.is_lost(*rid));
         let enough = usize::from(record.repl.max(record.min_in_sync).max(1));
         self.phase == Phase::Active && record.is_in_sync(rid) && at_hand && stay.len() >= enough
+    }
+
+    /// Is this member's leave proposed, although it is healthy?
+    pub(super) fn is_releasing(&self, rid: ReplicaId) -> bool {
+        self.release.as_ref().is_some_and(|r| r.rid == rid && r.stage == Stage::Proposed)
     }
 
     fn staying(&self, rid: ReplicaId) -> BTreeSet<ReplicaId> {

@@ -240,6 +240,11 @@ impl Primary {
         }
     }
 
+    /// May it be added (S7)?
+    pub(super) fn is_ready(&self, rid: ReplicaId) -> bool {
+        self.resync.stage == Stage::Ready(rid)
+    }
+
     /// S7: T6, or T7 if a member has failed that may not leave alone.
     fn propose_add(&mut self, target: ReplicaId) {
         if !self.cas.is_free() {

@@ -85,7 +85,11 @@ fn plays_otherwise(bug: Bug, name: &str) -> Option<Killer> {
 
 /// The scene that was written for a bug that chance hardly ever finds.
 fn scene_for(bug: Bug) -> Option<&'static str> {
-    (bug == Bug::OutsiderCommit).then_some("11-void-repair-is-kept")
+    match bug {
+        Bug::OutsiderCommit => Some("11-void-repair-is-kept"),
+        Bug::KeepProposal => Some("50-removal-taken-back"),
+        _ => None,
+    }
 }
 
 /// Does this world find the bug? One that finds something without the bug as well proves nothing.
