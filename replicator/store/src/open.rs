@@ -115,6 +115,7 @@ impl Store {
             Superblock { boot_id: params.boot_id, lossy: recovered.lossy, ..found.clone() };
         let store = Self::new(Parts {
             superblock,
+            unmarked: params.lost_cache && recovered.lossy && !found.lossy,
             log: Log::new(found.identity.replica, in_log.seq, in_log.named),
             last_record: in_log.last,
             activity,

@@ -59,6 +59,7 @@ impl Store {
 
     pub(crate) fn resolve(&mut self) {
         self.activity.resolve(self.now);
+        (self.lost_cache, self.unmarked) = (false, false);
         if core::mem::take(&mut self.superblock.lossy) {
             self.persist_superblock();
         }

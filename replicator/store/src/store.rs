@@ -55,10 +55,10 @@ pub struct Store {
     in_flight: BTreeMap<DiskOpId, Purpose>,
     replies: VecDeque<(Token, Result<StoreReply, StoreError>)>,
     faulted: bool,
-    /// Did a flush of the data fail?
-    lost_cache: bool,
+    /// Did a flush of the data fail, and is that not resolved?
+    pub(crate) lost_cache: bool,
     /// Is that still to be written into the superblock?
-    unmarked: bool,
+    pub(crate) unmarked: bool,
     /// Regions whose tags can't be read: when the first of them is in the log, the store latches.
     pub(crate) unreadable: BTreeSet<RegionIndex>,
 }
@@ -133,6 +133,8 @@ pub struct Status {
 /// What [`Store::open`] found, as parts of a store.
 pub(crate) struct Parts {
     pub(crate) superblock: Superblock,
+    /// Was it told of a lost cache that the superblock on the disk says nothing of?
+    pub(crate) unmarked: bool,
     pub(crate) log: Log,
     pub(crate) last_record: Option<Record>,
     pub(crate) activity: Activity,
@@ -143,7 +145,8 @@ pub(crate) struct Parts {
 
 impl Store {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { superblock, log, last_record, activity, regions, tuning, planted } = parts;
+        let Parts { superblock, unmarked, log, last_record, activity, regions, tuning, planted } =
+            parts;
         let mut store = Self {
             superblock,
             promises: Promises::default(),
@@ -164,10 +167,14 @@ impl Store {
             in_flight: BTreeMap::new(),
             replies: VecDeque::new(),
             faulted: false,
-            lost_cache: false,
-            unmarked: false,
+            lost_cache: unmarked,
+            unmarked,
             unreadable: BTreeSet::new(),
         };
+        // At once: until it is there, only this process knows.
+        if unmarked {
+            store.persist_superblock();
+        }
         if let Some(last) = last_record {
             let (offset, data) = store.log.repeat(&last);
             store.append(offset, data);
@@ -462,9 +469,8 @@ impl Store {
         if self.planted.has(Bug::RetryFailedFlush) {
             return self.issue(Purpose::FlushData, DiskOpKind::Sync { file: File::Data });
         }
-        self.latch(error);
         (self.lost_cache, self.unmarked) = (true, true);
-        self.mark_if_quiet();
+        self.latch(error);
     }
 
     /// Notes in the superblock that un-flushed data may be gone, if no promise is being written.
@@ -502,6 +508,7 @@ impl Store {
         for token in tokens {
             self.answer(token, Err(error));
         }
+        self.mark_if_quiet();
     }
 
     pub(crate) fn issue(&mut self, purpose: Purpose, kind: DiskOpKind) {

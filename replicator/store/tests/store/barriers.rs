@@ -388,6 +388,33 @@ fn an_unresolved_region_is_of_interest_to_everybody_until_it_is_resolved() {
     assert!(matches!(read, Ok(StoreReply::Data(payload)) if payload.is_intact()));
 }
 
+/// A disk that fails again and again: what a flush has lost is lost until it is resolved, however
+/// often the files are opened and whatever else fails meanwhile.
+#[test]
+fn a_lost_cache_is_remembered_though_it_cannot_be_marked() {
+    let mut driver = cleaned(plain());
+    assert_eq!(driver.get(write(0, 1, 4, 8)), Ok(StoreReply::Done));
+    driver.ask(1, StoreOp::Flush);
+    driver.fail("flush data", DiskError::Io);
+    driver.fail("superblock", DiskError::Io);
+    for _ in 0..3 {
+        driver.open_again(plain());
+        assert!(driver.recovered.lossy);
+        driver.fail("superblock", DiskError::Io);
+    }
+    driver.open_again(plain());
+    driver.settle();
+    // From now on the disk knows it, and so does any other process.
+    driver.reopen(0, plain());
+    assert!(driver.recovered.lossy);
+    driver.store.note(driver.now, StoreNote::RestampUnresolved { stamp: Gen(7) });
+    driver.store.note(driver.now, StoreNote::Resolve);
+    driver.settle();
+    assert!(!driver.store.status().lost_cache);
+    driver.open_again(plain());
+    assert!(!driver.recovered.lossy);
+}
+
 #[test]
 fn lost_power_is_remembered_until_it_is_resolved() {
     let mut driver = cleaned(plain());

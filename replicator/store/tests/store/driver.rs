@@ -25,13 +25,23 @@ pub(crate) struct Driver {
 }
 
 pub(crate) fn open(disk: &Disk, boot: u8, tuning: Tuning) -> Result<(Store, Recovered), OpenError> {
+    open_after(disk, boot, false, tuning)
+}
+
+/// With `lost_cache`, the process knows that a flush failed.
+fn open_after(
+    disk: &Disk,
+    boot: u8,
+    lost_cache: bool,
+    tuning: Tuning,
+) -> Result<(Store, Recovered), OpenError> {
     let (meta, regions) = (disk.file(File::Meta), disk.file(File::Regions));
     let params = OpenParams {
         meta: &meta,
         regions: &regions,
         expect: Some(identity()),
         boot_id: [boot; 16],
-        lost_cache: false,
+        lost_cache,
         tuning,
         planted: Planted::NONE,
     };
@@ -64,6 +74,14 @@ impl Driver {
     pub(crate) fn reopen(&mut self, boot: u8, tuning: Tuning) {
         self.disk.flying.clear();
         (self.store, self.recovered) = open(&self.disk, boot, tuning).expect("files open");
+    }
+
+    /// The files are opened again by the same process, after the store latched.
+    pub(crate) fn open_again(&mut self, tuning: Tuning) {
+        self.disk.flying.clear();
+        let lost_cache = self.store.status().lost_cache;
+        (self.store, self.recovered) =
+            open_after(&self.disk, 0, lost_cache, tuning).expect("files open");
     }
 
     pub(crate) fn ask(&mut self, token: u64, op: StoreOp) {
