@@ -1,8 +1,15 @@
 //! Blocks whose content tells which write they come from.
 
 use bytes::Bytes;
+use lockstep_core::block::is_zero;
+use lockstep_core::message::Digest;
+use lockstep_store::blake3_digest;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt;
 
+/// Bytes that are repeated all over a block.
+const UNIT: usize = 16;
 /// Bytes in a block.
 pub const BLOCK: usize = 4096;
 
@@ -41,8 +48,8 @@ impl fmt::Debug for Value {
     }
 }
 
-fn unit(value: Value, block: u64) -> [u8; 16] {
-    let mut unit = [0; 16];
+fn unit(value: Value, block: u64) -> [u8; UNIT] {
+    let mut unit = [0; UNIT];
     unit[..8].copy_from_slice(&value.0.to_le_bytes());
     unit[8..].copy_from_slice(&(block ^ 0x005e_ed0b_10c5).to_le_bytes());
     unit
@@ -71,18 +78,53 @@ pub fn value_of(block: u64, content: &[u8]) -> Value {
     };
     let value = Value(u64::from_le_bytes(head));
     if value == Value::ZERO {
-        let zero = content.iter().all(|b| *b == 0);
-        return if zero { Value::ZERO } else { Value::nobodys(content) };
+        return if is_zero(content) { Value::ZERO } else { Value::nobodys(content) };
     }
-    let (first, rest) = (&content[..16], &content[16..]);
-    // A period of 16 bytes: the content equals itself moved by one unit.
-    let periodic = content[..content.len() - 16] == *rest;
-    if first == unit(value, block) && periodic { value } else { Value::nobodys(content) }
+    let here = content[..UNIT] == unit(value, block);
+    if here && is_periodic(content) { value } else { Value::nobodys(content) }
+}
+
+/// Contents of which the digests are kept: more than a world has.
+const KEPT: usize = 20_000;
+
+/// The digest of a block's content. To compute it again for each copy and each look takes most of
+/// the time of a comparison, and the contents here are few.
+#[must_use]
+pub fn digest(content: &[u8]) -> Digest {
+    type Known = BTreeMap<[u8; UNIT], Digest>;
+    thread_local! {
+        static KNOWN: RefCell<Known> = const { RefCell::new(BTreeMap::new()) };
+    }
+    // What is periodic is known by its first unit.
+    let Some(unit) = content.first_chunk().filter(|_| is_periodic(content)) else {
+        return blake3_digest(content);
+    };
+    KNOWN.with_borrow_mut(|known| {
+        if known.len() > KEPT {
+            known.clear();
+        }
+        *known.entry(*unit).or_insert_with(|| blake3_digest(content))
+    })
+}
+
+/// Is it one unit, over and over?
+fn is_periodic(content: &[u8]) -> bool {
+    content.len() == BLOCK && content[..BLOCK - UNIT] == content[UNIT..]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_digest_is_that_of_the_whole_content() {
+        let data = payload(Value(42), 7, 2);
+        let mut torn = data[..BLOCK].to_vec();
+        torn[4095] ^= 1;
+        for content in [&data[..BLOCK], &data[BLOCK..], &torn, &data[..BLOCK]] {
+            assert_eq!(digest(content), blake3_digest(content));
+        }
+    }
 
     #[test]
     fn content_tells_its_write_and_its_place() {

@@ -6,6 +6,7 @@
 //! disks any page may be torn that has content which is not durable.
 
 use bytes::Bytes;
+use lockstep_core::block::ZEROES;
 use lockstep_store::layout::File;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,8 +15,6 @@ use crate::rng::Rng;
 
 const PAGE: u64 = BLOCK as u64;
 const SECTOR: usize = 512;
-/// What holes read as; as long as the longest read of data.
-static ZEROES: [u8; 4 << 20] = [0; 4 << 20];
 
 /// One content that a page had.
 #[derive(Clone, Debug)]

@@ -264,7 +264,7 @@ fn detours(nodes: usize, rng: &mut Rng) -> Vec<Vec<u64>> {
 
 /// Stores that clean early and often, or as in the daemon.
 fn tuning(rng: &mut Rng) -> Tuning {
-    let usual = Tuning::default();
+    let usual = Tuning { digest: crate::content::digest, ..Tuning::default() };
     if rng.chance(400) {
         return usual;
     }
@@ -276,5 +276,6 @@ fn tuning(rng: &mut Rng) -> Tuning {
         clean_batch: rng.pick(&[1, 2, 256]).unwrap_or(2),
         ahead: rng.pick(&[0, 1, 16]).unwrap_or(0),
         cached_tables: rng.pick(&[0, 1, 1000]).unwrap_or(1000),
+        ..usual
     }
 }

@@ -47,4 +47,4 @@ pub use op::{DiskError, DiskOp, DiskOpId, DiskOpKind};
 pub use open::{OpenParams, Opened, format};
 pub use store::{Status, Store};
 pub use superblock::{CopyFault, Identity, Superblock};
-pub use tuning::Tuning;
+pub use tuning::{Tuning, blake3_digest};

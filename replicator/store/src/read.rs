@@ -13,6 +13,7 @@ use lockstep_core::store::{StoreError, StoreReply};
 
 use crate::layout::{File, TABLE_BYTES, data_offset, table_offset};
 use crate::op::{DiskError, DiskOpKind};
+use crate::stamps::by_region;
 use crate::store::{Job, Purpose, Store, Work};
 use crate::tags::{Table, slot};
 
@@ -130,26 +131,29 @@ impl Store {
             if data.len() as u64 != piece.bytes() {
                 return Err(StoreError::Io);
             }
-            for (block, content) in piece.blocks().zip(data.chunks_exact(BLOCK_SIZE as usize)) {
-                let crc = block::crc(content);
-                if self.expected_crc(block).is_some_and(|expected| expected != crc) {
-                    return Err(StoreError::Checksum { block });
+            let mut contents = data.chunks_exact(BLOCK_SIZE as usize);
+            for part in by_region(*piece) {
+                let expected = self.expected_crcs(region_of(part.start));
+                for (block, content) in part.blocks().zip(&mut contents) {
+                    let crc = block::crc(content);
+                    if expected(block).is_some_and(|expected| expected != crc) {
+                        return Err(StoreError::Checksum { block });
+                    }
+                    crcs.push(crc);
                 }
-                crcs.push(crc);
             }
         }
         Ok(Payload { data: joined(&mut reading.data), crcs })
     }
 
-    /// The checksum that a block must have, if that is known.
-    fn expected_crc(&self, block: u64) -> Option<u32> {
-        let region = region_of(block);
-        if self.planted.has(Bug::NoChecksumCheck) {
-            return None;
-        }
-        match self.tags.get(region) {
-            Some(table) => table.crc(slot(block)),
-            None => self.is_untouched(region).then_some(ZERO_CRC),
+    /// The checksums that the blocks of a region must have, as far as they are known.
+    fn expected_crcs(&self, region: RegionIndex) -> impl Fn(u64) -> Option<u32> {
+        let checks = !self.planted.has(Bug::NoChecksumCheck);
+        let table = self.tags.get(region);
+        let untouched = self.is_untouched(region).then_some(ZERO_CRC);
+        move |block| {
+            let known = table.map_or(untouched, |table| table.crc(slot(block)));
+            known.filter(|_| checks)
         }
     }
 
@@ -324,7 +328,9 @@ impl Store {
         let mut crcs = BTreeMap::new();
         for (pick, content) in digesting.contents() {
             let crc = block::crc(content);
-            if self.expected_crc(pick.block).is_some_and(|expected| expected != crc) {
+            if self.expected_crcs(region_of(pick.block))(pick.block)
+                .is_some_and(|expected| expected != crc)
+            {
                 return Err(StoreError::Checksum { block: pick.block });
             }
             if !digesting.old.is_empty() {
@@ -332,7 +338,7 @@ impl Store {
             }
         }
         self.learn_what_was_read(digesting);
-        let mut digests = digests(digesting);
+        let mut digests = digests(digesting, self.tuning.digest);
         for digest in &mut digests {
             digest.wholeness = self.wholeness(digesting, digest.block, &crcs);
         }
@@ -368,20 +374,19 @@ impl Store {
     /// The blocks of interest.
     fn pick(&self, blocks: &BlockSet, since: Gen) -> Vec<Pick> {
         let mut picked = Vec::new();
-        for range in blocks.ranges() {
+        let ignores_log = self.planted.has(Bug::IgnoreSourceLog) && since > Gen(0);
+        for range in blocks.ranges().iter().copied().flat_map(by_region) {
+            let region = region_of(range.start);
+            let entry = self.activity.get(region).filter(|_| !ignores_log);
+            let unresolved = entry.is_some_and(|entry| entry.unresolved);
+            let floor = entry.map(|entry| entry.floor).unwrap_or_default();
+            let table = self.tags.get(region);
+            let untrusted = self.is_untrusted(region);
             for block in range.blocks() {
-                let region = region_of(block);
-                let entry = self.activity.get(region);
-                let mut unresolved = entry.is_some_and(|entry| entry.unresolved);
-                let mut stamp = self.stamp_of(block);
-                if self.planted.has(Bug::IgnoreSourceLog) && since > Gen(0) {
-                    let table = self.tags.get(region);
-                    stamp = table.and_then(|t| t.stamp(slot(block))).unwrap_or_default();
-                    unresolved = false;
-                }
+                let stamp = table.and_then(|table| table.stamp(slot(block)));
+                let stamp = stamp.unwrap_or_default().max(floor);
                 if stamp >= since || unresolved {
-                    let read = stamp > Gen(0) || self.is_untrusted(region);
-                    picked.push(Pick { block, stamp, read });
+                    picked.push(Pick { block, stamp, read: stamp > Gen(0) || untrusted });
                 }
             }
         }
@@ -433,23 +438,19 @@ fn joined(data: &mut [Bytes]) -> Bytes {
     all.freeze()
 }
 
-fn digests(digesting: &Digesting) -> Vec<BlockDigest> {
+fn digests(digesting: &Digesting, hash: fn(&[u8]) -> Digest) -> Vec<BlockDigest> {
     let mut contents =
         digesting.data.iter().flat_map(|data| data.chunks_exact(BLOCK_SIZE as usize));
     let digest = |pick: &Pick| {
         let Pick { block, stamp, .. } = *pick;
         let content = if pick.read { contents.next() } else { None };
         let (zero, digest) = match content {
-            Some(content) if !block::is_zero(content) => (false, truncated(blake3::hash(content))),
+            Some(content) if !block::is_zero(content) => (false, hash(content)),
             Some(_) | None => (true, OF_ZEROES),
         };
         BlockDigest { block, stamp, zero, digest, wholeness: Wholeness::Unknown }
     };
     digesting.picked.iter().flatten().map(digest).collect()
-}
-
-fn truncated(hash: blake3::Hash) -> Digest {
-    Digest(crate::codec::array_at(hash.as_bytes(), 0))
 }
 
 #[cfg(test)]
@@ -458,6 +459,6 @@ mod tests {
 
     #[test]
     fn the_digest_of_zeroes_is_what_it_is_said_to_be() {
-        assert_eq!(truncated(blake3::hash(&block::ZEROES)).0, OF_ZEROES.0);
+        assert_eq!(crate::blake3_digest(&[0; BLOCK_SIZE as usize]), OF_ZEROES);
     }
 }

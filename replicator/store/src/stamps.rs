@@ -7,14 +7,6 @@ use crate::store::Store;
 use crate::tags::{Table, slot};
 
 impl Store {
-    /// The stamp that counts for a block whose region's tags are in memory or not needed.
-    pub(crate) fn stamp_of(&self, block: u64) -> Gen {
-        let region = region_of(block);
-        let stamp = self.tags.get(region).and_then(|table| table.stamp(slot(block)));
-        let floor = self.activity.get(region).map(|entry| entry.floor);
-        stamp.unwrap_or_default().max(floor.unwrap_or_default())
-    }
-
     /// Is it known, without a look at the disk, that no block of the region was ever written?
     pub(crate) fn is_untouched(&self, region: RegionIndex) -> bool {
         self.regions.max(region) == Gen(0)

@@ -1,9 +1,11 @@
 //! What a driver may choose about a store.
 
+use lockstep_core::message::Digest;
+
 use crate::layout::{LOG_CAPACITY, TABLE_BYTES};
 
 /// Limits and times of a store. The format does not depend on them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Tuning {
     /// Resolved regions that may be active before a new activation waits for cleaning. Bounds
     /// what must be compared after a crash, and the tags held in memory (2 KiB each).
@@ -19,6 +21,9 @@ pub struct Tuning {
     pub ahead: u32,
     /// Tables of tags kept in memory besides those of active regions; one is 2 KiB.
     pub cached_tables: usize,
+    /// How the content of a block is digested: [`blake3_digest`], or what answers the same in
+    /// another way.
+    pub digest: fn(&[u8]) -> Digest,
 }
 
 impl Default for Tuning {
@@ -30,8 +35,15 @@ impl Default for Tuning {
             clean_batch: 256,
             ahead: 16,
             cached_tables: CACHE_BYTES / TABLE_BYTES as usize,
+            digest: blake3_digest,
         }
     }
+}
+
+/// The first half of the content's BLAKE3 hash.
+#[must_use]
+pub fn blake3_digest(content: &[u8]) -> Digest {
+    Digest(crate::codec::array_at(blake3::hash(content).as_bytes(), 0))
 }
 
 /// 64 MiB per attached volume.

@@ -33,6 +33,7 @@ pub(crate) fn tuning() -> Tuning {
         clean_batch: 2,
         ahead: 1,
         cached_tables: 1,
+        ..Tuning::default()
     }
 }
 
