@@ -122,6 +122,8 @@ pub(super) struct Driver {
     unsent: bool,
     /// What was asked of the node's slots for resyncs.
     asking: Asking,
+    /// Did it let go of its slots?
+    has_left: bool,
 }
 
 /// Somebody who waits for an answer.
@@ -154,6 +156,7 @@ impl Driver {
             effects: Vec::new(),
             unsent: false,
             asking: Asking::default(),
+            has_left: false,
         }
     }
 
@@ -193,6 +196,9 @@ impl Driver {
 
     /// A resync starts when this node has a slot for it.
     fn ask_for_slot(&mut self, now: Tick) {
+        if self.has_left {
+            return;
+        }
         let (volume, wish) = (self.parts.volume, self.core.slot_wish());
         if self.asking.tell(&self.parts.slots, now, volume, wish) {
             self.step(now, Event::ResyncSlot);
@@ -441,7 +447,10 @@ impl Driver {
             self.parts.peers.disconnect(&node, self.parts.volume);
         }
         self.wants_local = false;
-        self.parts.slots.leave(self.parts.volume);
+        // Once: by the second time they may be its successor's on this node.
+        if !std::mem::replace(&mut self.has_left, true) {
+            self.parts.slots.leave(self.parts.volume);
+        }
         self.local_down();
         self.paths.clear();
     }
