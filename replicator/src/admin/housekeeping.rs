@@ -78,12 +78,14 @@ impl Admin {
         }
     }
 
-    async fn keep_house_once(&self) -> Result<(), Status> {
+    pub(super) async fn keep_house_once(&self) -> Result<(), Status> {
         self.introduce().await?;
         for gone in self.inner.catalog.gone(&self.inner.node).await? {
-            let record = self.inner.catalog.record(gone.uid).await?;
-            if record.is_some_and(|stored| stored.value.replica(gone.rid).is_some()) {
-                // It came back into force: an undecided change was made after all.
+            let record = self.inner.catalog.record(gone.uid).await?.map(|stored| stored.value);
+            let mut here = record.iter().flat_map(|r| &r.replicas);
+            if here.any(|r| r.rid == gone.rid || r.node == self.inner.node) {
+                // It came back into force, since an undecided change was made after all; or
+                // another one was made in its place, which only happens once it is removed.
                 self.inner.catalog.delete_gone(&self.inner.node, gone.rid).await?;
                 continue;
             }

@@ -208,7 +208,9 @@ fn reached(primary: &PrimaryInfo, rid: &ReplicaId) -> bool {
     primary.core.replicas.get(rid).is_some_and(|status| status.connected)
 }
 
-/// Whether a node says that it has the pool of a copy, but not the copy.
+/// Whether a node says that it has the pool of a copy, but not the copy. Files that are too damaged
+/// to be opened cannot tell whose they are, and are no copy: else a node whose only copy is such
+/// could never get another one.
 fn lacks(status: &v1::NodeStatus, entry: &ReplicaEntry) -> bool {
     let Some(info) = status.info.as_ref().filter(|_| status.live) else { return false };
     let rid = entry.rid.to_string();

@@ -100,9 +100,21 @@ impl Admin {
         request: &v1::DeleteReplicaRequest,
     ) -> Result<bool, Status> {
         let (uid, rid) = (names::uid(&request.uid)?, names::rid(&request.rid)?);
-        if !request.force {
-            let record = self.inner.catalog.record(uid).await?;
-            if record.is_some_and(|stored| stored.value.replica(rid).is_some()) {
+        let here = self.inner.engine.replica_status(uid).await;
+        let damaged = here.is_some_and(|info| matches!(info.state, ReplicaState::Damaged(_)));
+        if damaged || !request.force {
+            let record = self.inner.catalog.record(uid).await?.map(|stored| stored.value);
+            let replicas = record.iter().flat_map(|record| &record.replicas);
+            let own = replicas.clone().find(|r| r.node == self.inner.node && r.rid != rid);
+            // It cannot tell its id: it may be the one that counts.
+            if let Some(own) = own.filter(|_| damaged) {
+                return Err(Status::failed_precondition(format!(
+                    "the copy of volume {uid} here is damaged, and the record names {} here, not \
+                     {rid}: it is kept",
+                    own.rid
+                )));
+            }
+            if !request.force && replicas.clone().any(|r| r.rid == rid) {
                 return Err(Status::failed_precondition(format!(
                     "the record of volume {uid} names replica {rid}; removing it may lose data; \
                      delete the volume, or force it"

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::catalog::{Stage, VolumeObject};
 use super::peers::{DO_LIMIT, pass_on, within};
 use super::survey::{Survey, candidates, copysets, evacuated};
-use super::{Admin, names, refuse};
+use super::{Admin, names, recover, refuse};
 
 /// Attempts against others who change the same record.
 const ATTEMPTS: usize = 10;
@@ -74,6 +74,12 @@ impl Admin {
         let record = record.ok_or_else(lost)?.value;
         if let Some(there) = record.replicas.iter().find(|r| Some(&r.node) == node.as_ref()) {
             return Ok(there.rid);
+        }
+        // A copy that this record does not name may be the newest one: nothing takes its place
+        // before somebody has decided what is true.
+        if let Some(why) = recover::warning(&volume.name, &record).filter(|_| record.put_back.0 > 0)
+        {
+            return Err(Status::failed_precondition(format!("volume {}: {why}", volume.name)));
         }
         let survey = self.survey_all().await?;
         let mut all = candidates(&survey, &volume.pool);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_attach::Backend as _;
+use lockstep_core::id::{Epoch, ReplicaId};
 use lockstep_meta::faulty::{Faulty, WriteFault};
 use lockstep_meta::list_all;
 use lockstep_proto::v1;
@@ -21,16 +22,30 @@ struct Node {
     admin: Admin,
     meta: Arc<Faulty>,
     dir: TempDir,
+    cluster: Uuid,
 }
 
 impl Node {
     async fn start() -> Self {
-        let dir = TempDir::new().unwrap();
         let meta = Arc::new(Faulty::over_memory());
+        Self::up(TempDir::new().unwrap(), meta, Uuid::new_v4()).await
+    }
+
+    /// Ends the daemon in good order and starts it again, with something done in between.
+    async fn restart(self, meanwhile: impl FnOnce(&TempDir)) -> Self {
+        let cut_off = self.admin.end(LONG).await;
+        assert!(cut_off.is_empty(), "{cut_off:?} did not close");
+        let Self { admin, meta, dir, cluster } = self;
+        drop(admin);
+        meanwhile(&dir);
+        Self::up(dir, meta, cluster).await
+    }
+
+    async fn up(dir: TempDir, meta: Arc<Faulty>, cluster: Uuid) -> Self {
         let store: Arc<dyn lockstep_meta::Meta> = meta.clone();
         let catalog = Catalog::new(Arc::clone(&store));
         let config = EngineConfig {
-            cluster: Uuid::new_v4(),
+            cluster,
             node: NodeId::new("n1").unwrap(),
             listen: "127.0.0.1:0".parse().unwrap(),
             pools: vec![PoolConfig {
@@ -58,7 +73,7 @@ impl Node {
         .unwrap();
         admin.introduce().await.unwrap();
         admin.begin();
-        Self { admin, meta, dir }
+        Self { admin, meta, dir, cluster }
     }
 
     async fn create(&self) -> Result<v1::VolumeStatus, Status> {
@@ -206,5 +221,50 @@ async fn a_volume_whose_making_cannot_succeed_leaves_nothing_behind() {
     assert_eq!(node.keys("volume/").await, Vec::<String>::new());
     assert_eq!(node.keys("record/").await, Vec::<String>::new());
     node.create().await.unwrap();
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_damaged_copy_is_not_taken_for_one_that_is_to_go() {
+    let node = Node::start().await;
+    let made = node.create().await.unwrap();
+    let uid = names::uid(&made.uid).unwrap();
+    let damage = |dir: &TempDir| {
+        let copy = dir.path().join("pool/replicas").join(uid.to_string());
+        std::fs::write(copy.join("meta"), [0xAA; 100]).unwrap();
+    };
+    let node = node.restart(damage).await;
+    assert_eq!(node.replicas().await, 1);
+
+    // An earlier copy was here, and was to be removed.
+    let earlier = ReplicaId(Uuid::new_v4());
+    let (catalog, own) = (&node.admin.inner.catalog, &node.admin.inner.node);
+    let request =
+        v1::DeleteReplicaRequest { uid: made.uid.clone(), rid: earlier.to_string(), force: true };
+    let refused = node.admin.delete_own_replica(&request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("it is kept"), "{}", refused.message());
+    catalog.put_gone(own, uid, earlier, "v").await.unwrap();
+    node.admin.keep_house_once().await.unwrap();
+    assert_eq!(node.keys("gone/").await, Vec::<String>::new(), "it is looked for no more");
+    assert_eq!(node.replicas().await, 1, "the copy that counts is still there");
+
+    node.admin.delete("v").await.unwrap();
+    assert_eq!(node.replicas().await, 0, "with its volume it goes, damaged or not");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_takes_a_place_while_nobody_knows_which_copies_count() {
+    let node = Node::start().await;
+    let made = node.create().await.unwrap();
+    let catalog = &node.admin.inner.catalog;
+    let stored = catalog.record(names::uid(&made.uid).unwrap()).await.unwrap().unwrap();
+    let next = stored.value.mark_put_back(Epoch(7), Uuid::new_v4());
+    catalog.put_record(Some(stored.revision), &next).await.unwrap();
+    let request = v1::AddReplicaRequest { name: "v".to_owned(), node: None };
+    let refused = node.admin.add_replica(request, false).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("put back to an older state"), "{}", refused.message());
     node.stop().await;
 }
