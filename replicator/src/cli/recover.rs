@@ -21,7 +21,7 @@ pub(super) async fn recover(
     if wanted.force && !yes {
         let look = v1::RecoverVolumeRequest { force: false, ..wanted.clone() };
         let losses = client.recover_volume(look).await?.into_inner().losses;
-        confirm(out, &wanted, &losses)?;
+        confirm(&wanted, &losses)?;
     }
     let answer = client.recover_volume(wanted.clone()).await?.into_inner();
     let volume = answer.volume.as_ref().map(json::volume);
@@ -35,7 +35,7 @@ fn text(wanted: &v1::RecoverVolumeRequest, losses: &[String]) -> String {
     if *acknowledge {
         return format!("volume {name}: what may have been lost is shown no more\n");
     }
-    let list: String = losses.iter().map(|loss| format!("  - {loss}\n")).collect();
+    let list = list(losses);
     if *force {
         format!(
             "volume {name} goes on from the copy {replica}:\n{list}\
@@ -50,20 +50,24 @@ fn text(wanted: &v1::RecoverVolumeRequest, losses: &[String]) -> String {
     }
 }
 
+fn list(losses: &[String]) -> String {
+    losses.iter().map(|loss| format!("  - {loss}\n")).collect()
+}
+
 /// Asks whoever sits there. Nobody there is a no.
-fn confirm(
-    out: &Output,
-    wanted: &v1::RecoverVolumeRequest,
-    losses: &[String],
-) -> Result<(), Failure> {
+fn confirm(wanted: &v1::RecoverVolumeRequest, losses: &[String]) -> Result<(), Failure> {
     let name = &wanted.name;
     if !io::stdin().is_terminal() {
         let why = "it gives up data: say --yes if nobody is there to be asked";
         return Err(Failure::usage(why));
     }
-    let look = v1::RecoverVolumeRequest { force: false, ..wanted.clone() };
-    out.answer(&json!({ "losses": losses }), || text(&look, losses))?;
-    out.answer(&json!({}), || format!("type the volume's name to do it ({name}): \n"))?;
+    // On standard error: the answer on standard output is what was done.
+    Output::remark(&format!(
+        "going on from the copy {} of volume {name} means:\n{}type the volume's name to do it \
+         ({name}):",
+        wanted.replica,
+        list(losses)
+    ));
     let mut line = String::new();
     let read = io::stdin().lock().read_line(&mut line);
     if read.is_ok() && line.trim() == name {
