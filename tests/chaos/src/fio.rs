@@ -79,8 +79,13 @@ impl Fio {
             let mut verified = false;
             loop {
                 last = self.board.is_over();
-                let job =
-                    if !verified || last { Job::Verify } else { jobs.next().unwrap_or(Job::Churn) };
+                let job = match (last, self.kept) {
+                    // A last look at nothing would be none.
+                    (true, None) => Job::Keep,
+                    _ if !verified || last => Job::Verify,
+                    _ => jobs.next().unwrap_or(Job::Churn),
+                };
+                last &= job == Job::Verify;
                 match self.job(&place, job).await {
                     Ok(Ended::Clean) => verified = true,
                     Ok(Ended::Lost) => {

@@ -111,6 +111,10 @@ async fn chaos(
     };
     let outcomes = timeout(CLIENTS_LIMIT, ends).await.context("the clients do not end")?;
     let mut report = add_up(&outcomes);
+    // A client that did nothing has shown nothing.
+    if outcomes.iter().any(|o| o.acked_writes == 0 || o.reads_checked == 0) {
+        board.violation("a client wrote or read nothing");
+    }
     board.tell("comparing the copies");
     report.copies_compared = finish::compare(cluster, &seats).await;
     let wanted: usize = ALL.iter().map(|v| v.repl as usize).sum();
