@@ -60,6 +60,10 @@ faults! {
     ControllerRemoveMember = "controller-remove-member", 12000;
     /// A controller wants other numbers of copies.
     ControllerSetRepl = "controller-set-repl", 12000;
+    /// A node is being emptied from now on, or not any more.
+    NodeEvacuate = "node-evacuate", 9000;
+    /// A node that is down is removed from the cluster until it starts again.
+    NodeRemove = "node-remove", 2500;
     /// A disk is many times slower, for a while.
     SlowDisk = "slow-disk", 9000;
     /// A disk answers nothing, for a while.

@@ -6,6 +6,7 @@ use lockstep_core::planted::Planted;
 use lockstep_store::Tuning;
 use std::collections::BTreeSet;
 
+use crate::cluster::Keeping;
 use crate::fault::{Fault, Swarm};
 use crate::guest::Habits;
 use crate::rng::Rng;
@@ -65,6 +66,8 @@ profiles! {
     CutOff = "cut-off";
     /// Power is lost again and again, soon after flushes.
     PowerCuts = "power-cuts";
+    /// Controllers look after the copies while nodes come, go and are emptied.
+    Cluster = "cluster";
 }
 
 impl Profile {
@@ -142,6 +145,17 @@ impl Profile {
                 (Fault::PrimaryRestart, 5000),
                 (Fault::ConnectionReset, 3000),
             ],
+            Self::Cluster => &[
+                (Fault::ProcessKill, 3000),
+                (Fault::PowerLoss, 8000),
+                (Fault::Partition, 5000),
+                (Fault::WipedReplica, 2000),
+                (Fault::NodeEvacuate, 5000),
+                (Fault::NodeRemove, 1500),
+                (Fault::ControllerSetRepl, 6000),
+                (Fault::Takeover, 6000),
+                (Fault::MetaUnknownLate, 100),
+            ],
         }
     }
 }
@@ -181,6 +195,8 @@ pub struct Plan {
     pub patience_ms: u64,
     /// How stores clean.
     pub tuning: Tuning,
+    /// How controllers look after the copies, if they do.
+    pub keeping: Option<Keeping>,
 }
 
 impl Plan {
@@ -199,7 +215,12 @@ impl Plan {
     }
 
     fn any(profile: Profile, rng: &mut Rng) -> Self {
-        let nodes = usize::try_from(rng.between(3, 5)).unwrap_or(3);
+        let mut keeping = rng.chance(300).then(|| Keeping::draw(rng));
+        let (few, most) = if keeping.is_some() { (4, 6) } else { (3, 5) };
+        let mut nodes = usize::try_from(rng.between(few, most)).unwrap_or(3);
+        if let Some(keeping) = keeping.as_mut().filter(|_| rng.chance(60)) {
+            nodes = keeping.enlarge(rng);
+        }
         let repl = rng.pick(&[1, 2, 2, 2, 3, 3, 3, 3, 4, 5]).unwrap_or(3).min(nodes);
         let usual = if repl <= 2 { 1 } else { 2 };
         let min = if rng.chance(600) { usual } else { rng.between(1, repl as u64) };
@@ -221,6 +242,7 @@ impl Plan {
             chaos_ms: if rng.chance(100) { chaos_ms * 3 } else { chaos_ms },
             patience_ms: rng.between(4, 15) * 1000,
             tuning: tuning(rng),
+            keeping,
         }
     }
 
@@ -228,6 +250,8 @@ impl Plan {
     fn direct(&mut self, rng: &mut Rng) {
         self.swarm = Swarm::of(self.profile.faults(), rng);
         self.nodes = usize::try_from(rng.between(4, 5)).unwrap_or(4);
+        let keeps = self.profile == Profile::Cluster;
+        self.keeping = keeps.then(|| Keeping::draw(rng));
         self.detours = detours(self.nodes, rng);
         self.repl = rng.pick(&[2, 3, 3, 3]).unwrap_or(3);
         self.min_in_sync = if rng.chance(700) { 1 } else { 2 };
@@ -251,6 +275,11 @@ impl Plan {
                 self.habits.depth = self.habits.depth.min(4);
             }
             Profile::PowerCuts => self.habits.mix = [10, 50, 10, 30],
+            Profile::Cluster => {
+                (self.nodes, self.ambushes) = (6, 20);
+                self.detours = detours(self.nodes, rng);
+                self.chaos_ms *= 3;
+            }
         }
     }
 }

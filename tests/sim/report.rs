@@ -54,6 +54,14 @@ pub struct Coverage {
     pub torn: u64,
     /// Blocks that might have been torn, taken from a member that had them whole.
     pub untorn: u64,
+    /// Copies that controllers made.
+    pub copies_made: u64,
+    /// Copies that controllers forgot.
+    pub copies_forgotten: u64,
+    /// Copies that their node had lost.
+    pub copies_vanished: u64,
+    /// Healthy members that controllers had leave.
+    pub copies_spared: u64,
 }
 
 impl Coverage {
@@ -84,6 +92,10 @@ impl Coverage {
             mended,
             torn,
             untorn,
+            copies_made,
+            copies_forgotten,
+            copies_vanished,
+            copies_spared,
         } = other;
         self.claims += claims;
         self.promotions += promotions;
@@ -109,6 +121,10 @@ impl Coverage {
         self.mended += mended;
         self.torn += torn;
         self.untorn += untorn;
+        self.copies_made += copies_made;
+        self.copies_forgotten += copies_forgotten;
+        self.copies_vanished += copies_vanished;
+        self.copies_spared += copies_spared;
     }
 }
 

@@ -3,8 +3,10 @@
 mod chaos;
 mod checks;
 mod controller;
+mod errands;
 mod heal;
 mod host;
+mod keeper;
 mod records;
 mod rot;
 mod seat;
@@ -13,6 +15,7 @@ mod torn;
 mod transport;
 mod wild;
 
+use lockstep_core::cluster::trim::Wanted;
 use lockstep_core::guest::GuestError;
 use lockstep_core::id::{Lineage, NodeId, ReplicaId, RequestId, Revision, Token, VolumeId};
 use lockstep_core::planted::Planted;
@@ -22,6 +25,7 @@ use lockstep_store::DiskOpId;
 use std::fmt::Write as _;
 use uuid::Uuid;
 
+use crate::cluster::{Cluster, POOL};
 use crate::fault::Fault;
 use crate::meta::Meta;
 use crate::net::{Net, Wire};
@@ -33,6 +37,7 @@ use crate::rng::Rng;
 use crate::schedule::Schedule;
 
 pub use heal::Stage;
+use records::Author;
 
 /// Microseconds in a millisecond.
 pub(crate) const MS: u64 = 1000;
@@ -75,13 +80,19 @@ pub(crate) enum Event {
     /// A question reaches the record store.
     MetaArrive { node: usize, seat: u64, token: Token, op: Box<primary::MetaOp> },
     /// A put that was given up is applied all the same.
-    MetaLate { by: usize, expected: Revision, record: Box<Record> },
+    MetaLate { by: usize, author: Author, expected: Revision, record: Box<Record> },
     /// A guest may ask something.
     GuestTurn { node: usize, seat: u64 },
     /// Nothing passes from one node to another for a while.
     Cut { from: usize, to: usize, until: u64 },
     /// A copy without files may be replaced.
     Replace { node: usize, rid: ReplicaId },
+    /// The controllers of a primary's node look at its copies.
+    Keep { node: usize, seat: u64 },
+    /// They go on with what they were doing.
+    Errand(Box<errands::Errand>),
+    /// A node removes what is to go.
+    KeepHouse(usize),
     /// A fault is due.
     Planned(Fault),
     /// A fault strikes at a delicate moment.
@@ -108,13 +119,14 @@ pub struct World {
     pub(crate) net: Net,
     pub(crate) meta: Meta,
     pub(crate) oracle: Oracle,
+    pub(crate) cluster: Cluster,
     pub(crate) outcome: Outcome,
     pub(crate) stage: Stage,
     /// When the faults ended.
     pub(crate) healed_at: u64,
     pub(crate) volume: VolumeId,
     pub(crate) lineage: Lineage,
-    pub(crate) cluster: Uuid,
+    pub(crate) cluster_id: Uuid,
     /// Typical pause of a guest between two bursts, microseconds.
     pub(crate) guest_pause: u64,
     /// Guests are quiet before then.
@@ -142,7 +154,8 @@ impl World {
             (1..=plan.nodes).filter_map(|n| NodeId::new(&format!("n{n}"))).map(Node::new).collect();
         let volume = VolumeId(Uuid::from_u128(rng.bits128()));
         let lineage = Lineage(Uuid::from_u128(rng.bits128()));
-        for node in nodes.iter_mut().take(plan.repl) {
+        let (cluster, hosts) = draw_cluster(&nodes, &plan, &mut rng);
+        for node in nodes.iter_mut().filter(|n| hosts.contains(&n.name)) {
             let rid = ReplicaId(Uuid::from_u128(rng.bits128()));
             let disk = host::formatted(rid, volume, lineage, plan.habits.blocks);
             node.copy = Some(Copy::new(rid, disk));
@@ -156,12 +169,13 @@ impl World {
             net: Net::default(),
             meta: Meta::new(record),
             oracle: Oracle::default(),
+            cluster,
             outcome: Outcome::default(),
             stage: Stage::Chaos,
             healed_at: 0,
             volume,
             lineage,
-            cluster: Uuid::from_u128(rng.bits128()),
+            cluster_id: Uuid::from_u128(rng.bits128()),
             guest_pause: 0,
             quiet_until: 0,
             served_at: 0,
@@ -181,6 +195,9 @@ impl World {
         self.draw_versions();
         for node in 0..self.nodes.len() {
             self.schedule.after(0, Event::Boot(node));
+            if self.cluster.keeping.is_some() {
+                self.schedule.after(MS, Event::KeepHouse(node));
+            }
         }
         let chaos = self.plan.chaos_ms * MS;
         self.guest_pause = self.plan.habits.pause(chaos);
@@ -246,10 +263,15 @@ impl World {
             Event::MetaArrive { node, seat, token, op } => {
                 self.meta_arrive(node, seat, token, *op);
             }
-            Event::MetaLate { by, expected, record } => self.meta_late(by, expected, *record),
+            Event::MetaLate { by, author, expected, record } => {
+                self.meta_late(by, author, expected, *record);
+            }
             Event::GuestTurn { node, seat } => self.guest_turn(node, seat),
             Event::Cut { from, to, until } => self.cut(from, to, until),
             Event::Replace { node, rid } => self.replace(node, rid),
+            Event::Keep { node, seat } => self.keep(node, seat),
+            Event::Errand(errand) => self.errand(*errand),
+            Event::KeepHouse(node) => self.keep_house(node),
             Event::Planned(fault) => self.planned(fault),
             Event::Ambush(fault, aim) => self.strike(fault, aim),
             Event::Boot(node) => self.boot(node),
@@ -273,8 +295,11 @@ impl World {
             | Event::PrimaryWake { node, .. }
             | Event::Primary { node, .. }
             | Event::MetaAnswer { node, .. }
-            | Event::GuestTurn { node, .. } => *node,
+            | Event::GuestTurn { node, .. }
+            | Event::Keep { node, .. } => *node,
+            Event::Errand(errand) => errand.node,
             Event::GiveUp(..)
+            | Event::KeepHouse(_)
             | Event::Reopen { .. }
             | Event::OpenAgain { .. }
             | Event::MetaArrive { .. }
@@ -361,6 +386,22 @@ impl World {
     }
 }
 
+/// The cluster, and the nodes on which the volume begins.
+fn draw_cluster(nodes: &[Node], plan: &Plan, rng: &mut Rng) -> (Cluster, Vec<NodeId>) {
+    let names: Vec<NodeId> = nodes.iter().map(|n| n.name.clone()).collect();
+    let repl = u8::try_from(plan.repl).unwrap_or(1);
+    let wanted = Wanted { repl, min_in_sync: plan.min_in_sync };
+    let mut cluster = Cluster::draw(&names, plan.keeping, wanted, plan.habits.blocks, rng);
+    if plan.keeping.is_none() {
+        return (cluster, names.into_iter().take(plan.repl).collect());
+    }
+    let settled = cluster.settle_others(rng);
+    let created = settled.and_then(|()| cluster.create(plan.habits.blocks, rng));
+    // The caller turns a panic into a finding.
+    assert!(created.is_ok(), "{created:?}");
+    (cluster, created.unwrap_or_default())
+}
+
 fn first_record(
     nodes: &[Node],
     uid: VolumeId,
@@ -375,7 +416,7 @@ fn first_record(
         blocks: plan.habits.blocks,
         repl: u8::try_from(plan.repl).unwrap_or(1),
         min_in_sync: plan.min_in_sync,
-        replicas: copies.map(|(rid, name)| (rid, name, "default".to_owned())).collect(),
+        replicas: copies.map(|(rid, name)| (rid, name, POOL.to_owned())).collect(),
     };
     let record = Record::create(new, Uuid::from_u128(rng.bits128()));
     assert!(record.is_ok(), "the first record is invalid: {record:?}");

@@ -102,7 +102,7 @@ impl Admin {
         memory: &mut Memory,
     ) -> Result<bool, Status> {
         let uid = primary.volume;
-        if !serves(primary) {
+        if !works(primary) {
             return Ok(true);
         }
         // Read afresh: the primary may not have seen yet what was changed a moment ago.
@@ -200,8 +200,10 @@ impl Admin {
     }
 }
 
-fn serves(primary: &PrimaryInfo) -> bool {
-    matches!(primary.core.phase, Phase::Active | Phase::Suspended)
+/// Is it at work? A volume that can't be opened, since it has too few members, may need a new copy
+/// first of all.
+fn works(primary: &PrimaryInfo) -> bool {
+    matches!(primary.core.phase, Phase::Recovering | Phase::Active | Phase::Suspended)
 }
 
 fn reached(primary: &PrimaryInfo, rid: &ReplicaId) -> bool {
@@ -220,7 +222,7 @@ fn lacks(status: &v1::NodeStatus, entry: &ReplicaEntry) -> bool {
 
 /// Whether anything about the volume's copies is not as it should be.
 fn needs_a_look(primary: &PrimaryInfo, evacuated: &BTreeSet<NodeId>) -> bool {
-    let Some(record) = primary.core.record.as_ref().filter(|_| serves(primary)) else {
+    let Some(record) = primary.core.record.as_ref().filter(|_| works(primary)) else {
         return false;
     };
     let unwell = |r: &ReplicaEntry| r.state != ReplicaState::InSync || !reached(primary, &r.rid);

@@ -6,6 +6,7 @@ use lockstep_core::record::{ReplicaEntry, ReplicaState};
 
 use super::host::formatted;
 use super::{Aim, Event, MS, Stage, World};
+use crate::cluster::POOL;
 use crate::fault::Fault;
 use crate::net::{DIALER, Wire};
 use crate::node::Copy;
@@ -86,6 +87,8 @@ impl World {
             Fault::ControllerForget => self.forget_copy(),
             Fault::ControllerRemoveMember => self.remove_member(),
             Fault::ControllerSetRepl => self.want_copies(),
+            Fault::NodeEvacuate => self.evacuate(node),
+            Fault::NodeRemove => self.remove_node(node),
             Fault::SlowDisk => raise(&mut self.nodes[node].slow_until, until),
             Fault::HungDisk => raise(&mut self.nodes[node].hung_until, until + 2000 * MS),
             Fault::DiskError => self.fail_disk(node),
@@ -324,7 +327,7 @@ impl World {
         let record = self.meta.record().clone();
         let (rid, txn) = (ReplicaId(self.uuid()), self.uuid());
         let name = self.nodes[node].name.clone();
-        let Ok(record) = record.add_new(rid, name, "default".to_owned(), txn) else {
+        let Ok(record) = record.add_new(rid, name, POOL.to_owned(), txn) else {
             return false;
         };
         let disk = formatted(rid, self.volume, self.lineage, self.plan.habits.blocks);

@@ -141,7 +141,9 @@ impl World {
     fn check_joined(&self, record: &Record, rid: lockstep_core::id::ReplicaId) -> Found {
         let Some((node, copy)) = self.in_sync(record).into_iter().find(|(_, c)| c.rid == rid)
         else {
-            return Err("a copy without a disk joins".to_owned());
+            // Its last answer was under way when its files were lost: it is lost as a member.
+            let under_way = self.lost_files_lately();
+            return under_way.then_some(()).ok_or("a copy without a disk joins".to_owned());
         };
         let name = &self.nodes[node].name;
         let opened = self.oracle.opened_at();

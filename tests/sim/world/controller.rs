@@ -1,6 +1,7 @@
 //! What a controller does to a volume's copies besides adding and forgetting some: other numbers
 //! of them are wanted, a healthy one is to leave, one that left is forgotten.
 
+use lockstep_core::cluster::trim::Wanted;
 use lockstep_core::id::ReplicaId;
 use lockstep_core::primary::{Event as PrimaryEvent, Phase};
 use lockstep_core::record::{Record, ReplicaState};
@@ -11,6 +12,12 @@ impl World {
     /// Other numbers of copies are wanted of a live volume.
     pub(crate) fn want_copies(&mut self) -> bool {
         let record = self.meta.record().clone();
+        if self.cluster.keeping.is_some() {
+            let most = u64::try_from(self.nodes.len()).unwrap_or(1).min(5);
+            let repl = self.rng.between(1, most);
+            let min = self.rng.between(1, repl.min(3));
+            return self.want(repl, min);
+        }
         let members = u64::try_from(record.in_sync().count()).unwrap_or(1);
         let copies = u64::try_from(record.replicas.len()).unwrap_or(1).min(5);
         let min = self.rng.between(1, members.min(copies));
@@ -20,6 +27,14 @@ impl World {
 
     fn want(&mut self, repl: u64, min: u64) -> bool {
         let (Ok(repl), Ok(min)) = (u8::try_from(repl), u8::try_from(min)) else { return false };
+        if self.cluster.keeping.is_some() {
+            // The controllers put it in force as soon as it can be.
+            let wanted = Wanted { repl, min_in_sync: min };
+            let changes = self.cluster.wanted != wanted;
+            self.cluster.wanted = wanted;
+            self.cluster.stir();
+            return changes;
+        }
         let record = self.meta.record().clone();
         // A member without files counts for nobody who looks.
         if self.in_sync_now(&record).len() < record.in_sync().count() {
@@ -61,6 +76,9 @@ impl World {
 
     /// Copies that left in good order are forgotten.
     pub(crate) fn forget_leaving(&mut self) {
+        if self.keeping().is_some() {
+            return;
+        }
         let leaving = |r: &&lockstep_core::record::ReplicaEntry| r.state == ReplicaState::Leaving;
         while let Some(entry) = self.meta.record().replicas.iter().find(leaving).cloned() {
             self.forget_entry(&entry);

@@ -73,6 +73,7 @@ impl World {
             }
             self.boot(node);
         }
+        self.make_room();
         self.keep_one_primary();
         self.schedule.after(POLL, Event::Stage);
     }
@@ -122,7 +123,7 @@ impl World {
             Stage::Chaos | Stage::Done => return,
             Stage::Healing { since } => {
                 self.forget_leaving();
-                if phase == Phase::Active && self.is_whole(node) {
+                if phase == Phase::Active && self.is_whole(node) && self.is_kept(id) {
                     self.stop_guest(node, id);
                     self.stage = Stage::Settling { since: now };
                 } else if now - since > self.heal_limit() {
@@ -196,7 +197,8 @@ impl World {
             entry.state == ReplicaState::InSync
                 && status.replicas.get(&entry.rid).is_some_and(|r| r.connected)
         });
-        let copies = self.nodes.iter().filter_map(|n| n.copy.as_ref());
+        let listed = |c: &&Copy| self.meta.record().replica(c.rid).is_some();
+        let copies = self.nodes.iter().filter_map(|n| n.copy.as_ref()).filter(listed);
         let resolved = |c: &Copy| c.host.as_ref().is_some_and(|h| !h.replica.status().unclean);
         in_sync && copies.into_iter().all(resolved)
     }

@@ -42,6 +42,8 @@ impl World {
         let (now, process, clock) = (self.now(), self.rng.bits(), self.rng.below(1 << 40));
         let n = &mut self.nodes[node];
         (n.up, n.process) = (true, process);
+        // It introduces itself.
+        self.cluster.removed.remove(&node);
         n.clock.start(now, clock);
         let name = n.name.clone();
         self.say(|| format!("{name}: process starts"));

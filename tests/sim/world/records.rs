@@ -2,13 +2,22 @@
 
 use lockstep_core::id::{Revision, Token};
 use lockstep_core::primary::{Event as PrimaryEvent, MetaOp, MetaResult};
-use lockstep_core::record::Record;
+use lockstep_core::record::{Record, ReplicaEntry, ReplicaState};
 
 use super::{Event, MS, World};
 use crate::fault::Fault;
 
 /// After so long without an answer the driver of a primary gives a question up.
 const PATIENCE: u64 = lockstep_core::limits::CAS_TIMEOUT_MS * MS;
+
+/// Who puts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Author {
+    /// A primary.
+    Primary,
+    /// A controller.
+    Controller,
+}
 
 /// How a put goes.
 enum Fate {
@@ -31,13 +40,12 @@ impl World {
     pub(crate) fn meta_arrive(&mut self, node: usize, seat: u64, token: Token, op: MetaOp) {
         let now = self.now();
         self.puts_under_way -= u64::from(matches!(op, MetaOp::PutIf { .. }));
-        let away = self.meta.down_until.max(self.nodes[node].meta_cut_until) > now;
-        if away {
+        if self.is_meta_away(node) {
             let delay = self.rng.between(10 * MS, PATIENCE);
             // A put that got stuck on the way may still arrive, whatever its sender believes.
             let result = match op {
                 MetaOp::PutIf { expected, record } if self.rng.chance(200) => {
-                    self.apply_late(node, expected, record);
+                    self.apply_late(node, Author::Primary, expected, record);
                     MetaResult::Unknown
                 }
                 MetaOp::PutIf { .. } if self.rng.chance(300) => MetaResult::Unknown,
@@ -51,7 +59,7 @@ impl World {
                 let (record, revision) = (self.meta.record().clone(), self.meta.revision());
                 MetaResult::Read(Some((record, revision)))
             }
-            MetaOp::PutIf { expected, record } => self.put(node, expected, record),
+            MetaOp::PutIf { expected, record } => self.put(node, Author::Primary, expected, record),
         };
         let typical = if self.meta.slow_until > now { 400 * MS } else { 2 * MS };
         let mut delay = self.rng.latency(typical);
@@ -80,21 +88,27 @@ impl World {
         self.primary_event(node, seat, PrimaryEvent::Meta { token, result });
     }
 
-    fn put(&mut self, by: usize, expected: Revision, record: Record) -> MetaResult {
+    pub(super) fn put(
+        &mut self,
+        by: usize,
+        author: Author,
+        expected: Revision,
+        record: Record,
+    ) -> MetaResult {
         self.delicate(self.plan.ambushes, None);
         if self.meta.storm_until > self.now() {
             self.touch_record();
         }
         match self.fate() {
-            Fate::Usual => self.apply_put(by, expected, record),
+            Fate::Usual => self.apply_put(by, author, expected, record),
             Fate::Contested => {
                 self.count(Fault::MetaConflict);
                 self.touch_record();
-                self.apply_put(by, expected, record)
+                self.apply_put(by, author, expected, record)
             }
             Fate::UnknownApplied => {
                 self.count(Fault::MetaUnknownApplied);
-                self.apply_put(by, expected, record);
+                self.apply_put(by, author, expected, record);
                 MetaResult::Unknown
             }
             Fate::UnknownLost => {
@@ -102,7 +116,7 @@ impl World {
                 MetaResult::Unknown
             }
             Fate::UnknownLate => {
-                self.apply_late(by, expected, record);
+                self.apply_late(by, author, expected, record);
                 MetaResult::Unknown
             }
         }
@@ -127,21 +141,33 @@ impl World {
         Fate::Usual
     }
 
-    fn apply_late(&mut self, by: usize, expected: Revision, record: Record) {
+    fn apply_late(&mut self, by: usize, author: Author, expected: Revision, record: Record) {
         self.count(Fault::MetaUnknownLate);
         let delay = self.rng.pick(&[20, 150, 1000, 4000, 10_000]).unwrap_or(1000) * MS;
         let delay = self.rng.below(delay * 2);
         self.puts_under_way += 1;
         let record = Box::new(record);
-        self.schedule.after(delay, Event::MetaLate { by, expected, record });
+        self.schedule.after(delay, Event::MetaLate { by, author, expected, record });
     }
 
-    pub(crate) fn meta_late(&mut self, by: usize, expected: Revision, record: Record) {
+    pub(crate) fn meta_late(
+        &mut self,
+        by: usize,
+        author: Author,
+        expected: Revision,
+        record: Record,
+    ) {
         self.puts_under_way -= 1;
-        self.apply_put(by, expected, record);
+        self.apply_put(by, author, expected, record);
     }
 
-    fn apply_put(&mut self, by: usize, expected: Revision, record: Record) -> MetaResult {
+    fn apply_put(
+        &mut self,
+        by: usize,
+        author: Author,
+        expected: Revision,
+        record: Record,
+    ) -> MetaResult {
         let name = self.nodes[by].name.clone();
         let new = record.clone();
         let Some(old) = self.meta.put_if(expected, record) else {
@@ -149,9 +175,21 @@ impl World {
             return MetaResult::Conflict;
         };
         self.say(|| format!("record: {name} writes {}", describe(&new)));
-        self.check_put(&old, &new);
+        match author {
+            Author::Primary => self.check_put(&old, &new),
+            Author::Controller => {
+                let judged = only_copies(&old, &new);
+                self.judge("copies", judged);
+                self.tell_of_change();
+            }
+        }
         self.keep_recoverable();
         MetaResult::Written(self.meta.revision())
+    }
+
+    /// Can't a node reach the record store?
+    pub(super) fn is_meta_away(&self, node: usize) -> bool {
+        self.meta.down_until.max(self.nodes[node].meta_cut_until) > self.now()
     }
 
     /// A controller writes the record; primaries are told, unless the news are lost.
@@ -163,6 +201,12 @@ impl World {
         assert!(old.is_some(), "the revision was read just now");
         self.keep_recoverable();
         self.say(|| format!("record: a controller writes {}", describe(&new)));
+        self.tell_of_change();
+    }
+
+    /// Primaries are told that somebody else has changed the record; now and then the news are
+    /// lost.
+    fn tell_of_change(&mut self) {
         for node in 0..self.nodes.len() {
             let Some(seat) = self.nodes[node].seat.as_ref().map(|s| s.id) else { continue };
             if self.stage != super::Stage::Chaos || self.rng.chance(900) {
@@ -178,6 +222,31 @@ impl World {
         let txn = self.uuid();
         let record = Record { txn, ..self.meta.record().clone() };
         self.controller_writes(record);
+    }
+}
+
+/// A controller adds and forgets copies, and changes how many are wanted, and nothing else: it
+/// never takes a member away.
+fn only_copies(old: &Record, new: &Record) -> Result<(), String> {
+    new.validate().map_err(|e| e.to_string())?;
+    let mut same = new.clone();
+    same.replicas.clone_from(&old.replicas);
+    (same.repl, same.min_in_sync, same.txn) = (old.repl, old.min_in_sync, old.txn);
+    let kept = |r: &ReplicaEntry| new.replica(r.rid) == Some(r);
+    let forgotten = |r: &&ReplicaEntry| !kept(r);
+    let added = |r: &&ReplicaEntry| old.replica(r.rid).is_none();
+    let rules = [
+        (same == *old, "a controller changes what is not its business"),
+        (old.in_sync().all(kept), "a controller takes a member away"),
+        (old.replicas.iter().filter(forgotten).count() <= 1, "two copies are forgotten at once"),
+        (
+            new.replicas.iter().filter(added).all(|r| r.state == ReplicaState::New),
+            "a copy is added that is not empty",
+        ),
+    ];
+    match rules.iter().find(|(holds, _)| !holds) {
+        Some((_, broken)) => Err((*broken).to_owned()),
+        None => Ok(()),
     }
 }
 

@@ -34,6 +34,7 @@ impl World {
         let name = self.nodes[node].name.clone();
         self.say(|| format!("{name}: primary {id} starts"));
         self.tell_primary(node, id, PrimaryEvent::Wake);
+        self.keep_later(node, id);
     }
 
     /// Drops the primary of a node, as if its task had been cancelled.

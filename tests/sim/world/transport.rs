@@ -139,7 +139,7 @@ impl World {
     fn new_link(&self, node: usize, role: Role, expect: Option<usize>) -> Link {
         let params = LinkParams {
             role,
-            cluster: self.cluster,
+            cluster: self.cluster_id,
             node: self.nodes[node].name.clone(),
             process: self.nodes[node].process,
             expect: expect.map(|n| self.nodes[n].name.clone()),

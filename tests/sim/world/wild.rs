@@ -162,13 +162,16 @@ impl World {
     /// A copy may lose its files just when a primary that can't know it yet removes the last other
     /// member. Then an administrator has to decide, and the world ends here.
     pub(crate) fn give_up_if_lost(&mut self, record: &Record) {
-        let recently = |at: u64| self.now() < at + SILENCE;
-        let hasty = self.files_lost_at.is_some_and(recently);
-        if hasty && self.in_sync_now(record).is_empty() {
+        if self.lost_files_lately() && self.in_sync_now(record).is_empty() {
             self.say(|| "all members have lost their files: beyond repair".to_owned());
             self.outcome.coverage.beyond_repair += 1;
             self.stage = Stage::Done;
         }
+    }
+
+    /// May somebody not know yet that a copy has lost its files?
+    pub(super) fn lost_files_lately(&self) -> bool {
+        self.files_lost_at.is_some_and(|at| self.now() < at + SILENCE)
     }
 
     fn lose_files(&mut self, node: usize, rid: ReplicaId) {
@@ -196,6 +199,10 @@ impl World {
     pub(crate) fn replace(&mut self, node: usize, rid: ReplicaId) {
         let entry = self.meta.record().replica(rid).cloned();
         let taken = self.nodes[node].copy.as_ref().is_some_and(|c| c.rid != rid);
+        // Controllers see that the files are gone, but not that they are old.
+        if self.keeping().is_some() && self.nodes[node].copy.is_none() {
+            return;
+        }
         match entry.filter(|_| !taken) {
             None => return,
             Some(entry) if entry.state != ReplicaState::InSync => {

@@ -174,15 +174,20 @@ fn place(view: &View<'_>, fates: &[(&ReplicaEntry, Fate)]) -> Verdict {
 
 /// A copy that may be forgotten (T9): as many as wanted are in sync on nodes that answer, and
 /// this one is not. Those on their way out come first, then the silent, then the others, by id:
-/// so a returning copy and its replacement race, and the loser goes.
+/// so a returning copy and its replacement race, and the loser goes. For one on its way out as
+/// many as needed suffice: it never comes back, and as long as it is listed its node gets no other
+/// copy, which may be the only place left for one.
 #[must_use]
 pub fn surplus(view: &View<'_>) -> Option<ReplicaId> {
     let record = view.record;
     let good = record.in_sync().filter(|entry| view.fate(entry) == Fate::Present).count();
-    if good < usize::from(record.repl) {
-        return None;
-    }
-    let others = record.replicas.iter().filter(|entry| entry.state != ReplicaState::InSync);
+    let whole = record.in_sync().filter(|entry| view.answers(&entry.node)).count();
+    let may = |entry: &&ReplicaEntry| match entry.state {
+        ReplicaState::InSync => false,
+        ReplicaState::Leaving => whole >= usize::from(record.min_in_sync),
+        ReplicaState::New | ReplicaState::Out { .. } => good >= usize::from(record.repl),
+    };
+    let others = record.replicas.iter().filter(may);
     let rank = |entry: &&ReplicaEntry| {
         (entry.state != ReplicaState::Leaving, view.answers(&entry.node), entry.rid)
     };

@@ -222,6 +222,8 @@ fn a_copy_too_many_is_named() {
         ("the replacement lost", 3, &[IN, IN, IN, NEW], "....", Some(3)),
         ("the silent one goes first", 2, &[IN, IN, NEW, OUT], "...s", Some(3)),
         ("what is on its way out goes first", 2, &[IN, IN, OUT, LEAVING], "..S.", Some(3)),
+        ("its node may be needed for a new one", 3, &[IN, IN, LEAVING], "...", Some(2)),
+        ("nobody else answers", 3, &[IN, IN, LEAVING], "SS.", None),
         ("an in-sync copy is silent", 3, &[IN, IN, IN, NEW], "..s.", None),
         ("an in-sync copy is drained", 3, &[IN, IN, IN, NEW], "..l.", None),
     ];
