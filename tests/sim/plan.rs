@@ -153,7 +153,6 @@ impl Profile {
                 (Fault::NodeEvacuate, 5000),
                 (Fault::NodeRemove, 1500),
                 (Fault::ControllerSetRepl, 6000),
-                (Fault::Takeover, 6000),
                 (Fault::MetaUnknownLate, 100),
             ],
         }

@@ -79,6 +79,18 @@ impl Mending {
         self.job.is_none() && self.queue.is_empty()
     }
 
+    /// Is a block known to be bad and not mended yet? A scrub that has found nothing is no reason
+    /// to think so.
+    pub(super) fn knows_bad(&self) -> bool {
+        let job = self.job.as_ref().filter(|job| match job.step {
+            _ if !job.compares || !job.suspects.is_empty() => true,
+            Step::Reading(_) => !job.todo.is_empty(),
+            Step::Fetching(..) | Step::Writing(_) => true,
+            Step::Locking | Step::Comparing { .. } => false,
+        });
+        job.is_some() || !self.queue.is_empty()
+    }
+
     /// Is something in this range to be mended?
     pub(super) fn concerns(&self, range: BlockRange) -> bool {
         let queued = self.queue.iter().take_while(|(start, _, _)| *start < range.end());

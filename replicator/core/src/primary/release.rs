@@ -4,7 +4,8 @@
 //! without anybody having noticed. So before it leaves (T5), what it has must be durable on all
 //! that stay: from the beginning on every write is made durable before it is acknowledged, and
 //! what was written before is flushed. Otherwise an acknowledged write that the leaving member
-//! still has could be lost with the others' memory, a breach of G3.
+//! still has could be lost with the others' memory, a breach of G3. And blocks that are known to be
+//! bad on one that stays are mended first: the one that leaves may be the last to have them.
 
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
@@ -91,7 +92,7 @@ impl Primary {
             Stage::Flushing { stay, left } => {
                 if stay != self.staying(rid) {
                     self.begin_release(rid);
-                } else if left.is_empty() && self.cas.is_free() {
+                } else if left.is_empty() && self.cas.is_free() && !self.mending.knows_bad() {
                     self.propose_release(rid);
                 }
             }
