@@ -8,7 +8,7 @@ pub const MAX_OP_BLOCKS: u32 = 256;
 /// Largest guest request after which the door must cut: 32 MiB, the usual limit of NBD clients.
 /// Discards and zeroing may be larger; they carry no data.
 pub const MAX_GUEST_BLOCKS: u32 = 8192;
-/// Largest metadata part of a frame. Holds an activity log of 120,000 regions at 4 bytes each.
+/// Largest metadata part of a frame: see the assertions on it below.
 pub const MAX_BODY_BYTES: u32 = 2 << 20;
 /// Largest data part of a frame: one operation.
 pub const MAX_DATA_BYTES: u32 = MAX_OP_BLOCKS * crate::range::BLOCK_SIZE;
@@ -75,6 +75,9 @@ pub const SCAN_REGIONS: u32 = 1024;
 /// Runs of neighbouring regions that a resync remembers to be copied: 1 MiB of memory. Scanning
 /// waits when there are more.
 pub const SCAN_AHEAD_RUNS: usize = 1 << 17;
+/// Ranges of blocks in an answer to a promise, and in what is logged with one request. A ring with
+/// more is told in whole regions.
+pub const RING_RANGES: usize = 1 << 15;
 /// Pause before a failed resync starts again.
 pub const RESYNC_BACKOFF_MS: u64 = 500;
 /// The same after a target could not keep up with the guest, doubled with each time in a row, and
@@ -127,7 +130,10 @@ const _: () = assert!(LEASE_WAIT_MS <= SESSION_DEAD_MS + CONNECT_WAIT_MS);
 // An idle reader's question is answered before the lease that it had runs out.
 const _: () = assert!(LEASE_MS - RENEW_MS >= HEARTBEAT_MS);
 const _: () = assert!(CREDIT_BYTES >= 4 * MAX_DATA_BYTES as u64);
-const _: () = assert!(120_000 * 4 < MAX_BODY_BYTES);
+// A promise tells at most 120,000 regions, as many as an activity log holds: each may be in the
+// ring, as a range of 12 bytes, and unresolved, with 4; besides them there are 64 bytes.
+const _: () = assert!(120_000 * (12 + 4) + 64 < MAX_BODY_BYTES);
+const _: () = assert!(RING_RANGES * 12 + 120_000 * 4 + 64 < MAX_BODY_BYTES as usize);
 const _: () = assert!(MAX_VOLUME_BLOCKS / 256 <= u32::MAX as u64);
 const _: () = assert!(READ_HEDGE_MS < OP_FAIL_MS);
 const _: () = assert!(RESYNC_WINDOWS_GUARDED <= RESYNC_WINDOWS);

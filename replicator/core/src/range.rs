@@ -105,6 +105,9 @@ impl fmt::Debug for BlockSet {
     }
 }
 
+/// So many ranges are added to a set one by one.
+const FEW: usize = 8;
+
 impl BlockSet {
     /// The empty set.
     #[must_use]
@@ -158,9 +161,31 @@ impl BlockSet {
 
     /// Adds every block of `other`.
     pub fn extend(&mut self, other: &Self) {
-        for range in &other.ranges {
-            self.insert(*range);
+        if other.ranges.len() <= FEW {
+            other.ranges.iter().for_each(|range| self.insert(*range));
+        } else {
+            let all = self.ranges.iter().chain(&other.ranges).copied();
+            *self = all.collect();
         }
+    }
+
+    /// What of it lies within `range`.
+    #[must_use]
+    pub fn within(&self, range: BlockRange) -> Self {
+        let first = self.ranges.partition_point(|r| r.end() <= range.start);
+        let inside = self.ranges.iter().skip(first).take_while(|r| r.start < range.end());
+        let cut = |r: &BlockRange| {
+            let (start, end) = (r.start.max(range.start), r.end().min(range.end()));
+            BlockRange::new(start, u32::try_from(end - start).unwrap_or(r.count))
+        };
+        Self { ranges: inside.map(cut).collect() }
+    }
+
+    /// The whole regions that it touches, in a volume of so many blocks.
+    #[must_use]
+    pub fn in_whole_regions(&self, volume: u64) -> Self {
+        let whole = |region| BlockRange::of_region(region, volume);
+        self.regions().into_iter().filter_map(whole).collect()
     }
 
     /// The regions touched, ascending, each once.
@@ -190,6 +215,9 @@ impl From<BlockRange> for BlockSet {
 
 impl FromIterator<BlockRange> for BlockSet {
     fn from_iter<I: IntoIterator<Item = BlockRange>>(ranges: I) -> Self {
+        // In order, each goes to the end: anywhere else, those behind it would have to move.
+        let mut ranges: Vec<BlockRange> = ranges.into_iter().collect();
+        ranges.sort_by_key(|r| r.start);
         let mut set = Self::new();
         ranges.into_iter().for_each(|r| set.insert(r));
         set
@@ -215,6 +243,8 @@ mod tests {
                 twin.extend(BlockRange::new(start, count).blocks());
                 prop_assert_eq!(set.blocks().collect::<BTreeSet<_>>(), twin.clone());
                 prop_assert_eq!(set.len(), twin.len() as u64);
+                let shuffled = set.ranges().iter().rev().copied();
+                prop_assert_eq!(&shuffled.collect::<BlockSet>(), &set);
                 for pair in set.ranges().windows(2) {
                     prop_assert!(pair[0].end() < pair[1].start, "ranges touch: {:?}", set);
                 }
@@ -223,6 +253,50 @@ mod tests {
                 }
             }
         }
+    }
+
+    proptest! {
+        /// One set and another, however many ranges they have.
+        #[test]
+        fn a_set_extended_by_another_has_the_blocks_of_both(
+            one in proptest::collection::vec((0_u64..200, 1_u32..4), 0..30),
+            other in proptest::collection::vec((0_u64..200, 1_u32..4), 0..30),
+        ) {
+            let set = |ranges: &[(u64, u32)]| -> BlockSet {
+                ranges.iter().map(|(start, count)| BlockRange::new(*start, *count)).collect()
+            };
+            let mut both = set(&one);
+            both.extend(&set(&other));
+            let all: Vec<(u64, u32)> = one.into_iter().chain(other).collect();
+            prop_assert_eq!(both, set(&all));
+        }
+
+        /// What lies within a range, block by block.
+        #[test]
+        fn a_part_of_a_set_has_its_blocks_within_the_range(
+            ranges in proptest::collection::vec((0_u64..64, 1_u32..9), 0..20),
+            (start, count) in (0_u64..80, 1_u32..30),
+        ) {
+            let set: BlockSet =
+                ranges.into_iter().map(|(start, count)| BlockRange::new(start, count)).collect();
+            let range = BlockRange::new(start, count);
+            let part = set.within(range);
+            let expected: BlockSet = set
+                .blocks()
+                .filter(|block| range.contains(*block))
+                .map(|block| BlockRange::new(block, 1))
+                .collect();
+            prop_assert_eq!(part, expected);
+        }
+    }
+
+    #[test]
+    fn whole_regions_end_where_the_volume_does() {
+        let set: BlockSet =
+            [(3, 1), (255, 2), (700, 1)].map(|(b, n)| BlockRange::new(b, n)).into_iter().collect();
+        let whole: BlockSet = [(0, 768)].map(|(b, n)| BlockRange::new(b, n)).into_iter().collect();
+        assert_eq!(set.in_whole_regions(1000), whole);
+        assert_eq!(set.in_whole_regions(701).ranges().last(), Some(&BlockRange::new(0, 701)));
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl CopyJob {
     fn add_explicit(&mut self, blocks: &BlockSet) {
         for region in blocks.regions() {
             let all = BlockRange::of_region(region, limits::MAX_VOLUME_BLOCKS);
-            let inside = all.map(|all| intersect(blocks, all)).unwrap_or_default();
+            let inside = all.map(|all| blocks.within(all)).unwrap_or_default();
             self.progress.total_bytes += bytes_of(&inside);
             self.todo.push(inside, Gen(0));
         }
@@ -193,16 +193,6 @@ impl CopyJob {
 
 fn bytes_of(blocks: &BlockSet) -> u64 {
     blocks.len() * u64::from(BLOCK_SIZE)
-}
-
-fn intersect(blocks: &BlockSet, with: BlockRange) -> BlockSet {
-    let cut = |r: &BlockRange| {
-        let start = r.start.max(with.start);
-        let end = r.end().min(with.end());
-        let count = end.checked_sub(start).and_then(|n| u32::try_from(n).ok())?;
-        (count > 0).then(|| BlockRange::new(start, count))
-    };
-    blocks.ranges().iter().filter_map(cut).collect()
 }
 
 impl Primary {

@@ -8,7 +8,7 @@ use crate::id::{Conn, Epoch, InstanceId, Lineage, ReplicaId, Tick};
 use crate::limits;
 use crate::message::{Header, Promised, Refusal, Reply};
 use crate::planted::Bug;
-use crate::store::StoreOp;
+use crate::store::{StoreNote, StoreOp};
 
 /// What a promise asks for.
 #[derive(Clone, Copy, Debug, Hash)]
@@ -127,6 +127,11 @@ impl Replica {
         // T11: durable with the promise, like all of it.
         self.identity.lineage = pending.wanted.lineage;
         self.attach_seq = self.attach_seq.max(pending.wanted.attach_seq);
+        if self.role != Role::Member {
+            for blocks in self.ring.join_left(self.promised) {
+                out.push(Effect::Note(StoreNote::Release { blocks }));
+            }
+        }
         self.role = Role::Promised;
         if pending.connected {
             self.session = Some(Session { conn: pending.conn, first: header.seq });
@@ -136,7 +141,7 @@ impl Replica {
                 lossy: self.lossy,
                 fresh: self.fresh && self.ring.len() == 0,
                 member_gen: self.member_gen,
-                ring: self.ring.blocks(),
+                ring: self.ring.to_tell(self.blocks),
                 unresolved: self.unresolved.clone(),
                 credit_ops: limits::CREDIT_OPS,
                 credit_bytes: limits::CREDIT_BYTES,

@@ -258,10 +258,11 @@ fn a_read_that_fails_leaves_the_replica_in_service() {
 fn a_replay_takes_one_place_in_the_ring_and_gives_its_extra_pin_back() {
     let mut bench = Bench::new(recovered());
     bench.session(1, 1);
-    bench.ask(1, header(1, 1, 2), write(0));
+    bench.ask(1, header(1, 2, 2), Request::Commit { member: true });
+    bench.ask(1, header(1, 2, 3), write(0));
     bench.answer(Ok(StoreReply::Done));
     bench.session(2, 1);
-    bench.ask(2, header(1, 1, 2), write(0));
+    bench.ask(2, header(1, 2, 3), write(0));
     assert_eq!(bench.replica.status().ring, 1);
     let blocks = BlockRange::new(0, 1).into();
     assert_eq!(bench.notes.last(), Some(&StoreNote::Release { blocks }));
@@ -328,6 +329,33 @@ fn r5_what_is_no_member_keeps_its_writes_of_earlier_sessions() {
     bench.ask(2, Header { seq: Seq(8), ..commit }, Request::Commit { member: true });
     bench.ask(2, Header { seq: Seq(9), ..commit }, Request::Commit { member: true });
     assert_eq!(bench.replica.status().ring, 0);
+}
+
+#[test]
+fn r5_what_a_target_keeps_of_ended_sessions_does_not_grow_with_their_number() {
+    let mut bench = Bench::new(recovered());
+    for session in 0..100 {
+        bench.ask(session, header(1, 1, 10 * session + 1), promise(1));
+        bench.answer(Ok(StoreReply::Done));
+        // Two regions: each write pins one.
+        for (seq, block) in [(2, session % 7), (3, 300 + session % 7)] {
+            bench.ask(session, header(1, 1, 10 * session + seq), write(block));
+            bench.answer(Ok(StoreReply::Done));
+        }
+    }
+    assert_eq!(bench.replica.status().ring, 3, "what is left, and two writes");
+    let released = |notes: &[StoreNote]| -> usize {
+        let of = |note: &StoreNote| match note {
+            StoreNote::Release { blocks } => blocks.regions().len(),
+            _ => 0,
+        };
+        notes.iter().map(of).sum()
+    };
+    assert_eq!(released(&bench.notes), 2 * 98, "one pin each of what is left and of the present");
+    bench.ask(99, header(1, 2, 999), Request::Commit { member: true });
+    bench.ask(99, Header { commit: Seq(998), ..header(1, 2, 1000) }, Request::Renew);
+    assert_eq!(bench.replica.status().ring, 0);
+    assert_eq!(released(&bench.notes), 2 * 100, "all pins are given back");
 }
 
 fn promise_of(lineage: u128, parent: Option<u128>, at_least: u64) -> Request {
