@@ -68,8 +68,13 @@ fn a_changed_dialogue_is_noticed() {
 /// What chance hardly ever finds: `lockstep-sim --mutants` counts it as found by its scene.
 #[test]
 fn scenes_notice_what_they_were_written_for() {
-    let scene = include_str!("scenarios/11-void-repair-is-kept.txt");
-    assert_ne!(play(scene, Planted::with(Bug::OutsiderCommit)), scene);
-    let scene = include_str!("scenarios/50-removal-taken-back.txt");
-    assert_ne!(play(scene, Planted::with(Bug::KeepProposal)), scene);
+    let found_by = [
+        (Bug::OutsiderCommit, include_str!("scenarios/11-void-repair-is-kept.txt")),
+        (Bug::KeepProposal, include_str!("scenarios/50-removal-taken-back.txt")),
+        (Bug::CountStandstill, include_str!("scenarios/52-standstill.txt")),
+        (Bug::StretchLease, include_str!("scenarios/53-standstill-of-a-reader.txt")),
+    ];
+    for (bug, scene) in found_by {
+        assert_ne!(play(scene, Planted::with(bug)), scene, "{bug:?}");
+    }
 }

@@ -36,6 +36,13 @@ pub const MEMBER_GRACE_MS: u64 = 1000;
 /// An operation unanswered for so long on a live connection fails its replica: a hung disk looks
 /// like a dead node.
 pub const OP_FAIL_MS: u64 = 3000;
+/// A machine that is woken so much later than it asked for stood still meanwhile: its process was
+/// stopped, or its node. What it waited for gets the time again: one heartbeat, which is more than
+/// a busy scheduler takes.
+pub const STANDSTILL_MS: u64 = HEARTBEAT_MS;
+/// How often in a row one wait gets its time again: a member that is dead has to be removed also
+/// on a node on which nothing is ever done in time.
+pub const STANDSTILLS_EXCUSED: u8 = 3;
 /// A read unanswered for so long is asked of another member too.
 pub const READ_HEDGE_MS: u64 = 1000;
 /// Ranges with bad blocks that wait to be mended; what finds no place is met again.

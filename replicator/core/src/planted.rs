@@ -119,6 +119,10 @@ bugs! {
     ReleaseUnflushed = "release-unflushed", "T5":
         "let a healthy member go before what it has is durable on the others";
     NoReadLease = "no-read-lease", "G1": "serve reads without the lease";
+    CountStandstill = "count-standstill", "T5":
+        "take the time in which the primary's process stood still for silence of its members";
+    StretchLease = "stretch-lease", "G1":
+        "do not count the time in which the primary's process stood still against its lease";
     NoLeaseWait = "no-lease-wait", "P7": "open while an older primary may hold a lease";
     MendWithoutLock = "mend-without-lock", "S4": "rewrite a bad block without its range lock";
     NoChecksumCheck = "no-checksum-check", "G7": "give out what does not match its checksum";

@@ -20,6 +20,7 @@ mod reads;
 mod release;
 mod resync;
 mod spoil;
+mod standstill;
 mod status;
 mod stop;
 mod torn;
@@ -383,6 +384,7 @@ impl Primary {
 
     /// Handles one event. The driver calls it with [`Event::Wake`] once to start.
     pub fn step(&mut self, now: Tick, event: Event, out: &mut Effects) {
+        self.excuse_standstill(now);
         self.now = self.now.max(now);
         match event {
             Event::Guest { request, op } => self.on_guest(request, op),

@@ -11,6 +11,15 @@ use crate::message::{Header, Message, Promised, Refusal, Reply, Request};
 use crate::planted::Bug;
 use crate::record::Record;
 
+/// A request without an answer.
+#[derive(Clone, Copy, Debug, Hash)]
+struct Owed {
+    /// When it was sent. A lease hangs on this, so nothing ever changes it.
+    sent: Tick,
+    /// Since when the answer is waited for, not counting the time in which we stood still.
+    since: Tick,
+}
+
 /// One replica as its primary sees it.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Peer {
@@ -30,8 +39,10 @@ pub(super) struct Peer {
     promised: bool,
     /// When to ask it again for a promise, after it refused or failed on a live connection.
     ask_again_at: Option<Tick>,
-    /// Requests that it owes an answer to, and when they were sent.
-    owed: BTreeMap<Seq, Tick>,
+    /// Requests that it owes an answer to.
+    owed: BTreeMap<Seq, Owed>,
+    /// How often in a row its silence was excused by a standstill of ours.
+    excused: u8,
     /// When the last request was sent that it has answered in this epoch.
     renewed: Option<Tick>,
     /// Is it being asked for nothing but an answer?
@@ -56,6 +67,7 @@ impl Peer {
             promised: false,
             ask_again_at: None,
             owed: BTreeMap::new(),
+            excused: 0,
             renewed: None,
             renewing: false,
             commit_sent: Seq(0),
@@ -100,7 +112,7 @@ impl Peer {
     /// When its absence or silence must have consequences.
     pub(super) fn fails_at(&self) -> Option<Tick> {
         // Within a session requests go out in the order of their numbers: the first is the oldest.
-        let oldest = self.owed.first_key_value().map(|(_, at)| *at);
+        let oldest = self.owes_since();
         match (self.failed, self.is_up()) {
             (true, _) => Some(Tick(0)),
             (false, false) => Some(self.lost_at.plus_ms(limits::MEMBER_GRACE_MS)),
@@ -116,13 +128,27 @@ impl Peer {
 
     /// It answered a request.
     fn answered(&mut self, seq: Seq, refused: bool) {
-        let sent = self.owed.remove(&seq).filter(|_| !refused);
+        let sent = self.owed.remove(&seq).filter(|_| !refused).map(|owed| owed.sent);
         self.renewed = self.renewed.max(sent);
+        self.excused = 0;
+    }
+
+    /// We stood still for `ms`: that says nothing about it. `stretches` also stretches its lease.
+    pub(super) fn excuse(&mut self, ms: u64, stretches: bool) {
+        if self.excused >= limits::STANDSTILLS_EXCUSED {
+            return;
+        }
+        self.excused += 1;
+        self.lost_at = self.lost_at.plus_ms(ms);
+        self.owed.values_mut().for_each(|owed| owed.since = owed.since.plus_ms(ms));
+        if stretches {
+            self.renewed = self.renewed.map(|at| at.plus_ms(ms));
+        }
     }
 
     /// Since when it has owed the answer that it has owed for longest.
     pub(super) fn owes_since(&self) -> Option<Tick> {
-        self.owed.first_key_value().map(|(_, at)| *at)
+        self.owed.first_key_value().map(|(_, owed)| owed.since)
     }
 
     /// A resync starts in this session.
@@ -278,7 +304,7 @@ impl Primary {
         let Some(peer) = self.peers.get_mut(&rid) else { return };
         let Some(conn) = peer.conn else { return };
         if answered {
-            peer.owed.insert(seq, now);
+            peer.owed.insert(seq, Owed { sent: now, since: now });
         }
         peer.dirty |= body.mutates();
         peer.commit_sent = commit;

@@ -36,6 +36,8 @@ enum Stage {
 pub(super) struct Promotion {
     /// When the first member of the old in-sync set answered (P3).
     first_answer: Option<Tick>,
+    /// How often it was put off because we stood still.
+    excused: u8,
     /// The source, once chosen (P4).
     source: Option<ReplicaId>,
     /// Source and targets.
@@ -57,6 +59,14 @@ impl Promotion {
     /// Is the guest's device in use meanwhile?
     pub(super) fn is_live(&self) -> bool {
         self.live
+    }
+
+    /// We stood still for `ms`: members may have answered meanwhile (P3).
+    pub(super) fn excuse(&mut self, ms: u64) {
+        if self.excused < limits::STANDSTILLS_EXCUSED {
+            self.excused += 1;
+            self.first_answer = self.first_answer.map(|at| at.plus_ms(ms));
+        }
     }
 
     fn restart(&mut self) {
