@@ -193,14 +193,15 @@ impl Disk {
         if len <= ZEROES.len() as u64 && written.all(|version| version.bytes.is_none()) {
             return Bytes::from_static(&ZEROES[..index(len)]);
         }
-        let mut out = vec![0; index(len)];
+        let mut out = Vec::with_capacity(index(len));
         for ((_, page), found) in self.pages.range(keys) {
             let Some(bytes) = &found.visible().bytes else { continue };
             let from = (page * PAGE).max(offset);
             let to = ((page + 1) * PAGE).min(offset + len);
-            let part = &bytes[index(from - page * PAGE)..index(to - page * PAGE)];
-            out[index(from - offset)..index(to - offset)].copy_from_slice(part);
+            out.resize(index(from - offset), 0);
+            out.extend_from_slice(&bytes[index(from - page * PAGE)..index(to - page * PAGE)]);
         }
+        out.resize(index(len), 0);
         Bytes::from(out)
     }
 

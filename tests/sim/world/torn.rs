@@ -1,5 +1,6 @@
 //! Blocks that a power cut has torn: where they may be found, and where they must not.
 
+use lockstep_core::block::is_zero;
 use lockstep_core::message::Payload;
 use lockstep_core::range::{BLOCKS_PER_REGION, BlockRange, region_of};
 use lockstep_core::record::Record;
@@ -24,7 +25,7 @@ pub(super) fn whole_blocks(copy: &Copy, recovered: &Recovered) -> BTreeSet<u64> 
             let tag = tags.as_ref().and_then(|tags| tags.get(at..at + 8));
             let content = copy.disk.given(File::Data, block * BLOCK as u64, BLOCK as u64);
             let (Some(tag), Some(content)) = (tag, content) else { continue };
-            let never = tag.iter().chain(&content).all(|byte| *byte == 0);
+            let never = tag.iter().all(|byte| *byte == 0) && is_zero(&content);
             let crc = Payload::checksummed(content).crcs.first().map(|crc| crc.to_le_bytes());
             if never || crc.is_some_and(|crc| crc == tag[..4]) {
                 whole.insert(block);
