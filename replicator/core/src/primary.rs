@@ -23,6 +23,8 @@ mod spoil;
 mod standstill;
 mod status;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod torn;
 
 use alloc::collections::BTreeMap;

@@ -271,7 +271,11 @@ impl Primary {
         let again = self.now.plus_ms(limits::OP_FAIL_MS);
         if let Some(peer) = self.peers.get_mut(&rid).filter(|p| p.conn.is_some()) {
             peer.ask_again_at = Some(again);
-            self.calls.retain(|_, c| c.rid != rid || !matches!(c.purpose, Purpose::Promise));
+            // The replica answers the last one alone: the others are not owed any more.
+            let before = |call: &Call| call.rid == rid && matches!(call.purpose, Purpose::Promise);
+            self.calls.extract_if(.., |_, call| before(call)).for_each(|(seq, _)| {
+                peer.owed.remove(&seq);
+            });
             self.call(rid, Purpose::Promise, false, request);
         }
     }

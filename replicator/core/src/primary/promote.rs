@@ -274,13 +274,25 @@ impl Primary {
             return;
         }
         self.promotion.stages.insert(source, Stage::Marking);
-        self.call(source, Purpose::Mark, true, Request::Mark { blocks: marks });
+        // As many as fit into a frame.
+        for part in marks.ranges().chunks(limits::RING_RANGES) {
+            let blocks = part.iter().copied().collect();
+            self.call(source, Purpose::Mark, true, Request::Mark { blocks });
+        }
     }
 
     pub(super) fn on_marked(&mut self, rid: ReplicaId) {
-        if let Some(stage) = self.promotion.stages.get_mut(&rid) {
+        let more = self.waits_for(rid, |purpose| matches!(purpose, Purpose::Mark));
+        let stage = self.promotion.stages.get_mut(&rid).filter(|s| **s == Stage::Marking);
+        if let Some(stage) = stage.filter(|_| !more) {
             *stage = Stage::Settled;
         }
+    }
+
+    /// Is another answer of this kind still to come? What was asked for later is not in those that
+    /// come before it, nor do answers come in the order in which they were asked for.
+    fn waits_for(&self, rid: ReplicaId, kind: fn(&Purpose) -> bool) -> bool {
+        self.calls.values().any(|call| call.rid == rid && kind(&call.purpose))
     }
 
     /// One copy at a time, once the source has logged what is copied.
@@ -368,9 +380,10 @@ impl Primary {
     }
 
     pub(super) fn on_promotion_flushed(&mut self, rid: ReplicaId) {
-        if let Some(stage) =
-            self.promotion.stages.get_mut(&rid).filter(|stage| **stage == Stage::Flushing)
-        {
+        // It may have been given more since the first of two flushes was sent.
+        let more = self.waits_for(rid, |purpose| matches!(purpose, Purpose::PromotionFlush));
+        let stage = self.promotion.stages.get_mut(&rid).filter(|s| **s == Stage::Flushing);
+        if let Some(stage) = stage.filter(|_| !more) {
             *stage = Stage::Durable;
         }
     }
