@@ -72,6 +72,14 @@ faults! {
     DiskError = "disk-error", 12000;
     /// A bit of a frame flips on the way.
     GarbledFrame = "garbled-frame", 6000;
+    /// A peer sends a frame whose checksums are right, and whose form is not.
+    MalformedFrame = "malformed-frame", 6000;
+    /// A node is set up wrongly for a while, and whom it dials refuses it.
+    WrongPeer = "wrong-peer", 9000;
+    /// Something that is no daemon of ours connects, and speaks out of turn.
+    BabblingPeer = "babbling-peer", 6000;
+    /// One end of a connection refuses to go on with it.
+    RefusedConnection = "refused-connection", 6000;
     /// A node's clock runs up to a fifth too fast or too slow from now on.
     ClockRate = "clock-rate", 6000;
     /// A node's clock jumps forward.
@@ -100,6 +108,8 @@ faults! {
     MetaUnknownLate = "meta-unknown-late", 100;
     /// A power cut leaves a block of the data half written. The number is how many in a thousand.
     TornBlock = "torn-block", 300;
+    /// The record store answers with something that this build can't take for a record.
+    MetaForeign = "meta-foreign", 60;
     /// A bit of a block flips at rest.
     BitRot = "bit-rot", 2500;
     /// A disk says that it has written a block, and has not.
@@ -136,6 +146,7 @@ impl Fault {
                 | Self::MetaUnknownApplied
                 | Self::MetaUnknownLost
                 | Self::MetaUnknownLate
+                | Self::MetaForeign
                 | Self::Bugify
                 | Self::TornBlock
         )

@@ -1,4 +1,4 @@
-//! The record store: one record behind compare-and-swap, linearizable, with its whole history.
+//! The record store: one record behind compare-and-swap, linearizable. It keeps bytes.
 
 use lockstep_core::id::Revision;
 use lockstep_core::record::Record;
@@ -6,7 +6,9 @@ use lockstep_core::record::Record;
 /// The record with its revision.
 #[derive(Clone, Debug)]
 pub struct Meta {
+    /// What `bytes` says.
     record: Record,
+    bytes: Vec<u8>,
     revision: u64,
     /// It can't be reached before then.
     pub down_until: u64,
@@ -20,13 +22,20 @@ impl Meta {
     /// A store that holds `record`.
     #[must_use]
     pub fn new(record: Record) -> Self {
-        Self { record, revision: 1, down_until: 0, slow_until: 0, storm_until: 0 }
+        let bytes = record.to_bytes();
+        Self { record, bytes, revision: 1, down_until: 0, slow_until: 0, storm_until: 0 }
     }
 
     /// The record in force.
     #[must_use]
     pub fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// The record as it is stored.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// Its revision.
@@ -36,11 +45,20 @@ impl Meta {
     }
 
     /// Puts `record` if the revision is still `expected`; answers the one that it replaced.
+    ///
+    /// # Panics
+    /// If the record can't be stored, or reads as another one than was put.
     pub fn put_if(&mut self, expected: Revision, record: Record) -> Option<Record> {
         if expected.0 != self.revision {
             return None;
         }
         self.revision += 1;
+        self.bytes = record.to_bytes();
+        let read = Record::from_bytes(&self.bytes);
+        // An invalid record is left to the checkers.
+        if record.validate().is_ok() {
+            assert_eq!(read.as_ref(), Ok(&record), "a record reads as another one than was put");
+        }
         Some(std::mem::replace(&mut self.record, record))
     }
 }

@@ -14,6 +14,7 @@ use crate::disk::Disk;
 use crate::fault::Fault;
 use crate::guest::Guest;
 use crate::net::Wire;
+use crate::world::Mistake;
 
 /// A machine in the cluster.
 #[derive(Debug)]
@@ -42,6 +43,8 @@ pub struct Node {
     pub gone_until: u64,
     /// The record store can't be reached from here before then.
     pub meta_cut_until: u64,
+    /// How it is set up wrongly, until then.
+    pub(crate) mistake: Option<(Mistake, u64)>,
     /// When it last lost power, if it did.
     pub lost_power: Option<u64>,
     /// Its copy of the volume.
@@ -70,6 +73,7 @@ impl Node {
             full_until: 0,
             gone_until: 0,
             meta_cut_until: 0,
+            mistake: None,
             lost_power: None,
             copy: None,
             image: None,

@@ -11,6 +11,7 @@ mod records;
 mod rot;
 mod seat;
 mod story;
+mod strangers;
 mod torn;
 mod transport;
 mod wild;
@@ -38,6 +39,7 @@ use crate::schedule::Schedule;
 
 pub use heal::Stage;
 use records::Author;
+pub(crate) use strangers::Mistake;
 
 /// Microseconds in a millisecond.
 pub(crate) const MS: u64 = 1000;
@@ -139,6 +141,8 @@ pub struct World {
     pub(crate) puts_under_way: u64,
     /// The next frame is garbled.
     pub(crate) garbles_next: bool,
+    /// The next frame breaks the format.
+    pub(crate) mangles_next: bool,
     next_id: u64,
     next_value: u64,
     sink: Option<Sink>,
@@ -182,6 +186,7 @@ impl World {
             files_lost_at: None,
             puts_under_way: 0,
             garbles_next: false,
+            mangles_next: false,
             next_id: 0,
             next_value: 0,
             sink,

@@ -111,6 +111,14 @@ impl World {
                 // Counted when a frame is garbled.
                 false
             }
+            Fault::MalformedFrame => {
+                self.mangles_next = true;
+                // Counted when a frame is mangled.
+                false
+            }
+            Fault::WrongPeer => self.misconfigure(node),
+            Fault::BabblingPeer => self.babble(node),
+            Fault::RefusedConnection => self.refuse_connection(),
             Fault::ClockRate => self.change_clock(node),
             Fault::ClockJump => self.jump_clock(node),
             Fault::FlappingPartition => self.flap(node),
@@ -124,7 +132,8 @@ impl World {
             | Fault::MetaConflict
             | Fault::MetaUnknownApplied
             | Fault::MetaUnknownLost
-            | Fault::MetaUnknownLate => false,
+            | Fault::MetaUnknownLate
+            | Fault::MetaForeign => false,
         }
     }
 

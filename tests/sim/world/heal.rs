@@ -57,13 +57,13 @@ impl World {
         self.net.blocked.clear();
         (self.plan.distance, self.plan.disk_factor) = (self.plan.distance.min(300), 1);
         self.plan.detours.iter_mut().flatten().for_each(|factor| *factor = 1);
-        self.garbles_next = false;
+        (self.garbles_next, self.mangles_next) = (false, false);
         self.meta.storm_until = 0;
         (self.meta.down_until, self.meta.slow_until, self.quiet_until) = (0, 0, 0);
         for node in 0..self.nodes.len() {
             let n = &mut self.nodes[node];
             (n.paused_until, n.slow_until, n.hung_until, n.meta_cut_until) = (0, 0, 0, 0);
-            (n.full_until, n.gone_until) = (0, 0);
+            (n.full_until, n.gone_until, n.mistake) = (0, 0, None);
             if let Some(copy) = &mut n.copy {
                 (copy.fails_next, copy.mishap) = (false, None);
             }

@@ -2,7 +2,7 @@
 
 use lockstep_core::id::{Revision, Token};
 use lockstep_core::primary::{Event as PrimaryEvent, MetaOp, MetaResult};
-use lockstep_core::record::{Record, ReplicaEntry, ReplicaState};
+use lockstep_core::record::{RECORD_VERSION, Record, ReplicaEntry, ReplicaState};
 
 use super::{Event, MS, World};
 use crate::fault::Fault;
@@ -55,6 +55,7 @@ impl World {
             return;
         }
         let result = match op {
+            MetaOp::Get if self.answers_nonsense() => MetaResult::Unavailable,
             MetaOp::Get => {
                 let (record, revision) = (self.meta.record().clone(), self.meta.revision());
                 MetaResult::Read(Some((record, revision)))
@@ -185,6 +186,32 @@ impl World {
         }
         self.keep_recoverable();
         MetaResult::Written(self.meta.revision())
+    }
+
+    /// Does the record store answer with something that can't be used: of a newer version,
+    /// garbled, or breaking a rule? Then the daemon does as if there were no answer.
+    fn answers_nonsense(&mut self) -> bool {
+        let rate = self.plan.swarm.rate(Fault::MetaForeign);
+        if self.stage != super::Stage::Chaos || !self.rng.chance(rate) {
+            return false;
+        }
+        let record = self.meta.record().clone();
+        let bytes = match self.rng.below(4) {
+            0 => {
+                let mut bytes = self.meta.bytes().to_vec();
+                bytes.truncate(self.rng.index(bytes.len()));
+                bytes
+            }
+            1 => Record { version: RECORD_VERSION + 1, ..record }.to_bytes(),
+            2 => Record { min_in_sync: record.repl + 1, ..record }.to_bytes(),
+            _ => Record { replicas: Vec::new(), ..record }.to_bytes(),
+        };
+        match Record::from_bytes(&bytes) {
+            Ok(_) => self.fail("record", "what is no record is taken for one".to_owned()),
+            Err(why) => self.say(|| format!("record: what is read can't be used: {why}")),
+        }
+        self.count(Fault::MetaForeign);
+        true
     }
 
     /// Can't a node reach the record store?

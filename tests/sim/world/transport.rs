@@ -54,7 +54,7 @@ impl World {
     }
 
     /// Sends `packet` to `side`.
-    fn post(&mut self, wire: Wire, side: usize, packet: Packet) {
+    pub(super) fn post(&mut self, wire: Wire, side: usize, packet: Packet) {
         let Some(c) = self.net.connections.get(&wire) else { return };
         let (from, to) = (c.ends[1 - side].node, c.ends[side].node);
         let far = || self.plan.distance * self.plan.detours[from][to];
@@ -85,6 +85,8 @@ impl World {
             self.garbles_next = false;
             self.count(Fault::GarbledFrame);
             packet = self.garble(packet);
+        } else if self.mangles_next && !loopback {
+            packet = self.mangle(packet);
         }
         self.post(wire, 1 - from, packet);
     }
@@ -146,7 +148,7 @@ impl World {
             min_version: wire::MIN_VERSION,
             max_version: self.nodes[node].speaks,
         };
-        Link::new(params, self.tick_of(node))
+        Link::new(self.mistaken(node, params), self.tick_of(node))
     }
 
     pub(crate) fn link_wake(&mut self, wire: Wire, side: usize) {
@@ -159,7 +161,7 @@ impl World {
         self.link_event(wire, side, LinkEvent::Wake);
     }
 
-    fn link_event(&mut self, wire: Wire, side: usize, event: LinkEvent) {
+    pub(super) fn link_event(&mut self, wire: Wire, side: usize, event: LinkEvent) {
         let Some(node) = self.net.end(wire, side).map(|e| e.node) else { return };
         let tick = self.tick_of(node);
         let mut out = Vec::new();
@@ -178,7 +180,8 @@ impl World {
                 }
                 LinkEffect::Close(why) => {
                     let name = self.nodes[node].name.clone();
-                    self.say(|| format!("{name}: closes wire {wire}: {why:?}"));
+                    self.say(|| format!("{name}: closes wire {wire}: {why}"));
+                    self.note_close(&why);
                     self.close_end(wire, side, true);
                 }
             }
@@ -216,6 +219,7 @@ impl World {
             }
             Ok(frame) => frame,
             Err(why) => {
+                self.say(|| format!("a frame is refused: {why}"));
                 if garbled {
                     self.outcome.coverage.garbled_frames_noticed += 1;
                 } else {
