@@ -79,10 +79,7 @@ impl World {
             Fault::Idle => self.idle(),
             Fault::MetaDown => raise(&mut self.meta.down_until, until + 2000 * MS),
             Fault::MetaSlow => raise(&mut self.meta.slow_until, until + 2000 * MS),
-            Fault::ControllerTouch => {
-                self.touch_record();
-                true
-            }
+            Fault::ControllerTouch => self.touch_record(),
             Fault::ControllerAdd => self.add_copy(),
             Fault::ControllerForget => self.forget_copy(),
             Fault::ControllerRemoveMember => self.remove_member(),
@@ -106,19 +103,11 @@ impl World {
             }
             Fault::PoolGone => raise(&mut self.nodes[node].gone_until, until + 1000 * MS),
             Fault::VerySlowDisk => raise(&mut self.nodes[node].slow_until, until + 60_000 * MS),
-            Fault::GarbledFrame => {
-                self.garbles_next = true;
-                // Counted when a frame is garbled.
-                false
-            }
-            Fault::MalformedFrame => {
-                self.mangles_next = true;
-                // Counted when a frame is mangled.
-                false
-            }
-            Fault::WrongPeer => self.misconfigure(node),
-            Fault::BabblingPeer => self.babble(node),
-            Fault::RefusedConnection => self.refuse_connection(),
+            Fault::GarbledFrame
+            | Fault::MalformedFrame
+            | Fault::WrongPeer
+            | Fault::BabblingPeer
+            | Fault::RefusedConnection => self.disturb_peers(fault, node),
             Fault::ClockRate => self.change_clock(node),
             Fault::ClockJump => self.jump_clock(node),
             Fault::FlappingPartition => self.flap(node),

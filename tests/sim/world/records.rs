@@ -245,10 +245,11 @@ impl World {
     }
 
     /// A controller changes nothing but revision and transaction.
-    pub(crate) fn touch_record(&mut self) {
+    pub(crate) fn touch_record(&mut self) -> bool {
         let txn = self.uuid();
         let record = Record { txn, ..self.meta.record().clone() };
         self.controller_writes(record);
+        true
     }
 }
 

@@ -33,6 +33,24 @@ const BODY_CRC: usize = 60;
 const HEADER: usize = 72;
 
 impl World {
+    /// Makes one of these faults happen; answers whether it could. Those that wait for something
+    /// are counted later.
+    pub(super) fn disturb_peers(&mut self, fault: Fault, node: usize) -> bool {
+        match fault {
+            Fault::WrongPeer => self.misconfigure(node),
+            Fault::BabblingPeer => self.babble(node),
+            Fault::RefusedConnection => self.refuse_connection(),
+            Fault::GarbledFrame => {
+                self.garbles_next = true;
+                false
+            }
+            _ => {
+                self.mangles_next = true;
+                false
+            }
+        }
+    }
+
     /// A node is set up wrongly for a while: who it dials meanwhile refuses it.
     pub(crate) fn misconfigure(&mut self, node: usize) -> bool {
         let all = [Mistake::Cluster, Mistake::TooNew, Mistake::Address, Mistake::Name];
@@ -89,7 +107,8 @@ impl World {
 
     /// One end does not want a connection any more, and says why.
     pub(crate) fn refuse_connection(&mut self) -> bool {
-        let up = |c: &crate::net::Connection| !c.is_loopback() && c.ends.iter().all(|e| e.open && e.up);
+        let up =
+            |c: &crate::net::Connection| !c.is_loopback() && c.ends.iter().all(|e| e.open && e.up);
         let wires: Vec<Wire> =
             self.net.connections.iter().filter(|(_, c)| up(c)).map(|(w, _)| *w).collect();
         let Some(wire) = self.rng.pick(&wires) else { return false };
