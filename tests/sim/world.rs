@@ -135,6 +135,8 @@ pub struct World {
     pub(crate) quiet_until: u64,
     /// When a primary last served.
     pub(crate) served_at: u64,
+    /// When damage was last taken back since the only good copy had left.
+    pub(crate) spared_at: Option<u64>,
     /// When a copy last lost its files.
     pub(crate) files_lost_at: Option<u64>,
     /// Puts that were asked for and may still be applied.
@@ -183,6 +185,7 @@ impl World {
             guest_pause: 0,
             quiet_until: 0,
             served_at: 0,
+            spared_at: None,
             files_lost_at: None,
             puts_under_way: 0,
             garbles_next: false,
