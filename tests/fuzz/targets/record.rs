@@ -1,7 +1,7 @@
 //! The record, as it is read from the record store.
 
-use lockstep_core::id::{InstanceId, NodeId, ReplicaId};
-use lockstep_core::record::{PrimaryRef, Record};
+use lockstep_core::id::{Epoch, Gen, InstanceId, Lineage, NodeId, ReplicaId};
+use lockstep_core::record::{Chosen, PrimaryRef, Record, RecordError};
 use uuid::Uuid;
 
 /// What is read is valid, is written as it was read, and can be changed in every way.
@@ -25,17 +25,36 @@ fn change(record: &Record, depth: u32) {
     next.extend(record.add_new(new, node, "p".to_owned(), txn));
     for entry in &record.replicas {
         next.extend(record.remove(entry.rid, txn));
+        next.extend(record.release(entry.rid, txn));
         next.extend(record.forget(entry.rid, txn));
         if !record.is_in_sync(entry.rid) {
             next.push(record.add(entry.rid, txn));
             next.extend(members.iter().map(|leaves| record.swap(*leaves, entry.rid, txn)));
         }
     }
+    next.extend(record.want(record.repl, 1, txn));
+    next.push(record.acknowledge_loss(txn));
+    for (epoch, r#gen) in [(Epoch(3), Gen(5)), (Epoch(u64::MAX), Gen(u32::MAX))] {
+        next.push(record.mark_put_back(epoch, txn));
+        for entry in &record.replicas {
+            let chosen = Chosen { replica: entry.rid, promised: epoch, r#gen };
+            next.extend(record.force(chosen, Lineage(txn), txn));
+        }
+    }
     for after in next {
         assert!(after.r#gen >= record.r#gen && after.epoch >= record.epoch, "back in time");
         assert!(after.in_sync().next().is_some(), "nobody knows who has the data");
+        if let Err(why) = after.validate() {
+            assert!(is_used_up(&why), "{why} after a transition of {record:?}");
+        }
         if after.validate().is_ok() && after.primary.is_some() {
             change(&after, depth);
         }
     }
+}
+
+/// Has a number reached its end? Whoever reads such a record refuses it.
+fn is_used_up(why: &RecordError) -> bool {
+    let ends = ["used up", "the epoch is out of range", "the attachment number is out of range"];
+    ends.iter().any(|end| why.to_string().contains(end))
 }

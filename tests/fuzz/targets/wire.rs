@@ -119,8 +119,8 @@ fn greet(role: link::Role, frame: LinkFrame) {
         node,
         process: 7,
         expect: None,
-        min_version: 1,
-        max_version: 1,
+        min_version: MIN_VERSION,
+        max_version: MAX_VERSION,
     };
     let mut link = Link::new(params, Tick(0));
     let mut out = Vec::new();

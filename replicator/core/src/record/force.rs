@@ -46,12 +46,14 @@ impl Record {
         entry.state = ReplicaState::InSync;
         let forgotten = if self.put_back > Epoch(0) { FORGOTTEN_GENS } else { 0 };
         let r#gen = self.r#gen.max(chosen.r#gen).0.saturating_add(forgotten);
+        // Above all that is promised: the next claim is newer than any before. What others say may
+        // be out of range, and is refused below.
+        let epoch = self.epoch.max(chosen.promised).max(self.put_back);
         let next = Self {
             version: RECORD_VERSION,
             lineage,
             min_in_sync: 1,
-            // Above all that is promised: the next claim is newer than any before.
-            epoch: self.epoch.max(chosen.promised).max(self.put_back).next(),
+            epoch: Epoch(epoch.0.saturating_add(1)),
             r#gen: Gen(r#gen.saturating_add(1)),
             open_epoch: Epoch(0),
             primary: None,

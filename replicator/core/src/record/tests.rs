@@ -181,6 +181,15 @@ fn what_was_never_filled_cannot_be_chosen() {
 }
 
 #[test]
+fn what_a_copy_says_of_itself_may_be_out_of_range() {
+    let nonsense = Chosen { replica: rid(1), promised: Epoch(u64::MAX), r#gen: Gen(u32::MAX) };
+    assert!(volume(1).force(nonsense, Lineage(Uuid::nil()), txn()).is_err());
+    let marked = volume(1).mark_put_back(Epoch(u64::MAX), txn());
+    let chosen = Chosen { promised: Epoch(1), r#gen: Gen(1), ..nonsense };
+    assert!(marked.force(chosen, Lineage(Uuid::nil()), txn()).is_err());
+}
+
+#[test]
 fn a_record_of_version_1_is_read() {
     let out = volume(2).claim(primary(), txn()).open(&[rid(2), rid(3)], txn());
     let text = alloc::string::String::from_utf8(out.to_bytes()).expect("JSON");
