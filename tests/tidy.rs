@@ -286,11 +286,15 @@ fn rules_that_code_names_are_defined() {
 
 #[test]
 fn planted_bugs_are_documented() {
-    let names = lockstep_core::planted::Bug::ALL.iter().map(|(_, name)| *name);
+    let row = |(bug, name): &(lockstep_core::planted::Bug, &str)| {
+        let (rule, breach) = bug.breach();
+        format!("| {rule} | {breach} | `{name}` |")
+    };
+    let rows = lockstep_core::planted::Bug::ALL.iter().map(row);
     let protocol = read("docs/protocol.md");
-    let missing: Vec<_> = names
-        .filter(|n| !protocol.contains(&format!("`{n}`")))
-        .map(|n| format!("docs/protocol.md, Mutations, does not say what `{n}` breaks"))
+    let missing: Vec<_> = rows
+        .filter(|row| !protocol.lines().any(|line| line == row))
+        .map(|row| format!("docs/protocol.md, Mutations, has no row {row}"))
         .collect();
     nothing("planted bugs", &missing);
 }
