@@ -57,7 +57,7 @@ check "there were never fewer copies than wanted" test ! -e "$CLUSTER_DIR/below"
 check "exactly three are in sync" until_true 10 in_sync v 3
 check "the volume is healthy" until_true 10 healthy v
 check "the data is there" same_data "$uri"
-lockstep volume create x --size 16MiB --repl 4 >/dev/null
+lockstep volume create x --size 16MiB --repl 4 >/dev/null || die "no volume beside it"
 check "it gets no new copies" not holds x n2
 other=$(lockstep attach w --node n3 2>/dev/null) || die "w is not attached"
 check "a volume that is attached moves, too" until_true 40 empty 2
@@ -69,6 +69,7 @@ echo "-- it is removed"
 check "not while it runs" refused "stop its daemon" lockstep node remove n2
 node_stop 2
 check "it is forgotten" lockstep node remove n2
+check "the others are known" says '"name":"n3"' lockstep --json node list
 check "nobody knows it" not says '"name":"n2"' lockstep --json node list
 node_start 2
 check "started again, it is a node like any other" says '"evacuating":false' \
@@ -101,7 +102,7 @@ check "the volume is healthy" until_true 20 healthy v
 check "the data is there" same_data "$uri"
 last=2
 [ "$gone" != 2 ] || last=3
-lockstep volume create y --size 16MiB --repl 1 --node n$last >/dev/null
+lockstep volume create y --size 16MiB --repl 1 --node n$last >/dev/null || die "no third volume"
 node_kill $last
 check "a node with the last copy of a volume stays" refused "all data of y" \
     lockstep node remove n$last
