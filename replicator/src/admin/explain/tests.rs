@@ -94,6 +94,7 @@ fn check(facts: &Facts<'_>) {
     assert!(!findings.is_empty() || health == v1::Health::Healthy, "{facts:?}");
     for finding in &findings {
         assert!(!finding.what.is_empty(), "nothing is said of {facts:?}");
+        assert!(!finding.what.ends_with(' '), "`{}` breaks off: {facts:?}", finding.what);
         let next = !finding.by_itself.is_empty() || !finding.to_do.is_empty();
         assert!(next, "nothing follows from {}: {facts:?}", finding.what);
     }

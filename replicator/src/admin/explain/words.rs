@@ -186,10 +186,12 @@ impl Facts<'_> {
                 format!("see what can be done: lockstep volume recover {name}"),
             ),
             Trouble::NotServed { node } => finding(
-                format!(
-                    "{node}, which served it, does not; its data is safe on {}",
-                    list(self.in_sync().filter(|copy| copy.connected))
-                ),
+                match list(self.in_sync().filter(|copy| copy.connected)).as_str() {
+                    "" => format!("{node}, which served it, does not"),
+                    safe => {
+                        format!("{node}, which served it, does not; its data is safe on {safe}")
+                    }
+                },
                 "",
                 format!("attach it elsewhere: lockstep attach {name} --node NODE"),
             ),
