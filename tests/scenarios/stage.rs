@@ -181,8 +181,9 @@ impl Stage {
         let n = self.nodes.get(name).expect("a node");
         let status = n.replica.as_ref().expect("its replica runs").status();
         let replica = n.disk.as_ref().expect("a copy").0;
-        let chosen = Chosen { replica, promised: status.promised, r#gen: status.r#gen };
-        let lineage = Lineage(Uuid::from_u128(0xf2));
+        let (lineage, promised) = (status.lineage, status.promised);
+        let chosen = Chosen { replica, lineage, promised, r#gen: status.r#gen };
+        let lineage = Lineage(Uuid::from_u128(0xf2 + (u128::from(self.next_id()) << 32)));
         let next = record.force(chosen, lineage, Uuid::from_u128(3)).expect("a valid record");
         self.say(format!("record: {}", words::record(&next)));
         self.record = Some((next, Revision(revision.0 + 1)));

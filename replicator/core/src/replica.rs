@@ -82,6 +82,8 @@ pub struct Identity {
 /// A replica as others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
+    /// The history it belongs to; another one after a forced recovery (T11).
+    pub lineage: Lineage,
     /// Epoch promised.
     pub promised: Epoch,
     /// Highest generation seen since it was opened.
@@ -218,6 +220,7 @@ impl Replica {
     #[must_use]
     pub fn status(&self) -> Status {
         Status {
+            lineage: self.identity.lineage,
             promised: self.promised,
             r#gen: self.view,
             role: self.role,

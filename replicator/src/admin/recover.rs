@@ -43,6 +43,7 @@ impl Admin {
         if request.force {
             let chosen = Chosen {
                 replica: entry.rid,
+                lineage: names::lineage(&live.lineage)?,
                 promised: Epoch(live.promised_epoch),
                 r#gen: Gen(live.r#gen),
             };

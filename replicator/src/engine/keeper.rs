@@ -87,7 +87,8 @@ impl Keeper {
         let identity = replica::Identity {
             volume: self.identity.volume,
             replica: self.identity.replica,
-            lineage: self.identity.lineage,
+            // A forced recovery may have changed it since the files were made (T11).
+            lineage: files.opened.store.superblock().identity.lineage,
             incarnation: Incarnation(incarnation),
         };
         let recovered = files.opened.recovered;

@@ -346,7 +346,7 @@ impl Service for Replicas {
 fn open_replica(identity: Identity, blocks: u64, snapshot: Snapshot) -> OpenReplica {
     OpenReplica {
         replica: identity.replica,
-        lineage: identity.lineage,
+        lineage: snapshot.core.lineage,
         blocks,
         core: snapshot.core,
         lossy: snapshot.lossy,

@@ -16,6 +16,9 @@ const FORGOTTEN_GENS: u32 = 1 << 20;
 pub struct Chosen {
     /// Which copy.
     pub replica: ReplicaId,
+    /// The history that it belongs to: not that of the record, if the record store was put back to
+    /// before an earlier recovery, or if the copy has not promised since.
+    pub lineage: Lineage,
     /// The epoch that it promised.
     pub promised: Epoch,
     /// The highest generation that it has seen since it was opened.
@@ -37,7 +40,7 @@ impl Record {
         }
         let lost = self.in_sync().filter(|r| r.rid != entry.rid);
         let forced = Forced {
-            parent: self.lineage,
+            parent: chosen.lineage,
             replica: entry.rid,
             since: entry.state.since(),
             lost: lost.map(|r| (r.rid, r.node.clone())).collect(),

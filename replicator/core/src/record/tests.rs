@@ -155,7 +155,8 @@ fn numbers_that_leave_no_room_to_count_on_are_refused() {
 #[test]
 fn t11_a_forced_recovery_begins_a_new_history_above_all_that_was_promised() {
     let claimed = volume(2).claim(primary(), txn()).open(&[rid(2), rid(3)], txn());
-    let chosen = Chosen { replica: rid(1), promised: Epoch(9), r#gen: Gen(2) };
+    let older = Lineage(Uuid::from_u128(99));
+    let chosen = Chosen { replica: rid(1), lineage: older, promised: Epoch(9), r#gen: Gen(2) };
     let next = claimed.force(chosen, Lineage(Uuid::from_u128(102)), txn()).expect("a record");
     let members: Vec<_> = next.replicas.iter().map(|r| (r.rid, r.state)).collect();
     assert_eq!(members, [(rid(1), ReplicaState::InSync)]);
@@ -163,7 +164,7 @@ fn t11_a_forced_recovery_begins_a_new_history_above_all_that_was_promised() {
     assert!(next.epoch > Epoch(9) && next.r#gen > claimed.r#gen);
     assert_eq!(next.promised_by(rid(1)), Epoch(0), "it may have missed the last opening");
     let forced = next.forced.clone().expect("a mark");
-    assert_eq!((forced.parent, forced.since), (claimed.lineage, Gen(3)));
+    assert_eq!((forced.parent, forced.since), (older, Gen(3)));
     assert_eq!(forced.lost.iter().map(|(rid, _)| *rid).collect::<Vec<_>>(), [rid(2), rid(3)]);
     assert_eq!(Record::from_bytes(&next.to_bytes()), Ok(next.clone()));
     assert!(next.acknowledge_loss(txn()).forced.is_some_and(|f| f.acknowledged));
@@ -174,7 +175,8 @@ fn what_was_never_filled_cannot_be_chosen() {
     let node = NodeId::new("n4").expect("a name");
     let record = volume(2).add_new(rid(4), node, "default".into(), txn()).expect("a record");
     let choose = |replica| {
-        let chosen = Chosen { replica, promised: Epoch(0), r#gen: Gen(0) };
+        let lineage = Lineage(Uuid::nil());
+        let chosen = Chosen { replica, lineage, promised: Epoch(0), r#gen: Gen(0) };
         record.force(chosen, Lineage(Uuid::nil()), txn())
     };
     assert!(choose(rid(4)).is_err() && choose(rid(5)).is_err());
