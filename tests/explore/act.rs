@@ -2,6 +2,7 @@
 
 use lockstep_core::guest::{GuestOp, GuestReply};
 use lockstep_core::id::{Conn, Epoch, RequestId, Revision, Tick};
+use lockstep_core::limits::STANDSTILL_MS;
 use lockstep_core::message::{Message, Reply};
 use lockstep_core::primary::{self, MetaOp, MetaResult, Phase, Reason};
 use lockstep_core::range::BlockRange;
@@ -17,6 +18,8 @@ use crate::world::{Put, State};
 const SHORT_MS: u64 = 10;
 /// After it everything is due that a machine waits for, but for lossy answers.
 const LONG_MS: u64 = 3_100;
+/// Steps in which it passes while a machine does not say when it wants to be woken.
+const STEP_MS: u64 = STANDSTILL_MS / 2;
 /// Requests of a guest: writes by their value, then these.
 const FLUSH: RequestId = RequestId(100);
 const READ: RequestId = RequestId(101);
@@ -79,8 +82,7 @@ impl State {
 
     fn all_actions(&self, out: &mut Vec<Action>) {
         for link in &self.links {
-            let later = link.seat_open && !link.replies.is_empty() && self.is_refused(link);
-            if link.copy_open && !link.requests.is_empty() && !later {
+            if link.copy_open && !link.requests.is_empty() {
                 out.push(Action::Request(link.conn));
             }
             if link.seat_open && !link.replies.is_empty() {
@@ -158,16 +160,16 @@ impl State {
 
     /// The state after `action`.
     pub(crate) fn act(&mut self, action: Action) -> Done {
-        let (look, promised) = (self.look_at(action), self.promises());
+        let (answers, promised) = (self.answers_of(action), self.promises());
         self.perform(action)?;
         let falls = |(was, is): (&Epoch, &Epoch)| is < was;
         if promised.iter().zip(&self.promises()).any(falls) {
             return Err("a replica forgets a promise (I3)".to_owned());
         }
         if !self.full {
-            self.focus = self.focus_after(action, look);
+            self.focus = self.focus_after(action, answers);
         }
-        self.tidy();
+        self.tidy()?;
         self.judge()
     }
 
@@ -201,7 +203,7 @@ impl State {
             }
             Action::Long(seat) => {
                 self.left.waits -= 1;
-                self.wake(seat, LONG_MS)
+                self.wait(seat)
             }
             Action::Write(_) | Action::Flush(_) | Action::Read(_) | Action::Close(_) => {
                 self.guest(action)
@@ -271,6 +273,21 @@ impl State {
         self.tell(seat, primary::Event::Wake)
     }
 
+    /// A long time passes, and the primary is woken whenever it wants to be.
+    fn wait(&mut self, seat: u8) -> Done {
+        let mut left_ms = LONG_MS;
+        while left_ms > 0 {
+            let s = &self.seats[usize::from(seat)];
+            let due = s.machine.as_ref().and_then(|m| m.deadline());
+            let ahead_ms = due.map_or(0, |(at, _)| at.ms_since(s.now));
+            // Later than it asked for would look like a standstill of its process.
+            let ms = if ahead_ms == 0 { STEP_MS } else { ahead_ms }.min(left_ms);
+            left_ms -= ms;
+            self.wake(seat, ms)?;
+        }
+        Ok(())
+    }
+
     fn guest(&mut self, action: Action) -> Done {
         let range = BlockRange::new(0, 1);
         match action {
@@ -304,7 +321,7 @@ impl State {
         }
     }
 
-    fn deliver_request(&mut self, conn: Conn) -> Done {
+    pub(crate) fn deliver_request(&mut self, conn: Conn) -> Done {
         let Some(link) = self.link(conn) else { return Ok(()) };
         let copy = link.copy;
         if let Some(message) = link.requests.pop_front() {
@@ -314,7 +331,7 @@ impl State {
         Ok(())
     }
 
-    fn deliver_reply(&mut self, conn: Conn) -> Done {
+    pub(crate) fn deliver_reply(&mut self, conn: Conn) -> Done {
         let Some(link) = self.link(conn) else { return Ok(()) };
         let seat = link.seat;
         match link.replies.pop_front() {
@@ -327,7 +344,7 @@ impl State {
     }
 
     /// A replica takes a step; its store answers at once.
-    fn tell_copy(&mut self, copy: u8, event: replica::Event) {
+    pub(crate) fn tell_copy(&mut self, copy: u8, event: replica::Event) {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             let mut out = Vec::new();
@@ -361,7 +378,7 @@ impl State {
     }
 
     /// A primary takes a step.
-    fn tell(&mut self, seat: u8, event: primary::Event) -> Done {
+    pub(crate) fn tell(&mut self, seat: u8, event: primary::Event) -> Done {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             let mut out = Vec::new();
@@ -488,7 +505,7 @@ impl State {
         Ok(true)
     }
 
-    fn answer(&mut self, seat: u8) -> Done {
+    pub(crate) fn answer(&mut self, seat: u8) -> Done {
         let Some(put) = self.seat(seat).put.take() else { return Ok(()) };
         let written = MetaResult::Written(Revision(put.expected.0 + 1));
         let result = if put.done == Some(true) { written } else { MetaResult::Conflict };

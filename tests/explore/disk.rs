@@ -34,12 +34,12 @@ pub(crate) fn payload(value: Value) -> Payload {
 }
 
 /// The files of one copy of a volume of one block.
-#[derive(Clone, Debug, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Disk {
     /// What is read now.
     pub(crate) content: Value,
-    /// Written and not flushed since, in order: a power cut may leave any of them.
-    unflushed: Vec<Value>,
+    /// Written and not flushed since, as bits: a power cut may leave any of them.
+    unflushed: u8,
     /// What a power cut leaves at the least.
     pub(crate) durable: Value,
     /// Stamp in the tags, in memory; 0 if never written.
@@ -63,7 +63,7 @@ impl Disk {
     pub(crate) fn new(planted: Planted) -> Self {
         Self {
             content: 0,
-            unflushed: Vec::new(),
+            unflushed: 0,
             durable: 0,
             tag: Gen(0),
             durable_tag: Gen(0),
@@ -104,11 +104,18 @@ impl Disk {
 
     /// What a power cut may leave, each once.
     pub(crate) fn outcomes(&self) -> Vec<Value> {
-        let mut all = vec![self.durable];
-        all.extend(&self.unflushed);
-        all.sort_unstable();
-        all.dedup();
-        all
+        let may = self.unflushed | 1 << self.durable;
+        (0u8..8).filter(|value| may >> value & 1 == 1).collect()
+    }
+
+    /// No power cut will come any more: what it would leave tells nothing apart.
+    pub(crate) fn forget_outcomes(&mut self) {
+        self.unflushed = 0;
+    }
+
+    /// Is there anything that [`Self::forget_outcomes`] would forget?
+    pub(crate) fn has_outcomes(&self) -> bool {
+        self.unflushed != 0
     }
 
     /// A power cut that leaves `value`.
@@ -141,13 +148,14 @@ impl Disk {
 
     fn flushed(&mut self) {
         self.durable = self.content;
-        self.unflushed.clear();
+        self.unflushed = 0;
     }
 
     fn set(&mut self, value: Value, stamp: Gen, durable: bool) {
         self.content = value;
         self.tag = stamp;
-        self.unflushed.push(value);
+        // What is durable is an outcome anyway.
+        self.unflushed |= 1 << value & !(1 << self.durable);
         if durable {
             self.flushed();
         }

@@ -28,8 +28,6 @@ pub(crate) enum Focus {
     /// A replica's answer is on its way on this connection; `many` if there was an earlier one
     /// that nobody has heard, so that the two together wait for something else to happen there.
     Answer { conn: Conn, many: bool },
-    /// A request was refused for its epoch, which touches nothing but who hears it.
-    Refused(Conn),
     /// A replica changed, and nobody is told.
     Quiet(u8),
     /// A replica was started anew.
@@ -57,12 +55,6 @@ impl State {
                     _ => false,
                 });
             }
-            let request = |a: &&Action| matches!(a, Action::Request(_));
-            if self.is_alone()
-                && let Some(first) = actions.iter().find(request).copied()
-            {
-                return *actions = vec![first];
-            }
         }
         actions.retain(|action| self.may_follow(*action));
     }
@@ -75,7 +67,6 @@ impl State {
                 let heard = action == Action::Reply(conn) && !many;
                 heard || self.copy_behind(conn).is_some_and(|copy| self.touches(action, copy))
             }
-            Focus::Refused(conn) => action == Action::Reply(conn),
             Focus::Quiet(copy) => self.touches(action, copy),
             Focus::Restarted(copy) => {
                 let told = match action {
@@ -109,29 +100,22 @@ impl State {
         }
     }
 
-    /// What can be said of `action` before it is taken.
-    pub(crate) fn look_at(&self, action: Action) -> Look {
-        let Action::Request(conn) = action else { return Look::default() };
-        let Some(link) = self.links.iter().find(|l| l.conn == conn) else { return Look::default() };
-        Look {
-            answers: link.replies.len(),
-            refused: self.is_refused(link),
-            alone: self.trusting && self.is_alone(),
-        }
+    /// Answers on the way on the connection of `action`.
+    pub(crate) fn answers_of(&self, action: Action) -> usize {
+        let Action::Request(conn) = action else { return 0 };
+        self.links.iter().find(|l| l.conn == conn).map_or(0, |l| l.replies.len())
     }
 
-    /// What depends on `action`, which was just taken.
-    pub(crate) fn focus_after(&self, action: Action, look: Look) -> Focus {
+    /// What depends on `action`, which was just taken; before, `answers` were on their way.
+    pub(crate) fn focus_after(&self, action: Action, answers: usize) -> Focus {
         match action {
-            Action::Request(_) if look.alone => Focus::Free,
             Action::Request(conn) => {
                 let Some(link) = self.links.iter().find(|l| l.conn == conn) else {
                     return Focus::Free;
                 };
-                let answered = link.seat_open && link.replies.len() > look.answers;
+                let answered = link.seat_open && link.replies.len() > answers;
                 let many = matches!(self.focus, Focus::Answer { conn: c, .. } if c == conn);
                 match answered {
-                    true if look.refused => Focus::Refused(conn),
                     true => Focus::Answer { conn, many },
                     false => Focus::Quiet(link.copy),
                 }
@@ -144,15 +128,4 @@ impl State {
             _ => Focus::Free,
         }
     }
-}
-
-/// What can be said of a step before it is taken.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Look {
-    /// Answers on the way on its connection.
-    answers: usize,
-    /// Will the request be refused for its epoch?
-    refused: bool,
-    /// Can nothing else happen to its replica?
-    alone: bool,
 }

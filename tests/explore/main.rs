@@ -15,6 +15,7 @@ mod focus;
 mod judge;
 mod runs;
 mod search;
+mod spare;
 mod story;
 #[path = "../scenarios/words.rs"]
 mod words;

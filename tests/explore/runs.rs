@@ -49,6 +49,12 @@ const fn strict(run: Run) -> Run {
     Run { setup: Setup { min_in_sync: 2, ..run.setup }, ..run }
 }
 
+/// Without an idle commit.
+const fn lean(run: Run) -> Run {
+    let budget = Budget { commits: 0, ..run.setup.budget };
+    Run { setup: Setup { budget, ..run.setup }, ..run }
+}
+
 /// From before the first claim on: the two compete for it.
 const fn early(run: Run) -> Run {
     Run { setup: Setup { opened: false, ..run.setup }, ..run }
@@ -84,7 +90,12 @@ pub(crate) const RUNS: &[Run] = &[
     strict(run("three-strict-kill", 3, Budget { kills: 1, ..W })),
     strict(run("three-strict-wait", 3, Budget { waits: 1, ..W })),
     early(run("three-claims", 3, Budget { unknowns: 1, deaths: 1, ..W })),
-    run("three-kill-wait", 3, Budget { kills: 1, waits: 1, ..W }),
+    lean(run("three-kill-power", 3, Budget { kills: 1, powers: 1, ..W })),
+    lean(run("three-kill-break", 3, Budget { kills: 1, breaks: 1, ..W })),
+    lean(run("three-kill-wait", 3, Budget { kills: 1, waits: 1, ..W })),
+    lean(run("three-power-break", 3, Budget { powers: 1, breaks: 1, ..W })),
+    lean(run("three-power-wait", 3, Budget { powers: 1, waits: 1, ..W })),
+    lean(run("three-break-wait", 3, Budget { breaks: 1, waits: 1, ..W })),
     run("three-kill-unknown", 3, Budget { kills: 1, unknowns: 1, ..W }),
 ];
 
@@ -104,6 +115,14 @@ pub(crate) const MUTANTS: &[(Bug, &str)] = &[
     (Bug::FlushWithoutSync, "two-kill"),
     (Bug::EarlyCommit, "two-kill"),
     (Bug::VolatilePromise, "two-kill"),
+    (Bug::SinceTooHigh, "two-kill"),
+    (Bug::RepairIgnoresRing, "two-writes"),
+    (Bug::RepairIgnoresLog, "two-kill"),
+    (Bug::ServeBeforeOpen, "two-writes"),
+    (Bug::KeepVoidRepair, "two-kill"),
+    (Bug::OverwriteRecord, "two-kill"),
+    (Bug::AckFirst, "two-writes"),
+    (Bug::ForgetPendingAdd, "two-kill"),
 ];
 
 /// Where the exploration begins.

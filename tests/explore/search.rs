@@ -8,10 +8,14 @@ use std::thread;
 
 use crate::act::Action;
 use crate::eye::Eye;
+use crate::focus::Focus;
 use crate::world::State;
 
 /// States that a worker keeps for itself before it gives some away.
 const KEEP: usize = 256;
+
+/// A state after so many steps without an alternative is remembered like one with alternatives.
+const MOST_STEPS: usize = 256;
 
 /// How to search.
 #[derive(Clone, Copy, Debug)]
@@ -55,8 +59,15 @@ impl Drop for Way {
     }
 }
 
-fn actions_of(way: Option<&Arc<Way>>, last: Action) -> Vec<Action> {
-    let mut all = vec![last];
+impl Way {
+    fn on(before: Option<Arc<Self>>, action: Action) -> Option<Arc<Self>> {
+        let depth = before.as_ref().map_or(0, |w| w.depth) + 1;
+        Some(Arc::new(Self { action, before, depth }))
+    }
+}
+
+fn actions_of(way: Option<&Arc<Way>>, last: &[Action]) -> Vec<Action> {
+    let mut all: Vec<Action> = last.iter().rev().copied().collect();
     let mut way = way;
     while let Some(step) = way {
         all.push(step.action);
@@ -158,6 +169,10 @@ struct Worker<'a> {
     own: std::collections::VecDeque<Item>,
     eye: Eye,
     actions: Vec<Action>,
+    /// Steps since the last state that was remembered.
+    steps: Vec<Action>,
+    /// What may follow them.
+    ahead: Vec<Action>,
     states: u64,
     transitions: u64,
 }
@@ -169,6 +184,8 @@ impl<'a> Worker<'a> {
             own: std::collections::VecDeque::new(),
             eye: Eye::default(),
             actions: Vec::new(),
+            steps: Vec::new(),
+            ahead: Vec::new(),
             states: 0,
             transitions: 0,
         }
@@ -248,25 +265,46 @@ impl<'a> Worker<'a> {
         let mut actions = std::mem::take(&mut self.actions);
         actions.clear();
         state.actions(&mut actions);
-        let depth = way.map_or(0, |w| w.depth) + 1;
         for action in &actions {
             let mut next = state.clone();
-            self.transitions += 1;
-            if let Err(what) = guarded(&mut next, *action) {
-                let mut violation = lock(&self.shared.violation);
-                violation.get_or_insert_with(|| (what, actions_of(way, *action)));
-                self.shared.stop.store(true, Ordering::Relaxed);
-                self.shared.changed.notify_all();
-                break;
-            }
-            if self.shared.table.insert(next.fingerprint(&mut self.eye)) {
-                self.states += 1;
-                self.shared.depth.fetch_max(depth, Ordering::Relaxed);
-                let way = Way { action: *action, before: way.cloned(), depth };
-                self.own.push_back((next, Some(Arc::new(way))));
+            self.steps.clear();
+            match self.follow(&mut next, *action) {
+                Err(what) => {
+                    let mut violation = lock(&self.shared.violation);
+                    violation.get_or_insert_with(|| (what, actions_of(way, &self.steps)));
+                    self.shared.stop.store(true, Ordering::Relaxed);
+                    self.shared.changed.notify_all();
+                    break;
+                }
+                Ok(true) if self.shared.table.insert(next.fingerprint(&mut self.eye)) => {
+                    self.states += 1;
+                    let way = self.steps.iter().fold(way.cloned(), |way, step| Way::on(way, *step));
+                    let depth = way.as_ref().map_or(0, |w| w.depth);
+                    self.shared.depth.fetch_max(depth, Ordering::Relaxed);
+                    self.own.push_back((next, way));
+                }
+                Ok(_) => {}
             }
         }
         self.actions = actions;
+    }
+
+    /// Takes a step, and all after it that have no alternative. Is the state to be remembered, or
+    /// does nothing follow?
+    fn follow(&mut self, state: &mut State, action: Action) -> Result<bool, String> {
+        let mut next = Some(action);
+        while let Some(action) = next {
+            self.transitions += 1;
+            self.steps.push(action);
+            guarded(state, action)?;
+            self.ahead.clear();
+            state.actions(&mut self.ahead);
+            let single = state.focus != Focus::Free
+                && self.ahead.len() == 1
+                && self.steps.len() < MOST_STEPS;
+            next = self.ahead.first().copied().filter(|_| single);
+        }
+        Ok(!self.ahead.is_empty())
     }
 }
 

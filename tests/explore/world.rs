@@ -7,10 +7,9 @@
 //! number of messages may be delivered, in any order that their connections allow.
 
 use lockstep_core::id::{
-    Conn, Epoch, Gen, Incarnation, InstanceId, Lineage, NodeId, ReplicaId, Revision, Seq, Tick,
-    Token, VolumeId,
+    Conn, Incarnation, InstanceId, Lineage, NodeId, ReplicaId, Revision, Tick, Token, VolumeId,
 };
-use lockstep_core::message::{Header, Message, Reply, Request};
+use lockstep_core::message::{Message, Reply, Request};
 use lockstep_core::planted::Planted;
 use lockstep_core::primary::{Params, Phase, Primary};
 use lockstep_core::record::{NewVolume, Record};
@@ -94,6 +93,7 @@ impl fmt::Display for Setup {
             (b.unknowns, "unknown outcome"),
             (b.closes, "detach"),
             (b.cleans, "cleaning"),
+            (b.commits, "idle commit"),
         ];
         for (count, what) in parts.into_iter().filter(|(count, _)| *count > 0) {
             write!(f, ", {count} {what}")?;
@@ -359,106 +359,6 @@ impl State {
             let link = Arc::make_mut(link);
             (link.copy_open, link.broken) = (false, true);
             link.requests.clear();
-        }
-    }
-
-    /// Drops what can have no effect any more, so that it does not tell states apart.
-    pub(crate) fn tidy(&mut self) {
-        for link in &mut self.links {
-            let copy = &self.copies[usize::from(link.copy)];
-            if link.seat_open || !link.copy_open || copy.session == Some(link.conn) {
-                continue;
-            }
-            let promised = copy.machine.status().promised;
-            // Nobody hears the answer, and the request is refused.
-            let idle = |m: &Message<Request>| match m.body {
-                Request::Promise { .. } => m.header.epoch < promised,
-                _ => m.header.epoch <= promised,
-            };
-            if self.trusting && link.requests.iter().all(|m| idle(m)) {
-                let link = Arc::make_mut(link);
-                link.copy_open = false;
-                link.requests.clear();
-            }
-        }
-        self.links.retain(|l| l.seat_open || l.copy_open);
-        let revision = self.revision;
-        for seat in &mut self.seats {
-            if seat.ghosts.iter().any(|g| g.expected != revision) {
-                Arc::make_mut(seat).ghosts.retain(|g| g.expected == revision);
-            }
-            let late = |p: &Put| p.done.is_none() && p.expected != revision;
-            if seat.put.as_ref().is_some_and(late)
-                && let Some(put) = &mut Arc::make_mut(seat).put
-            {
-                put.done = Some(false);
-            }
-        }
-        if self.trusting && self.focus == Focus::Free {
-            self.shorten_refused();
-            for seat in (0u8..).take(self.seats.len()) {
-                if self.is_deposed(seat) && !self.has_replies(seat) {
-                    self.end_seat(seat);
-                }
-            }
-        }
-    }
-
-    /// Every replica has promised a newer epoch than this primary's, and the record names a newer
-    /// one: nothing that it does has an effect any more.
-    pub(crate) fn is_deposed(&self, seat: u8) -> bool {
-        let claims = (0u64..).zip(&self.claimed).filter(|(_, by)| **by == seat);
-        let Some(last) = claims.map(|(epoch, _)| Epoch(epoch)).last() else { return false };
-        let s = &self.seats[usize::from(seat)];
-        let undecided = |put: &Put| put.done.is_none();
-        s.machine.is_some()
-            && !s.put.as_ref().is_some_and(undecided)
-            && self.record.epoch > last
-            && self.copies.iter().all(|c| c.machine.status().promised > last)
-    }
-
-    /// Are there answers on their way to it?
-    pub(crate) fn has_replies(&self, seat: u8) -> bool {
-        let asked = self.seats[usize::from(seat)].put.is_some();
-        asked || self.links.iter().any(|l| l.seat == seat && l.seat_open && !l.replies.is_empty())
-    }
-
-    /// Is one primary left, with nothing that may still go wrong? Then it is alone with its
-    /// replicas, and each does what it is asked before anything else can happen to it.
-    pub(crate) fn is_alone(&self) -> bool {
-        let Budget { kills, powers, breaks, deaths, waits, cleans, .. } = self.left;
-        let quiet = [kills, powers, breaks, deaths, waits, cleans] == [0; 6];
-        let alive = self.seats.iter().filter(|s| s.machine.is_some()).count();
-        quiet
-            && alive == 1
-            && self.seats.iter().all(|s| s.started)
-            && self.links.iter().all(|l| l.seat_open && !l.broken)
-    }
-
-    /// Would the replica refuse this primary's next request for its epoch alone?
-    pub(crate) fn is_refused(&self, link: &Link) -> bool {
-        let promised = self.copies[usize::from(link.copy)].machine.status().promised;
-        let by = usize::try_from(promised.0).ok().and_then(|e| self.claimed.get(e)).copied();
-        let older = link.requests.front().is_some_and(|m| m.header.epoch < promised);
-        self.trusting && older && by != Some(link.seat)
-    }
-
-    /// Requests of a primary that was succeeded: the answer to the first of them tells it, whatever
-    /// the request was, and then it is over.
-    fn shorten_refused(&mut self) {
-        let refused: Vec<Conn> = self
-            .links
-            .iter()
-            .filter(|l| l.copy_open && self.is_refused(l))
-            .map(|l| l.conn)
-            .collect();
-        for conn in refused {
-            let Some(link) = self.link(conn) else { continue };
-            link.requests.truncate(1);
-            let Some(first) = link.requests.front_mut() else { continue };
-            let header = Header { r#gen: Gen(0), seq: Seq(0), commit: Seq(0), ..first.header };
-            let body = Request::Commit { member: false };
-            *first = Arc::new(Message { header, body });
         }
     }
 
