@@ -3,6 +3,7 @@
 mod alarm;
 mod config;
 mod error;
+mod fetcher;
 mod keeper;
 mod opening;
 mod path;
@@ -39,6 +40,7 @@ pub use status::{Missing, OpenReplica, PoolInfo, PrimaryInfo, ReplicaInfo, Repli
 use crate::clock::Clock;
 use crate::net::{Net, Peers, Server, Service};
 use crate::pool::{Pool, PoolError};
+use fetcher::Fetcher;
 use replicas::Replicas;
 
 /// Threads that wait for disks. A thread waits for one operation at a time, so this is also the
@@ -86,18 +88,19 @@ impl Engine {
         let net = Net::new(clock, config.cluster, config.node.clone());
         let (listen, runtime) = (config.listen, tokio::runtime::Handle::current());
         let version = config.version.clone();
+        let stop = CancellationToken::new();
+        let peers = Peers::new(Arc::clone(&net), resolver, stop.clone());
+        let fetcher = Fetcher::new(Arc::clone(&peers), stop.clone());
         let opening = tokio::task::spawn_blocking(move || {
             let _tasks = runtime.enter();
             let pools = open_pools(&config)?;
-            Replicas::open(clock, config.direct_io, pools, DISK_THREADS)
+            Replicas::open(clock, config.direct_io, pools, DISK_THREADS, fetcher)
         });
         let replicas = opening.await.map_err(|_| EngineError::Stopped)??;
-        let stop = CancellationToken::new();
         let service: Arc<dyn Service> = Arc::<Replicas>::clone(&replicas);
         let server = Server::start(Arc::clone(&net), listen, service, stop.clone())
             .await
             .map_err(|source| EngineError::Listen { addr: listen, source })?;
-        let peers = Peers::new(Arc::clone(&net), resolver, stop.clone());
         tracing::info!(node = %net.node, addr = %server.addr(), version, "engine started");
         let inner = Inner {
             net,

@@ -1,7 +1,7 @@
 //! Connections between nodes: one port to listen on, one dialled connection per peer node that
-//! a primary here needs.
+//! a primary or a fetching replica here needs.
 //!
-//! A primary's node dials; requests go from the end that dialled to the end that was dialled,
+//! Who asks dials; requests go from the end that dialled to the end that was dialled,
 //! replies go back. Handshake, versions and heartbeats are `lockstep_core::link`'s.
 
 mod connection;
@@ -22,7 +22,7 @@ use lockstep_core::wire;
 use uuid::Uuid;
 
 pub(crate) use connection::Connection;
-pub(crate) use peers::Peers;
+pub(crate) use peers::{FETCH_SEQS, Peers, User};
 pub(crate) use server::Server;
 
 use crate::clock::Clock;
@@ -70,12 +70,12 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn disconnected(&self, conn: Conn);
 }
 
-/// Who wants a connection to a node: a primary here. Nothing here may block.
+/// Who wants a connection to a node: a primary here, or what fetches. Nothing here may block.
 pub(crate) trait Subscriber: Send + Sync + 'static {
     /// A connection is up.
     fn connected(&self, conn: &Arc<Connection>);
     /// It is gone; nothing more comes from it.
     fn disconnected(&self, conn: Conn);
-    /// A reply to one of the subscriber's volume arrived.
+    /// A reply to one of the subscriber's requests arrived.
     fn reply(&self, conn: Conn, message: Message<Reply>);
 }

@@ -358,6 +358,7 @@ impl State {
                         events.push_back(replica::Event::Stored { token, result });
                     }
                     replica::Effect::Note(note) => self.copy(copy).disk.note(&note),
+                    replica::Effect::Fetch { .. } => unreachable!("no copy here is told to pull"),
                     replica::Effect::Send { conn, message } => self.reply(copy, conn, message),
                 }
             }

@@ -1,6 +1,7 @@
 //! The stage: nodes with the real machines, a record store, links in order, and time that
 //! passes only on command. Everything that is said is written down.
 
+mod fetch;
 mod records;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -43,10 +44,11 @@ struct Node {
     incarnations: u64,
 }
 
-/// A connection from a primary's node to a replica's.
+/// A connection from a primary's node to a replica's, or from that of a replica that fetches.
 struct Link {
     from: NodeId,
     to: NodeId,
+    fetches: bool,
     letters: VecDeque<Letter>,
     replies: VecDeque<Letter>,
 }
@@ -58,6 +60,7 @@ pub(crate) struct Stage {
     now: Tick,
     nodes: BTreeMap<NodeId, Node>,
     links: BTreeMap<Conn, Link>,
+    fetches: fetch::Fetches,
     cut: BTreeSet<(NodeId, NodeId)>,
     held: BTreeSet<(NodeId, NodeId)>,
     passing: Option<(NodeId, NodeId)>,
@@ -256,12 +259,12 @@ impl Stage {
         let incarnation = Incarnation(n.incarnations);
         let lineage = twin.lineage().unwrap_or(LINEAGE);
         let identity = Identity { volume: VOLUME, replica: *rid, lineage, incarnation };
-        n.replica = Some(Replica::open(identity, twin.reopen(), self.planted));
+        n.replica = Some(Replica::open(identity, twin.reopen(), self.planted).with_pulls());
     }
 
     fn claim(&mut self, name: &NodeId) {
-        self.nodes.get_mut(name).expect("a node").primary = None;
-        self.drop_links(|link| link.from == *name);
+        self.nodes.entry(name.clone()).or_default().primary = None;
+        self.drop_links(|link| link.from == *name && !link.fetches);
         let instance = InstanceId(Uuid::from_u128(u128::from(self.next_id()) << 64));
         let params = Params { volume: VOLUME, node: name.clone(), instance, planted: self.planted };
         self.nodes.get_mut(name).expect("a node").primary = Some(Primary::new(params));
@@ -336,7 +339,11 @@ impl Stage {
         for conn in gone {
             let Some(link) = self.links.remove(&conn) else { continue };
             self.say(format!("{}-{} disconnected", link.from, link.to));
-            self.tell(&link.from, primary::Event::Disconnected(conn));
+            if link.fetches {
+                self.fetches_lost(conn);
+            } else {
+                self.tell(&link.from, primary::Event::Disconnected(conn));
+            }
             self.tell_replica(&link.to, replica::Event::Disconnected(conn));
         }
     }
@@ -350,7 +357,18 @@ impl Stage {
                 let (at, reason) = n.primary.as_ref()?.deadline()?;
                 Some((at.max(self.now), name.clone(), reason))
             });
-            let Some((at, name, reason)) = due.min_by_key(|(at, ..)| *at) else { break };
+            let due = due.min_by_key(|(at, ..)| *at);
+            if let Some(at) = self
+                .fetches
+                .due()
+                .filter(|at| *at <= end && due.as_ref().is_none_or(|(wake, ..)| at <= wake))
+            {
+                self.now = at;
+                self.fetches_over();
+                self.run();
+                continue;
+            }
+            let Some((at, name, reason)) = due else { break };
             if at > end {
                 break;
             }
@@ -442,7 +460,7 @@ impl Stage {
     fn tell_replica(&mut self, name: &NodeId, event: replica::Event) {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
-            let mut out = Vec::new();
+            let (mut out, mut asked) = (Vec::new(), Vec::new());
             let Some(n) = self.nodes.get_mut(name) else { return };
             let (Some(machine), Some((_, twin))) = (n.replica.as_mut(), n.disk.as_mut()) else {
                 return;
@@ -456,12 +474,18 @@ impl Stage {
                         events.push_back(replica::Event::Stored { token, result });
                     }
                     replica::Effect::Note(note) => twin.note(note),
+                    replica::Effect::Fetch { token, node, message } => {
+                        asked.push((token, node, message));
+                    }
                     replica::Effect::Send { conn, message } => {
                         if let Some(link) = self.links.get_mut(&conn) {
                             link.replies.push_back(Letter::Reply(message));
                         }
                     }
                 }
+            }
+            for (token, node, message) in asked {
+                self.fetch(name, token, node, message);
             }
         }
     }
@@ -482,7 +506,7 @@ impl Stage {
 
     fn connect_one(&mut self) -> bool {
         let linked = |from: &NodeId, to: &NodeId| {
-            self.links.values().any(|l| l.from == *from && l.to == *to)
+            self.links.values().any(|l| !l.fetches && l.from == *from && l.to == *to)
         };
         let up = |to: &NodeId| self.nodes.get(to).is_some_and(|n| n.replica.is_some());
         let open = |from: &NodeId, to: &NodeId| !self.cut.contains(&(from.clone(), to.clone()));
@@ -495,6 +519,7 @@ impl Stage {
         let link = Link {
             from: from.clone(),
             to: to.clone(),
+            fetches: false,
             letters: VecDeque::new(),
             replies: VecDeque::new(),
         };
@@ -515,7 +540,7 @@ impl Stage {
         });
         let Some((conn, forth)) = ready else { return false };
         let Some(link) = self.links.get_mut(&conn) else { return false };
-        let (from, to) = (link.from.clone(), link.to.clone());
+        let (from, to, fetches) = (link.from.clone(), link.to.clone(), link.fetches);
         let way = if forth { (from.clone(), to.clone()) } else { (to.clone(), from.clone()) };
         self.passing.take_if(|passing| *passing == way);
         let letter = if forth { link.letters.pop_front() } else { link.replies.pop_front() };
@@ -526,7 +551,11 @@ impl Stage {
             }
             Some(Letter::Reply(message)) => {
                 self.say(format!("{from} < {to}  {}", words::reply(&message)));
-                self.tell(&from, primary::Event::Reply { conn, message });
+                if fetches {
+                    self.fetched(message);
+                } else {
+                    self.tell(&from, primary::Event::Reply { conn, message });
+                }
             }
             None => return false,
         }

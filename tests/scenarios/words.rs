@@ -1,6 +1,6 @@
 //! Messages and records in a few words.
 
-use lockstep_core::message::{Message, Reply, Request, ResyncContent};
+use lockstep_core::message::{Message, Reply, Request, ResyncBlock, ResyncContent};
 use lockstep_core::record::{Record, ReplicaState};
 
 pub(crate) fn request(m: &Message<Request>) -> String {
@@ -19,15 +19,9 @@ pub(crate) fn request(m: &Message<Request>) -> String {
         Request::Mark { blocks } => format!("MARK {blocks:?}"),
         Request::Scan { since, .. } => format!("SCAN since={since}"),
         Request::Digest { blocks, since } => format!("DIGEST {blocks:?} since={since}"),
-        Request::Resync { blocks, .. } => {
-            let word = |c| match c {
-                ResyncContent::Data => "data",
-                ResyncContent::Zero => "zero",
-                ResyncContent::Same => "same",
-            };
-            let list = blocks.iter().map(|b| (b.block, format!("{}@{}", word(b.content), b.stamp)));
-            format!("RESYNC {}", runs(list))
-        }
+        Request::Resync { blocks, .. } => format!("RESYNC {}", entries(blocks)),
+        Request::Pull { node, blocks, .. } => format!("PULL from {node} {}", entries(blocks)),
+        Request::Fetch { blocks, .. } => format!("FETCH {blocks:?}"),
         Request::Close => "CLOSE".into(),
         Request::Renew => "RENEW".into(),
     };
@@ -58,6 +52,15 @@ pub(crate) fn reply(m: &Message<Reply>) -> String {
         Reply::Refused(refusal) => format!("REFUSED {refusal:?}"),
     };
     format!("{what} s{}", m.header.seq)
+}
+
+fn entries(blocks: &[ResyncBlock]) -> String {
+    let word = |c| match c {
+        ResyncContent::Data => "data",
+        ResyncContent::Zero => "zero",
+        ResyncContent::Same => "same",
+    };
+    runs(blocks.iter().map(|b| (b.block, format!("{}@{}", word(b.content), b.stamp))))
 }
 
 /// Blocks with a remark each, neighbours with the same remark together.

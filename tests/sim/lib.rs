@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod content;
 pub mod disk;
 pub mod fault;
+pub mod fetch;
 pub mod guest;
 pub mod meta;
 pub mod net;

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::fault::Fault;
+use crate::fetch::Fetcher;
 use crate::guest::Guest;
 use crate::net::Wire;
 use crate::world::Mistake;
@@ -53,6 +54,8 @@ pub struct Node {
     pub image: Option<(ReplicaId, Epoch, Disk)>,
     /// Its primary.
     pub seat: Option<Seat>,
+    /// What its copy fetches from other nodes.
+    pub fetcher: Fetcher,
     next_conn: u64,
 }
 
@@ -78,6 +81,7 @@ impl Node {
             copy: None,
             image: None,
             seat: None,
+            fetcher: Fetcher::default(),
             next_conn: 0,
         }
     }
@@ -309,7 +313,7 @@ struct Sent {
 fn touched(body: &Request) -> Option<BlockRange> {
     match body {
         Request::Write { range, .. } | Request::Zero { range, .. } => Some(*range),
-        Request::Resync { blocks, .. } => {
+        Request::Resync { blocks, .. } | Request::Pull { blocks, .. } => {
             let (first, last) = (blocks.first()?.block, blocks.last()?.block);
             Some(BlockRange::new(first, u32::try_from(last - first + 1).ok()?))
         }

@@ -16,6 +16,10 @@ pub struct Coverage {
     pub repairs: u64,
     /// Resyncs and rebuilds finished.
     pub resyncs: u64,
+    /// Blocks that a resync's target fetched from another copy by itself (S8).
+    pub pulled_blocks: u64,
+    /// Windows of a resync whose content could not be fetched so.
+    pub pulls_failed: u64,
     /// Members removed (T5).
     pub removals: u64,
     /// Healthy members that left.
@@ -73,6 +77,8 @@ impl Coverage {
             in_place,
             repairs,
             resyncs,
+            pulled_blocks,
+            pulls_failed,
             removals,
             releases,
             additions,
@@ -102,6 +108,8 @@ impl Coverage {
         self.in_place += in_place;
         self.repairs += repairs;
         self.resyncs += resyncs;
+        self.pulled_blocks += pulled_blocks;
+        self.pulls_failed += pulls_failed;
         self.removals += removals;
         self.releases += releases;
         self.additions += additions;

@@ -4,6 +4,7 @@ mod chaos;
 mod checks;
 mod controller;
 mod errands;
+mod fetch;
 mod heal;
 mod host;
 mod keeper;
@@ -18,7 +19,7 @@ mod wild;
 
 use lockstep_core::cluster::trim::Wanted;
 use lockstep_core::guest::GuestError;
-use lockstep_core::id::{Lineage, NodeId, ReplicaId, RequestId, Revision, Token, VolumeId};
+use lockstep_core::id::{Lineage, NodeId, ReplicaId, RequestId, Revision, Seq, Token, VolumeId};
 use lockstep_core::planted::Planted;
 use lockstep_core::record::{NewVolume, Record};
 use lockstep_core::{primary, replica};
@@ -73,6 +74,8 @@ pub(crate) enum Event {
     Reopen { node: usize, open: u64 },
     /// A copy that could not be opened is tried again, by this process.
     OpenAgain { node: usize, process: u64, lost_cache: bool },
+    /// The time for what a copy asked another node is over.
+    FetchOver { node: usize, seq: Seq, to: usize },
     /// A primary's deadline.
     PrimaryWake { node: usize, seat: u64 },
     /// A primary learns something.
@@ -263,6 +266,7 @@ impl World {
             Event::OpenAgain { node, process, lost_cache } => {
                 self.open_again(node, process, lost_cache);
             }
+            Event::FetchOver { node, seq, to } => self.fetch_over(node, seq, to),
             Event::PrimaryWake { node, seat } => self.primary_wake(node, seat),
             Event::Primary { node, seat, event } => self.primary_event(node, seat, *event),
             Event::MetaAnswer { node, seat, token, result } => {
@@ -300,6 +304,7 @@ impl World {
             | Event::DiskDone { node, .. }
             | Event::StoreWake { node, .. }
             | Event::Replica { node, .. }
+            | Event::FetchOver { node, .. }
             | Event::PrimaryWake { node, .. }
             | Event::Primary { node, .. }
             | Event::MetaAnswer { node, .. }

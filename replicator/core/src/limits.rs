@@ -77,6 +77,14 @@ pub const MAX_REPAIR_BLOCKS: u64 = (64 << 20) / crate::range::BLOCK_SIZE as u64;
 pub const RESYNC_WINDOWS: usize = 4;
 /// The same while the guest writes: a write waits for the windows before it on the disk.
 pub const RESYNC_WINDOWS_GUARDED: usize = 2;
+/// How long a replica that pulls waits for the content, a connection included. Its primary waits
+/// for [`RESYNC_LAG_MS`], and then has time to move the content itself.
+pub const FETCH_MS: u64 = 800;
+/// Reads for pulls of others that a replica has in flight: two targets' windows.
+pub const FETCHES: usize = 2 * RESYNC_WINDOWS;
+/// Windows of one resync whose content could not be pulled, after which the primary moves all of
+/// it.
+pub const PULL_FAILURES: u32 = 3;
 /// Regions asked for in one scan.
 pub const SCAN_REGIONS: u32 = 1024;
 /// Runs of neighbouring regions that a resync remembers to be copied: 1 MiB of memory. Scanning
@@ -144,6 +152,7 @@ const _: () = assert!(RING_RANGES * 12 + 120_000 * 4 + 64 < MAX_BODY_BYTES as us
 const _: () = assert!(MAX_VOLUME_BLOCKS / 256 <= u32::MAX as u64);
 const _: () = assert!(READ_HEDGE_MS < OP_FAIL_MS);
 const _: () = assert!(RESYNC_WINDOWS_GUARDED <= RESYNC_WINDOWS);
+const _: () = assert!(2 * FETCH_MS < RESYNC_LAG_MS);
 const _: () = assert!(RESYNC_LAG_MS < OP_FAIL_MS && RESYNC_LAG_MS >= SESSION_DEAD_MS);
 const _: () = assert!(RESYNC_RATE_FLOOR <= RESYNC_RATE_START && RESYNC_RATE_STEP > 0);
 const _: () = assert!(RESYNC_GUARD_WRITES <= RESYNC_INTERVAL_WRITES);

@@ -7,7 +7,7 @@ use core::hash::{Hash, Hasher};
 
 use crate::block;
 use crate::id::{
-    Epoch, Gen, Incarnation, InstanceId, Lineage, RegionIndex, ReplicaId, Seq, VolumeId,
+    Epoch, Gen, Incarnation, InstanceId, Lineage, NodeId, RegionIndex, ReplicaId, Seq, VolumeId,
 };
 use crate::range::{BLOCK_SIZE, BlockRange, BlockSet};
 
@@ -157,7 +157,7 @@ pub enum Wholeness {
     Doubtful,
 }
 
-/// What a primary asks of a replica.
+/// What a primary asks of a replica, or one replica of another.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Request {
     /// Promise this epoch: refuse all older ones from now on (rule R2). Opens the session.
@@ -241,6 +241,25 @@ pub enum Request {
     /// Nothing but an answer: it shows that this epoch is still the promised one, which renews
     /// the lease for reads. A peer of wire version 1 is asked for an empty scan instead.
     Renew,
+    /// As [`Request::Resync`], but the replica fetches the data from another one by itself
+    /// (rule S8). Refused with [`Refusal::NotPulled`] if it can't have them. Since wire version 3,
+    /// and only for a replica that said [`Promised::pulls`].
+    Pull {
+        /// The node that has the data.
+        node: NodeId,
+        /// Its copy.
+        source: ReplicaId,
+        /// As in [`Request::Resync`].
+        blocks: Vec<ResyncBlock>,
+    },
+    /// From a replica that was told to pull, to the source: read blocks, in order; answered by
+    /// [`Reply::Data`] if the source has a session of the header's epoch. Since wire version 3.
+    Fetch {
+        /// The copy that is meant.
+        source: ReplicaId,
+        /// What to read.
+        blocks: BlockSet,
+    },
 }
 
 impl Request {
@@ -248,9 +267,11 @@ impl Request {
     #[must_use]
     pub fn mutates(&self) -> bool {
         match self {
-            Self::Write { .. } | Self::Zero { .. } | Self::Mark { .. } | Self::Resync { .. } => {
-                true
-            }
+            Self::Write { .. }
+            | Self::Zero { .. }
+            | Self::Mark { .. }
+            | Self::Resync { .. }
+            | Self::Pull { .. } => true,
             Self::Promise { .. }
             | Self::Read { .. }
             | Self::Flush
@@ -258,6 +279,7 @@ impl Request {
             | Self::Scan { .. }
             | Self::Digest { .. }
             | Self::Close
+            | Self::Fetch { .. }
             | Self::Renew => false,
         }
     }
@@ -287,6 +309,8 @@ pub struct Promised {
     /// Milliseconds since it last answered an older epoch, or since it was opened, if that is
     /// later; a longer time may be told as a shorter one. None from a peer of wire version 1.
     pub silent_ms: Option<u32>,
+    /// Can it be told to [`Request::Pull`]? Never on a connection of wire version 2 or less.
+    pub pulls: bool,
 }
 
 /// Why a replica will not do what it was asked.
@@ -317,6 +341,9 @@ pub enum Refusal {
     },
     /// The request breaks the protocol (range, size or credit).
     Malformed,
+    /// The data could not be had from the other replica; nothing was changed. Ask for it in
+    /// another way.
+    NotPulled,
 }
 
 /// What a replica answers.

@@ -125,6 +125,10 @@ bugs! {
         "do not count the time in which the primary's process stood still against its lease";
     NoLeaseWait = "no-lease-wait", "P7": "open while an older primary may hold a lease";
     MendWithoutLock = "mend-without-lock", "S4": "rewrite a bad block without its range lock";
+    LatePull = "late-pull", "S8":
+        "apply what was pulled after the session that asked for it has ended";
+    PullAnyEpoch = "pull-any-epoch", "S8":
+        "give content to a pull whatever was promised, and without a session";
     NoChecksumCheck = "no-checksum-check", "G7": "give out what does not match its checksum";
     RetryFailedFlush = "retry-failed-flush", "R6":
         "flush again after a failed flush, and believe it";

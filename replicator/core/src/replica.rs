@@ -2,6 +2,7 @@
 
 mod past;
 mod promise;
+mod pull;
 mod ring;
 mod serve;
 #[cfg(test)]
@@ -12,11 +13,12 @@ use alloc::vec::Vec;
 
 use self::past::Past;
 use self::promise::PendingPromise;
+use self::pull::Pull;
 use self::ring::Ring;
 use crate::alike::Aside;
 use crate::id::{
-    Conn, Epoch, Gen, Incarnation, InstanceId, Lineage, RegionIndex, ReplicaId, Seq, Tick, Token,
-    VolumeId,
+    Conn, Epoch, Gen, Incarnation, InstanceId, Lineage, NodeId, RegionIndex, ReplicaId, Seq, Tick,
+    Token, VolumeId,
 };
 use crate::limits;
 use crate::message::{Header, Message, Refusal, Reply, Request};
@@ -43,6 +45,13 @@ pub enum Event {
         /// How it went.
         result: Result<StoreReply, StoreError>,
     },
+    /// What was to be fetched, or that it could not be had.
+    Fetched {
+        /// That of [`Effect::Fetch`].
+        token: Token,
+        /// The other replica's answer.
+        answer: Option<Message<Reply>>,
+    },
 }
 
 /// What a replica wants done, in this order.
@@ -64,6 +73,17 @@ pub enum Effect {
     },
     /// Give the store a remark.
     Note(StoreNote),
+    /// Ask the replica on another node. Only from a replica made by [`Replica::with_pulls`].
+    Fetch {
+        /// Comes back once in [`Event::Fetched`], within [`limits::FETCH_MS`], unless the
+        /// replica is closed before.
+        token: Token,
+        /// Which node.
+        node: NodeId,
+        /// The request. The driver gives it a number that no other request of this process to
+        /// that node has, so that no late answer can be taken for this one's.
+        message: Message<Request>,
+    },
 }
 
 /// Which replica this is.
@@ -148,6 +168,12 @@ pub struct Replica {
     heard: Option<Tick>,
     /// When older epochs were answered.
     past: Past,
+    /// Can its driver fetch from other nodes?
+    fetches: bool,
+    /// What it was told to pull in this session and has not got yet (S8).
+    pulls: BTreeMap<Token, Pull>,
+    /// Of the operations in flight, reads for pulls of others.
+    giving: usize,
     /// A promise under way: draining, then persisting.
     promising: Option<PendingPromise>,
     /// Operations that the store has not answered yet.
@@ -174,10 +200,13 @@ struct InFlight {
     mutation: Option<(BlockSet, Gen)>,
     /// Does its failure mean that the replica has failed?
     fatal: bool,
+    /// Is it a read for another replica's pull?
+    gives: bool,
 }
 
-/// Most operations in the store: two sessions' credit, one of them draining, and a promise.
-const MAX_IN_FLIGHT: usize = 2 * limits::CREDIT_OPS as usize + 1;
+/// Most operations in the store: two sessions' credit, one of them draining, a promise, and what
+/// others pull.
+const MAX_IN_FLIGHT: usize = 2 * limits::CREDIT_OPS as usize + 1 + limits::FETCHES;
 
 impl Replica {
     /// A replica whose store was just opened.
@@ -200,10 +229,20 @@ impl Replica {
             session: None,
             heard: None,
             past: Past::default(),
+            fetches: false,
+            pulls: BTreeMap::new(),
+            giving: 0,
             promising: None,
             in_flight: BTreeMap::new(),
             next_token: Aside(1),
         }
+    }
+
+    /// The same replica, with a driver that answers [`Effect::Fetch`]: it can be told to pull.
+    #[must_use]
+    pub fn with_pulls(mut self) -> Self {
+        self.fetches = true;
+        self
     }
 
     /// Handles one event.
@@ -213,6 +252,7 @@ impl Replica {
             Event::Request { conn, message } => self.on_request(now, conn, message, out),
             Event::Disconnected(conn) => self.on_disconnected(now, conn),
             Event::Stored { token, result } => self.on_stored(now, token, result, out),
+            Event::Fetched { token, answer } => self.on_fetched(token, answer, out),
         }
     }
 
@@ -242,6 +282,7 @@ impl Replica {
             assert!(known, "an operation of an epoch that was never promised");
         }
         self.ring.check(self.promised);
+        self.check_pulls();
     }
 
     /// Restarted with a non-empty activity log that is not resolved yet.
@@ -262,6 +303,9 @@ impl Replica {
             let wanted =
                 promise::Wanted { replica, lineage, parent, at_least, instance, attach_seq };
             return self.on_promise(now, conn, header, wanted, out);
+        }
+        if let Request::Fetch { source, blocks } = body {
+            return self.on_fetch(conn, header, source, blocks, out);
         }
         if let Err(refusal) = self.admit(conn, &header) {
             return self.reply(conn, &header, Reply::Refused(refusal), out);
@@ -344,7 +388,7 @@ impl Replica {
 
     fn on_disconnected(&mut self, now: Tick, conn: Conn) {
         if self.session.is_some_and(|s| s.conn == conn) {
-            self.session = None;
+            self.end_session();
             self.heard = Some(now);
         }
         if let Some(pending) = self.promising.as_mut().filter(|p| p.conn == conn) {

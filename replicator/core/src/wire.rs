@@ -49,9 +49,9 @@ const _: () = assert!(MAX_SCAN_REGIONS * 4 + 9 <= MAX_BODY_BYTES);
 /// Anything that goes over a connection between two nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// From a primary to a replica.
+    /// From a primary to a replica, or from a replica that pulls to another.
     Request(Message<Request>),
-    /// From a replica to a primary.
+    /// From a replica to whoever asked.
     Reply(Message<Reply>),
     /// About the connection itself.
     Link(LinkFrame),

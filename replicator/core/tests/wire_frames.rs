@@ -57,16 +57,19 @@ fn write() -> impl Strategy<Value = Request> {
     })
 }
 
-fn resync() -> impl Strategy<Value = Request> {
+fn entries() -> impl Strategy<Value = Vec<ResyncBlock>> {
     let content = prop_oneof![
         1 => Just(ResyncContent::Data),
         2 => Just(ResyncContent::Zero),
         2 => Just(ResyncContent::Same)
     ];
     let blocks = btree_map(0..MAX_VOLUME_BLOCKS, (any::<u32>().prop_map(Gen), content), 0..8);
-    (blocks, any::<u8>()).prop_map(|(blocks, seed)| {
-        let entry = |(block, (stamp, content))| ResyncBlock { block, stamp, content };
-        let blocks: Vec<_> = blocks.into_iter().map(entry).collect();
+    let entry = |(block, (stamp, content))| ResyncBlock { block, stamp, content };
+    blocks.prop_map(move |blocks| blocks.into_iter().map(entry).collect())
+}
+
+fn resync() -> impl Strategy<Value = Request> {
+    (entries(), any::<u8>()).prop_map(|(blocks, seed)| {
         let with_data = blocks.iter().filter(|b| b.content == ResyncContent::Data).count();
         Request::Resync { blocks, payload: payload(with_data, seed) }
     })
@@ -97,14 +100,21 @@ fn request() -> impl Strategy<Value = Request> {
         resync(),
         Just(Request::Close),
         Just(Request::Renew),
+        (node(), uuid(), entries()).prop_map(|(node, source, blocks)| Request::Pull {
+            node,
+            source: ReplicaId(source),
+            blocks
+        }),
+        (uuid(), set())
+            .prop_map(|(source, blocks)| Request::Fetch { source: ReplicaId(source), blocks }),
     ]
 }
 
 fn promised() -> impl Strategy<Value = Promised> {
-    let flags = any::<(bool, bool, bool)>();
+    let flags = any::<(bool, bool, bool, bool)>();
     let silent = any::<Option<u32>>();
     (any::<(u64, u32, u32, u64)>(), flags, set(), regions(), silent).prop_map(
-        |(numbers, (unclean, lossy, fresh), ring, unresolved, silent_ms)| Promised {
+        |(numbers, (unclean, lossy, fresh, pulls), ring, unresolved, silent_ms)| Promised {
             incarnation: Incarnation(numbers.0),
             unclean,
             lossy,
@@ -115,6 +125,7 @@ fn promised() -> impl Strategy<Value = Promised> {
             credit_ops: numbers.2,
             credit_bytes: numbers.3,
             silent_ms,
+            pulls,
         },
     )
 }
@@ -129,6 +140,7 @@ fn refusal() -> impl Strategy<Value = Refusal> {
         Just(Refusal::Io),
         any::<u64>().prop_map(|block| Refusal::Checksum { block }),
         Just(Refusal::Malformed),
+        Just(Refusal::NotPulled),
     ]
 }
 

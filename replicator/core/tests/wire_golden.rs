@@ -40,11 +40,17 @@ fn promise() -> Request {
     }
 }
 
-fn requests() -> Vec<Request> {
+fn list() -> Vec<ResyncBlock> {
     let content = [ResyncContent::Data, ResyncContent::Zero, ResyncContent::Same];
     let entry = |(block, content)| ResyncBlock { block, stamp: Gen(7), content };
+    (4..).zip(content).map(entry).collect()
+}
+
+fn requests() -> Vec<Request> {
+    let source = ReplicaId(Uuid::from_u128(7));
+    let pull = |node| Request::Pull { node, source, blocks: list() };
     let range = BlockRange::new(9, 1);
-    vec![
+    let mut requests = vec![
         promise(),
         Request::Read { blocks: blocks() },
         Request::Write { range, fua: true, payload: payload() },
@@ -54,10 +60,13 @@ fn requests() -> Vec<Request> {
         Request::Mark { blocks: blocks() },
         Request::Scan { since: Gen(6), from: RegionIndex(2), limit: 1024 },
         Request::Digest { blocks: blocks(), since: Gen(6) },
-        Request::Resync { blocks: (4..).zip(content).map(entry).collect(), payload: payload() },
+        Request::Resync { blocks: list(), payload: payload() },
         Request::Close,
         Request::Renew,
-    ]
+    ];
+    requests.extend(NodeId::new("node-2").map(pull));
+    requests.push(Request::Fetch { source, blocks: blocks() });
+    requests
 }
 
 fn replies() -> Vec<Reply> {
@@ -72,6 +81,7 @@ fn replies() -> Vec<Reply> {
         credit_ops: 512,
         credit_bytes: 64 << 20,
         silent_ms: Some(2500),
+        pulls: true,
     };
     let digest = BlockDigest {
         block: 9,
@@ -150,7 +160,9 @@ fn the_format_has_not_changed() {
 /// What version 1 can't say is left out, or asked for in its words.
 #[test]
 fn an_older_peer_gets_what_it_understands() {
-    let sent = frames().into_iter().map(|frame| (encode_as(&frame, 1).decode(), frame));
+    let old = |(kind, _): &(&Kind, Frame)| kind.since() <= 2;
+    let frames = Kind::ALL.iter().zip(frames()).filter(old).map(|(_, frame)| frame);
+    let sent = frames.map(|frame| (encode_as(&frame, 1).decode(), frame));
     let differs = |(read, frame): &(Result<Frame, _>, Frame)| read.as_ref() != Ok(frame);
     let changed: Vec<_> = sent.filter(differs).map(|(read, _)| read).collect();
     let [
@@ -165,9 +177,22 @@ fn an_older_peer_gets_what_it_understands() {
     assert!(matches!(promise.body, Request::Promise { parent: None, at_least: Epoch(0), .. }));
     let empty = Request::Scan { since: Gen(u32::MAX), from: RegionIndex(0), limit: 1 };
     assert_eq!(renew.body, empty);
-    assert!(matches!(&promised.body, Reply::Promised(p) if p.silent_ms.is_none()));
+    assert!(matches!(&promised.body, Reply::Promised(p) if p.silent_ms.is_none() && !p.pulls));
     let unknown = |d: &BlockDigest| d.wholeness == Wholeness::Unknown;
     assert!(matches!(&digests.body, Reply::Digests(d) if d.iter().all(unknown)));
+}
+
+/// A replica that is reached in version 2 is never told to pull.
+#[test]
+fn pulling_is_not_offered_before_version_3() {
+    let promised = frames()
+        .into_iter()
+        .find(|f| matches!(f, Frame::Reply(Message { body: Reply::Promised(p), .. }) if p.pulls))
+        .expect("one of the frames");
+    let Ok(Frame::Reply(read)) = encode_as(&promised, 2).decode() else {
+        panic!("not read back: {promised:?}");
+    };
+    assert!(matches!(read.body, Reply::Promised(p) if !p.pulls && p.silent_ms == Some(2500)));
 }
 
 #[test]

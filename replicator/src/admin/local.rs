@@ -64,6 +64,7 @@ impl Admin {
                 resync_bytes: core.counters.resync_bytes,
                 rebuild_bytes: core.counters.rebuild_bytes,
                 repair_bytes: core.counters.repair_bytes,
+                direct_bytes: core.counters.direct_bytes,
             }),
             resyncs: resyncs.collect(),
             connected_rids: connected.map(|(rid, _)| rid.to_string()).collect(),

@@ -116,6 +116,7 @@ fn counters(counters: &v1::Counters) -> Value {
         "resync_bytes": counters.resync_bytes,
         "rebuild_bytes": counters.rebuild_bytes,
         "repair_bytes": counters.repair_bytes,
+        "direct_bytes": counters.direct_bytes,
     })
 }
 

@@ -219,11 +219,12 @@ fn details(volume: &v1::VolumeStatus) -> String {
     if let Some(counters) = &volume.counters {
         text.push_str(&format!(
             "\n  since it was attached: {} writes and {} flushes acknowledged, \
-             resync moved {}, rebuild {}, repair {}\n",
+             resync moved {}, rebuild {} ({} of both from copy to copy), repair {}\n",
             counters.acked_writes,
             counters.acked_flushes,
             Size(counters.resync_bytes),
             Size(counters.rebuild_bytes),
+            Size(counters.direct_bytes),
             Size(counters.repair_bytes)
         ));
     }

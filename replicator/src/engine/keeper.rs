@@ -12,6 +12,7 @@ use lockstep_store::Identity;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use super::fetcher::Fetcher;
 use super::opening::{self, OpenedFiles};
 use super::replica::{Driver, Input, Outcome, Parts, Snapshot, refusal};
 use crate::clock::Clock;
@@ -31,6 +32,7 @@ pub(super) struct Context {
     pub(super) direct_io: bool,
     pub(super) boot_id: [u8; 16],
     pub(super) threads: Arc<Threads>,
+    pub(super) fetcher: Arc<Fetcher>,
 }
 
 /// Keeps one replica running.
@@ -96,10 +98,12 @@ impl Keeper {
             volume: self.identity.volume,
             clock: self.context.clock,
             lossy: recovered.lossy,
-            replica: Replica::open(identity, recovered, Planted::NONE),
+            incarnation: identity.incarnation,
+            replica: Replica::open(identity, recovered, Planted::NONE).with_pulls(),
             store: files.opened.store,
             files: files.files,
             threads: Arc::clone(&self.context.threads),
+            fetcher: Arc::clone(&self.context.fetcher),
         }
     }
 
@@ -156,7 +160,7 @@ impl Keeper {
                     return None;
                 }
                 // Nobody has a session, and no disk operation is under way.
-                Input::Disconnected(_) | Input::Disk { .. } => {}
+                Input::Disconnected(_) | Input::Disk { .. } | Input::Fetched { .. } => {}
             }
         }
     }

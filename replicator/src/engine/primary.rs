@@ -19,7 +19,7 @@ use super::path::{Local, RequestPath};
 use super::records;
 use super::replicas::Replicas;
 use super::slots::{Asking, NodeSlots};
-use crate::net::{Connection, Net, Peers, Subscriber};
+use crate::net::{Connection, Net, Peers, Subscriber, User};
 
 /// Inputs handled before their effects are carried out.
 const BATCH: usize = 64;
@@ -370,7 +370,7 @@ impl Driver {
             let _ = self.own.send(Input::LocalAgain);
         } else if self.wanted.insert(node.clone()) {
             let inbox = Arc::new(Inbox(self.own.clone()));
-            self.parts.peers.connect(node, self.parts.volume, inbox);
+            self.parts.peers.connect(node, User::Primary(self.parts.volume), inbox);
         }
     }
 
@@ -379,7 +379,7 @@ impl Driver {
             self.wants_local = false;
             self.local_down();
         } else if self.wanted.remove(node) {
-            self.parts.peers.disconnect(node, self.parts.volume);
+            self.parts.peers.disconnect(node, User::Primary(self.parts.volume));
         }
         let of_node = |path: &RequestPath| match path {
             RequestPath::Remote(conn) => conn.peer() == node,
@@ -444,7 +444,7 @@ impl Driver {
     /// Lets go of every connection: nothing more will be sent.
     fn leave(&mut self) {
         for node in std::mem::take(&mut self.wanted) {
-            self.parts.peers.disconnect(&node, self.parts.volume);
+            self.parts.peers.disconnect(&node, User::Primary(self.parts.volume));
         }
         self.wants_local = false;
         // Once: by the second time they may be its successor's on this node.

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_core::id::{Conn, NodeId, Tick, VolumeId};
+use lockstep_core::id::{Conn, Incarnation, NodeId, Tick, Token, VolumeId};
 use lockstep_core::message::{Header, Message, Refusal, Reply, Request};
 use lockstep_core::replica::{self, Effect, Event, Replica, Role};
 use lockstep_store::{DiskError, DiskOpId, Store};
 use tokio::sync::{mpsc, oneshot};
 
 use super::alarm::Alarm;
+use super::fetcher::Fetcher;
 use super::path::ReplyPath;
 use crate::clock::Clock;
 use crate::disk::{ReplicaFiles, Threads, class_of};
@@ -27,6 +28,9 @@ pub(super) enum Input {
     Disconnected(Conn),
     /// The disk answered.
     Disk { id: DiskOpId, result: Result<Bytes, DiskError> },
+    /// Another node's replica answered, or can't be asked. `by` is the replica that asked, as it
+    /// was opened then.
+    Fetched { by: Incarnation, token: Token, answer: Option<Message<Reply>> },
     /// Somebody wants to know how it is.
     Status(oneshot::Sender<Snapshot>),
     /// End; answered when no disk operation is under way any more.
@@ -49,11 +53,13 @@ pub(super) struct Snapshot {
 pub(super) struct Parts {
     pub(super) volume: VolumeId,
     pub(super) clock: Clock,
+    pub(super) incarnation: Incarnation,
     pub(super) replica: Replica,
     pub(super) store: Store,
     pub(super) lossy: bool,
     pub(super) files: Arc<ReplicaFiles>,
     pub(super) threads: Arc<Threads>,
+    pub(super) fetcher: Arc<Fetcher>,
 }
 
 /// Why the task's loop ended.
@@ -157,6 +163,10 @@ impl Driver {
                 self.parts.store.done(now, id, result);
                 error.into_iter().for_each(|error| self.note_fault(error));
             }
+            Input::Fetched { by, token, answer } if by == self.parts.incarnation => {
+                self.step(now, Event::Fetched { token, answer });
+            }
+            Input::Fetched { .. } => {}
             Input::Status(asker) => {
                 // An asker that is gone needs no answer.
                 let _ = asker.send(self.snapshot());
@@ -198,10 +208,22 @@ impl Driver {
                 }
                 Effect::Store { token, op } => self.parts.store.submit(now, token, op),
                 Effect::Note(note) => self.parts.store.note(now, note),
+                Effect::Fetch { token, node, message } => self.fetch(token, node, message),
             }
         }
         // Keeps the memory for the next step.
         self.effects = effects;
+    }
+
+    /// Asks another node's replica; the answer comes as an input.
+    fn fetch(&self, token: Token, node: NodeId, message: Message<Request>) {
+        let (fetcher, own) = (Arc::clone(&self.parts.fetcher), self.own.clone());
+        let by = self.parts.incarnation;
+        tokio::spawn(async move {
+            let answer = fetcher.fetch(&node, message).await;
+            // A replica that has ended needs no answer.
+            let _ = own.send(Input::Fetched { by, token, answer });
+        });
     }
 
     /// Passes answers up and disk operations down until both are quiet.

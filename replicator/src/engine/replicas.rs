@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::config::NewReplica;
 use super::error::EngineError;
+use super::fetcher::Fetcher;
 use super::keeper::{Context, Keeper};
 use super::opening::{self, OpenedFiles};
 use super::path::ReplyPath;
@@ -29,6 +30,7 @@ pub(super) struct Replicas {
     direct_io: bool,
     boot_id: [u8; 16],
     threads: Arc<Threads>,
+    fetcher: Arc<Fetcher>,
     pools: Vec<Arc<Pool>>,
     slots: RwLock<BTreeMap<VolumeId, Slot>>,
     /// One replica is made or deleted at a time, so that space is promised once.
@@ -59,6 +61,7 @@ impl Replicas {
         direct_io: bool,
         pools: Vec<Arc<Pool>>,
         disk_threads: usize,
+        fetcher: Arc<Fetcher>,
     ) -> Result<Arc<Self>, PoolError> {
         let threads = Threads::start(disk_threads).map_err(|source| PoolError::Io {
             what: "start threads for",
@@ -70,6 +73,7 @@ impl Replicas {
             direct_io,
             boot_id: opening::boot_id(),
             threads: Arc::new(threads),
+            fetcher,
             pools,
             slots: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
@@ -112,6 +116,7 @@ impl Replicas {
             direct_io: self.direct_io,
             boot_id: self.boot_id,
             threads: Arc::clone(&self.threads),
+            fetcher: Arc::clone(&self.fetcher),
         };
         let keeper = Keeper::new(context, found.dir.clone(), identity, inputs.clone(), received);
         tokio::spawn(keeper.run(files));

@@ -75,6 +75,11 @@ impl Connection {
         &self.peer
     }
 
+    /// The version of the format that both ends agreed on.
+    pub(crate) fn version(&self) -> u16 {
+        self.outbox.version()
+    }
+
     /// Queues a frame, to leave with the next [`Connection::flush`]; does not wait. What can't be
     /// sent is dropped: the connection is gone then, and both ends learn it.
     pub(crate) fn push(&self, frame: &Frame) {

@@ -52,6 +52,11 @@ impl Outbox {
         self.version.store(version, Ordering::Relaxed);
     }
 
+    /// What both ends agreed on.
+    pub(super) fn version(&self) -> u16 {
+        self.version.load(Ordering::Relaxed)
+    }
+
     /// Queues a frame, to leave with the next [`Outbox::flush`]. What can't be sent is dropped:
     /// the connection is gone then.
     pub(super) fn push(&self, frame: &Frame) {

@@ -1,4 +1,4 @@
-//! Dialled connections: one per node that some primary here needs, made anew when it breaks.
+//! Dialled connections: one per node that somebody here needs, made anew when it breaks.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,6 +23,18 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 const STABLE_MS: u64 = 2000;
 /// How long an address lookup or a TCP handshake may take.
 const DIAL_MAX: Duration = Duration::from_secs(2);
+
+/// Numbers of fetches begin here (S8); no primary ever counts so far. They tell whose a reply is.
+pub(crate) const FETCH_SEQS: u64 = 1 << 63;
+
+/// Who needs a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum User {
+    /// The replicas of this node, to fetch.
+    Fetches,
+    /// The volume's primary.
+    Primary(VolumeId),
+}
 
 /// All dialled connections of this process.
 #[derive(Debug)]
@@ -50,7 +62,7 @@ impl std::fmt::Debug for Peer {
 struct State {
     /// The connection, while it is up.
     conn: Option<Arc<Connection>>,
-    subscribers: BTreeMap<VolumeId, Arc<dyn Subscriber>>,
+    subscribers: BTreeMap<User, Arc<dyn Subscriber>>,
     /// Why there is no connection; empty while there is one.
     trouble: String,
 }
@@ -69,7 +81,7 @@ impl Peers {
     pub(crate) fn connect(
         self: &Arc<Self>,
         node: &NodeId,
-        volume: VolumeId,
+        user: User,
         subscriber: Arc<dyn Subscriber>,
     ) {
         let mut peers = self.lock();
@@ -86,15 +98,15 @@ impl Peers {
         if let Some(conn) = &state.conn {
             subscriber.connected(conn);
         }
-        state.subscribers.insert(volume, subscriber);
+        state.subscribers.insert(user, subscriber);
     }
 
-    /// The volume's primary needs no connection to `node` any more. The subscriber hears no more.
-    pub(crate) fn disconnect(&self, node: &NodeId, volume: VolumeId) {
+    /// The user needs no connection to `node` any more. Its subscriber hears no more.
+    pub(crate) fn disconnect(&self, node: &NodeId, user: User) {
         let mut peers = self.lock();
         let Some(peer) = peers.get(node) else { return };
         let mut state = peer.lock();
-        state.subscribers.remove(&volume);
+        state.subscribers.remove(&user);
         if state.subscribers.is_empty() {
             peer.stop.cancel();
             drop(state);
@@ -189,8 +201,11 @@ impl Handler for Peer {
     fn frame(&self, conn: &Arc<Connection>, frame: Frame) -> Result<(), &'static str> {
         match frame {
             Frame::Reply(message) => {
+                let fetched = message.header.seq.0 >= FETCH_SEQS;
+                let primary = User::Primary(message.header.volume);
+                let user = if fetched { User::Fetches } else { primary };
                 // A volume that was detached meanwhile has no use for its replies.
-                if let Some(subscriber) = self.lock().subscribers.get(&message.header.volume) {
+                if let Some(subscriber) = self.lock().subscribers.get(&user) {
                     subscriber.reply(conn.id(), message);
                 }
                 Ok(())

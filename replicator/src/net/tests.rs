@@ -191,7 +191,7 @@ impl Client {
         let stop = CancellationToken::new();
         let peers = Peers::new(net, Arc::new(At(addr)), stop.clone());
         let (forward, events) = mpsc::unbounded_channel();
-        peers.connect(&node("server"), volume(), Arc::new(Forward(forward)));
+        peers.connect(&node("server"), User::Primary(volume()), Arc::new(Forward(forward)));
         tokio::task::yield_now().await;
         Self { peers, events, conn: None, _stop: stop.drop_guard() }
     }
@@ -364,7 +364,7 @@ async fn a_peer_that_is_not_needed_any_more_is_left() {
     let port = Port::open().await;
     let mut client = Client::connect(port.addr, "client", CLUSTER).await;
     client.connected().await;
-    client.peers.disconnect(&node("server"), volume());
+    client.peers.disconnect(&node("server"), User::Primary(volume()));
     wait_for("the end", || port.echo.gone.lock().unwrap().pop()).await;
     assert_eq!(client.peers.trouble(&node("server")), None);
 }

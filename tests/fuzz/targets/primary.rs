@@ -343,6 +343,7 @@ fn promised(input: &mut Input<'_>) -> Promised {
         credit_ops: 512,
         credit_bytes: 64 << 20,
         silent_ms: input.flag().then(|| u32::from(input.u16())),
+        pulls: true,
     }
 }
 

@@ -180,6 +180,7 @@ impl World {
                     self.store.submit(self.now, token, op);
                 }
                 Effect::Note(note) => self.store.note(self.now, note),
+                Effect::Fetch { .. } => panic!("a replica fetched that was never told it could"),
                 Effect::Send { conn, message } => self.heard(conn, &message),
             }
         }

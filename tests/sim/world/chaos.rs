@@ -216,6 +216,7 @@ impl World {
             self.note_counters(&seat);
         }
         self.drop_connections(node, tells);
+        self.nodes[node].fetcher = Default::default();
         self.abandon_copy(node);
         true
     }

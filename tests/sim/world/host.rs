@@ -89,7 +89,7 @@ impl World {
         let promised = recovered.promised;
         copy.host = Some(Host {
             open,
-            replica: Replica::open(identity, recovered, planted),
+            replica: Replica::open(identity, recovered, planted).with_pulls(),
             store: opened.store,
             flights: Default::default(),
             asked: Default::default(),
@@ -162,6 +162,10 @@ impl World {
                     } else {
                         self.fail("honest", format!("a replica uses token {token} twice"));
                     }
+                }
+                Effect::Fetch { token, node: other, message } => {
+                    let to = self.index_of(&other);
+                    self.fetch(node, open, token, to, message);
                 }
                 Effect::Note(note) => {
                     let Some((host, _)) = self.nodes[node].host(open) else { return };

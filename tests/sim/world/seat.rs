@@ -49,6 +49,8 @@ impl World {
     pub(crate) fn note_counters(&mut self, seat: &Seat) {
         let counters = seat.primary.status().counters;
         self.outcome.coverage.resyncs += counters.resyncs_done;
+        self.outcome.coverage.pulled_blocks += counters.direct_bytes / BLOCK as u64;
+        self.outcome.coverage.pulls_failed += counters.pulls_failed;
         self.outcome.coverage.repairs += u64::from(counters.repair_bytes > 0);
     }
 
@@ -155,12 +157,16 @@ impl World {
             Request::Promise { .. }
             | Request::Mark { .. }
             | Request::Resync { .. }
+            | Request::Pull { .. }
             | Request::Scan { .. }
             | Request::Commit { member: true }
             | Request::Close => per_mille,
             Request::Flush | Request::Digest { .. } => per_mille / 4,
             Request::Write { .. } | Request::Zero { .. } => per_mille / 20,
-            Request::Commit { member: false } | Request::Read { .. } | Request::Renew => 0,
+            Request::Commit { member: false }
+            | Request::Read { .. }
+            | Request::Fetch { .. }
+            | Request::Renew => 0,
         };
         if per_mille > 0 {
             let aim = self.other_end(node, conn).map(|other| (node, other));

@@ -29,6 +29,12 @@ impl World {
                 Ok(_) => format!("store has done {token}"),
                 Err(why) => format!("store fails {token}: {why:?}"),
             },
+            ReplicaEvent::Fetched { token, answer } => match answer.as_ref().map(|m| &m.body) {
+                Some(Reply::Data(payload)) => {
+                    format!("has fetched {} blocks for {token}", payload.blocks())
+                }
+                other => format!("can't fetch for {token}: {other:?}"),
+            },
         };
         self.say(|| format!("{name}: replica {text}"));
     }
@@ -84,13 +90,15 @@ fn request(body: &Request) -> String {
             format!("write {range:?} ({value:?}){fua}")
         }
         Request::Zero { range, .. } => format!("zero {range:?}"),
-        Request::Resync { blocks, .. } => {
+        Request::Resync { blocks, .. } | Request::Pull { blocks, .. } => {
+            let pulled = matches!(body, Request::Pull { .. });
             let list: Vec<String> = blocks
                 .iter()
                 .take(8)
                 .map(|b| format!("{}:{:?}@{}", b.block, b.content, b.stamp))
                 .collect();
-            format!("resync of {}: {}", blocks.len(), list.join(" "))
+            let how = if pulled { "pull" } else { "resync" };
+            format!("{how} of {}: {}", blocks.len(), list.join(" "))
         }
         other => format!("{other:?}"),
     }

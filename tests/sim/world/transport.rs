@@ -138,7 +138,7 @@ impl World {
         self.link_event(wire, ACCEPTOR, LinkEvent::Opened);
     }
 
-    fn new_link(&self, node: usize, role: Role, expect: Option<usize>) -> Link {
+    pub(super) fn new_link(&self, node: usize, role: Role, expect: Option<usize>) -> Link {
         let params = LinkParams {
             role,
             cluster: self.cluster_id,
@@ -174,7 +174,9 @@ impl World {
                     if let Some(end) = self.net.end(wire, side) {
                         (end.up, end.version) = (true, version);
                     }
-                    if side == DIALER {
+                    if side == DIALER && self.fetcher_of(wire).is_some() {
+                        self.send_fetches(wire);
+                    } else if side == DIALER {
                         self.tell_primary_connected(wire);
                     }
                 }
@@ -239,6 +241,9 @@ impl World {
         let (node, conn) = (end.node, end.conn);
         match frame {
             Frame::Request(message) => self.request(node, conn, message),
+            Frame::Reply(message) if self.fetcher_of(wire).is_some() => {
+                self.fetch_answered(node, message);
+            }
             Frame::Reply(message) => {
                 let Some(seat) = self.nodes[node].seat.as_mut() else { return };
                 let judged = seat.flows.entry(conn).or_default().is_answered(&message);
@@ -279,7 +284,9 @@ impl World {
         let (node, conn, up) = (end.node, end.conn, end.up);
         let name = self.nodes[node].name.clone();
         self.say(|| format!("{name}: wire {wire} is gone"));
-        if side == DIALER {
+        if side == DIALER && self.fetcher_of(wire).is_some() {
+            self.fetcher_lost(node, wire);
+        } else if side == DIALER {
             self.dialer_lost(wire, node, conn, up);
         } else if up
             && let Some(host) = self.nodes[node].copy.as_ref().and_then(|c| c.host.as_ref())

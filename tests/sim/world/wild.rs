@@ -97,7 +97,7 @@ impl World {
         let Some(copy) = self.nodes[node].copy.as_ref() else { return false };
         let rid = copy.rid;
         // A primary that speaks an older version can't tell a replica what the record proves.
-        let tells = self.nodes.iter().all(|n| n.speaks == MAX_VERSION);
+        let tells = self.nodes.iter().all(|n| n.speaks >= 2);
         let member = tells && self.meta.record().is_in_sync(rid);
         let may = member && self.dispensable(node).is_some();
         let kept = self.nodes[node]
@@ -234,7 +234,9 @@ impl World {
         if self.nodes.iter().any(|n| n.copy.as_ref().is_some_and(|c| c.is_old)) {
             return false;
         }
-        let other = if self.nodes[node].speaks > MIN_VERSION { MIN_VERSION } else { MAX_VERSION };
+        let speaks = self.nodes[node].speaks;
+        let others: Vec<u16> = (MIN_VERSION..=MAX_VERSION).filter(|v| *v != speaks).collect();
+        let other = self.rng.pick(&others).unwrap_or(MIN_VERSION);
         if !self.kill(node) {
             return false;
         }
@@ -251,7 +253,7 @@ impl World {
         }
         for node in 0..self.nodes.len() {
             if self.rng.chance(400) {
-                self.nodes[node].speaks = MIN_VERSION;
+                self.nodes[node].speaks = self.rng.pick(&[1, 1, 2]).unwrap_or(MIN_VERSION);
             }
         }
     }

@@ -5,6 +5,7 @@
 //! is read and sent; the target adopts the source's stamps for all of them. Equal stamps are
 //! never a reason to skip (m31, m32), equal digests of what is on the disks are.
 
+mod pull;
 mod todo;
 
 use alloc::collections::BTreeMap;
@@ -36,6 +37,8 @@ pub(super) enum Step {
     Read(LockId),
     /// Content and stamps arrive at the target.
     Write(LockId),
+    /// The target fetches content by itself and takes stamps (S8).
+    Pull(LockId),
     /// The source reads one block, to tell whether it is bad.
     Probe(LockId),
     /// Another member reads a block that is bad on the source.
@@ -81,6 +84,8 @@ pub(super) struct CopyJob {
     /// Does the guest's I/O run meanwhile?
     locked: bool,
     progress: Aside<ResyncProgress>,
+    /// Windows whose content the target could not pull.
+    pull_failures: u32,
 }
 
 impl Step {
@@ -92,6 +97,7 @@ impl Step {
             | Self::TargetDigest(lock)
             | Self::Read(lock)
             | Self::Write(lock)
+            | Self::Pull(lock)
             | Self::Probe(lock)
             | Self::HealRead(lock, _)
             | Self::HealWrite(lock, _)
@@ -138,6 +144,7 @@ impl CopyJob {
             fresh,
             locked,
             progress: Aside::default(),
+            pull_failures: 0,
         }
     }
 
@@ -279,6 +286,7 @@ impl Primary {
             (Step::TornRead(lock), Reply::Data(payload)) => self.on_torn_read(*lock, payload),
             (Step::TornWrite(lock), Reply::Done) => self.on_torn_written(*lock),
             (Step::TornFlush(lock), Reply::Done) => self.on_torn_durable(rid, *lock),
+            (Step::Pull(lock), Reply::Done) => self.on_pulled(*lock),
             (step, reply) => self.on_heal(rid, step, reply),
         };
         if expected.is_none() {
@@ -355,6 +363,8 @@ impl Primary {
         let blocks: BlockSet = moves.map(|b| BlockRange::new(b.block, 1)).collect();
         if blocks.is_empty() {
             self.write_window(lock, Payload::default())
+        } else if self.may_pull() {
+            self.pull_window(lock)
         } else {
             self.copy_call(source, Step::Read(lock), false, Request::Read { blocks });
             Some(())
@@ -382,12 +392,8 @@ impl Primary {
     }
 
     fn write_window(&mut self, lock: LockId, payload: Payload) -> Option<()> {
-        let job = self.copy.as_ref()?;
-        let target = job.target;
-        let mut blocks = job.windows.get(&lock)?.plan.clone();
-        if self.has(Bug::NoStampAdoption) {
-            blocks.retain(|b| b.content != ResyncContent::Same);
-        }
+        let target = self.copy.as_ref()?.target;
+        let blocks = self.planned(lock)?;
         if blocks.is_empty() {
             self.finish_window(lock);
             return Some(());
@@ -395,6 +401,15 @@ impl Primary {
         let request = Request::Resync { blocks, payload };
         self.copy_call(target, Step::Write(lock), true, request);
         Some(())
+    }
+
+    /// What the target will be told of the window.
+    fn planned(&self, lock: LockId) -> Option<Vec<ResyncBlock>> {
+        let mut blocks = self.copy.as_ref()?.windows.get(&lock)?.plan.clone();
+        if self.has(Bug::NoStampAdoption) {
+            blocks.retain(|b| b.content != ResyncContent::Same);
+        }
+        Some(blocks)
     }
 
     fn on_written_over(&mut self, lock: LockId) -> Option<()> {
@@ -415,6 +430,9 @@ impl Primary {
 
     /// The copy can't go on with this replica.
     pub(super) fn on_copy_refused(&mut self, rid: ReplicaId, step: &Step, refusal: Refusal) {
+        if let (Step::Pull(lock), Refusal::NotPulled) = (step, refusal) {
+            return self.on_not_pulled(*lock);
+        }
         let bad_block = matches!(refusal, Refusal::Io | Refusal::Checksum { .. });
         let (mended, reads) = match *step {
             _ if !bad_block => (None, false),
@@ -423,7 +441,7 @@ impl Primary {
             Step::HealRead(lock, block) => (self.heal_refused(rid, lock, block), true),
             Step::TargetDigest(lock) => (self.rewrite_window(lock), true),
             Step::TornRead(lock) => (self.torn_unreadable(lock), true),
-            Step::Scan | Step::Write(_) | Step::HealWrite(..) => (None, false),
+            Step::Scan | Step::Write(_) | Step::Pull(_) | Step::HealWrite(..) => (None, false),
             Step::TornWrite(_) | Step::TornFlush(_) => (None, false),
         };
         match mended {

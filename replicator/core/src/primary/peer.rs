@@ -395,7 +395,8 @@ impl Primary {
             | Refusal::Faulted
             | Refusal::Io
             | Refusal::Checksum { .. }
-            | Refusal::Malformed => self.fail_peer(rid),
+            | Refusal::Malformed
+            | Refusal::NotPulled => self.fail_peer(rid),
         }
     }
 

@@ -86,6 +86,11 @@ pub struct Counters {
     pub resync_bytes: u64,
     /// Content moved to fresh replicas, bytes.
     pub rebuild_bytes: u64,
+    /// Of the content moved to returning and fresh replicas, what those fetched from another
+    /// replica by themselves, bytes.
+    pub direct_bytes: u64,
+    /// Windows whose content could not be fetched so.
+    pub pulls_failed: u64,
     /// Content moved during promotion, bytes.
     pub repair_bytes: u64,
     /// Resyncs and rebuilds finished.

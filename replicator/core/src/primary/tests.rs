@@ -110,6 +110,7 @@ impl Desk {
                 credit_ops: limits::CREDIT_OPS,
                 credit_bytes: limits::CREDIT_BYTES,
                 silent_ms: Some(0),
+                pulls: true,
             })),
             Request::Read { blocks } => {
                 let bytes = usize::try_from(blocks.len()).unwrap() * 4096;

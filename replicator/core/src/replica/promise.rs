@@ -54,7 +54,7 @@ impl Replica {
         }
         self.heard = Some(now);
         // From here on nothing of an older session is admitted; what it has in the store drains.
-        self.session = None;
+        self.end_session();
         let submitted = self.promising.is_some_and(|p| p.submitted);
         if self.promising.is_some_and(|p| p.header.epoch < header.epoch) {
             // The newer claim is in the record already: the older one is fenced.
@@ -114,7 +114,7 @@ impl Replica {
             member_gen: self.member_gen,
             lineage: pending.wanted.lineage,
         };
-        self.submit(InFlight { conn, header, mutation: None, fatal: true }, op, out);
+        self.submit(InFlight { conn, header, mutation: None, fatal: true, gives: false }, op, out);
     }
 
     /// The store has persisted the promise of `header`.
@@ -146,6 +146,7 @@ impl Replica {
                 credit_ops: limits::CREDIT_OPS,
                 credit_bytes: limits::CREDIT_BYTES,
                 silent_ms: Some(self.past.silent_ms(now)),
+                pulls: self.fetches,
             };
             self.reply(pending.conn, header, Reply::Promised(Box::new(promised)), out);
         }

@@ -135,6 +135,7 @@ mod tests {
             credit_ops: 1,
             credit_bytes: 1,
             silent_ms: Some(1),
+            pulls: true,
         };
         let volume = crate::id::VolumeId(uuid::Uuid::from_u128(1));
         let (epoch, seq) = (Epoch(1), Seq(1));

@@ -2,9 +2,10 @@
 
 use alloc::vec::Vec;
 
+use super::pull::Pull;
 use super::{Effect, InFlight, Replica, Role};
 use crate::id::{Conn, Gen, Tick, Token};
-use crate::limits::{self, MAX_OP_BLOCKS};
+use crate::limits::MAX_OP_BLOCKS;
 use crate::message::{Header, Payload, Refusal, Reply, Request, ResyncBlock, ResyncContent};
 use crate::planted::Bug;
 use crate::range::{BlockRange, BlockSet};
@@ -18,13 +19,12 @@ impl Replica {
         request: Request,
         out: &mut Vec<Effect>,
     ) {
-        let within_credit = self.in_flight.len() < limits::CREDIT_OPS as usize;
-        if !within_credit || !self.is_well_formed(&request) {
+        if !self.is_within_credit() || !self.is_well_formed(&request) {
             return self.reply(conn, &header, Reply::Refused(Refusal::Malformed), out);
         }
         let stamp = header.r#gen;
         match request {
-            Request::Promise { .. } => {}
+            Request::Promise { .. } | Request::Fetch { .. } => {}
             Request::Commit { member } => {
                 if member {
                     self.become_member(&header, out);
@@ -52,6 +52,9 @@ impl Replica {
                 let set = blocks.iter().map(|b| BlockRange::new(b.block, 1)).collect();
                 self.mutate(conn, header, set, StoreOp::Resync { blocks, payload }, out);
             }
+            Request::Pull { node, source, blocks } => {
+                self.on_pull(conn, header, node, Pull::new(source, blocks), out);
+            }
             Request::Mark { blocks } => {
                 self.mutate(conn, header, blocks.clone(), StoreOp::Mark { blocks }, out);
             }
@@ -65,15 +68,15 @@ impl Replica {
     }
 
     fn query(&mut self, conn: Conn, header: Header, op: StoreOp, out: &mut Vec<Effect>) {
-        self.submit(InFlight { conn, header, mutation: None, fatal: false }, op, out);
+        self.submit(InFlight { conn, header, mutation: None, fatal: false, gives: false }, op, out);
     }
 
     fn barrier(&mut self, conn: Conn, header: Header, op: StoreOp, out: &mut Vec<Effect>) {
-        self.submit(InFlight { conn, header, mutation: None, fatal: true }, op, out);
+        self.submit(InFlight { conn, header, mutation: None, fatal: true, gives: false }, op, out);
     }
 
     /// A mutation enters the ring before it is issued.
-    fn mutate(
+    pub(super) fn mutate(
         &mut self,
         conn: Conn,
         header: Header,
@@ -84,7 +87,7 @@ impl Replica {
         self.fresh = false;
         let replayed = self.ring.insert(header.epoch, header.seq, blocks.clone());
         let mutation = Some((blocks, header.r#gen));
-        self.submit(InFlight { conn, header, mutation, fatal: true }, op, out);
+        self.submit(InFlight { conn, header, mutation, fatal: true, gives: false }, op, out);
         if let Some(blocks) = replayed {
             out.push(Effect::Note(StoreNote::Release { blocks }));
         }
@@ -102,6 +105,10 @@ impl Replica {
         let waits = self.session.is_some_and(|s| s.conn == item.conn);
         if result.is_err() && item.fatal || result == Err(StoreError::Faulted) {
             self.fault(out);
+        }
+        if item.gives {
+            self.on_given(&item, result, out);
+            return self.try_promise(out);
         }
         let is_promise = self.promising.is_some_and(|p| p.is_for(&item.header));
         match result {
@@ -141,7 +148,7 @@ impl Replica {
     /// Rule R6: after a failed write or flush nothing is promised or retried.
     fn fault(&mut self, out: &mut Vec<Effect>) {
         self.role = Role::Faulted;
-        self.session = None;
+        self.end_session();
         self.refuse_promise(Refusal::Faulted, out);
     }
 
@@ -156,7 +163,9 @@ impl Replica {
             }
             Request::Mark { blocks } => self.holds(blocks),
             Request::Resync { blocks, payload } => self.is_resync_well_formed(blocks, payload),
-            Request::Promise { .. }
+            Request::Pull { blocks, .. } => self.is_pull_well_formed(blocks),
+            Request::Fetch { .. }
+            | Request::Promise { .. }
             | Request::Flush
             | Request::Commit { .. }
             | Request::Scan { .. }
@@ -166,26 +175,33 @@ impl Replica {
     }
 
     fn is_resync_well_formed(&self, blocks: &[ResyncBlock], payload: &Payload) -> bool {
-        let with_data = blocks.iter().filter(|b| b.content == ResyncContent::Data).count();
+        self.is_list_well_formed(blocks) && sized(payload) && payload.blocks() == with_data(blocks)
+    }
+
+    pub(super) fn is_list_well_formed(&self, blocks: &[ResyncBlock]) -> bool {
         let ascending = blocks.windows(2).all(|pair| pair[0].block < pair[1].block);
-        let inside = blocks.last().is_some_and(|last| last.block < self.blocks);
-        ascending && inside && sized(payload) && payload.blocks() == with_data
+        ascending && blocks.last().is_some_and(|last| last.block < self.blocks)
     }
 
     fn fits(&self, range: BlockRange) -> bool {
         range.count <= MAX_OP_BLOCKS && range.end() <= self.blocks
     }
 
-    fn holds(&self, blocks: &BlockSet) -> bool {
+    pub(super) fn holds(&self, blocks: &BlockSet) -> bool {
         blocks.ranges().last().is_some_and(|last| last.end() <= self.blocks)
     }
 }
 
-fn sized(payload: &Payload) -> bool {
+/// How many of them need data.
+pub(super) fn with_data(blocks: &[ResyncBlock]) -> usize {
+    blocks.iter().filter(|b| b.content == ResyncContent::Data).count()
+}
+
+pub(super) fn sized(payload: &Payload) -> bool {
     payload.data.len() == payload.blocks() * crate::range::BLOCK_SIZE as usize
 }
 
-fn refusal(error: StoreError) -> Refusal {
+pub(super) fn refusal(error: StoreError) -> Refusal {
     match error {
         StoreError::Io | StoreError::NoSpace => Refusal::Io,
         StoreError::Checksum { block } => Refusal::Checksum { block },

@@ -1,5 +1,7 @@
 //! Rules R1 to R6, one test each.
 
+mod pull;
+
 use super::*;
 use crate::message::Payload;
 use crate::range::{BLOCK_SIZE, BlockRange};
@@ -53,12 +55,13 @@ struct Bench {
     asked: Vec<(Token, StoreOp)>,
     notes: Vec<StoreNote>,
     sent: Vec<(Conn, Reply)>,
+    fetches: Vec<(Token, NodeId, Message<Request>)>,
 }
 
 impl Bench {
     fn new(recovered: Recovered) -> Self {
-        let replica = Replica::open(ME, recovered, Planted::NONE);
-        Self { replica, asked: vec![], notes: vec![], sent: vec![] }
+        let replica = Replica::open(ME, recovered, Planted::NONE).with_pulls();
+        Self { replica, asked: vec![], notes: vec![], sent: vec![], fetches: vec![] }
     }
 
     fn step(&mut self, event: Event) {
@@ -70,6 +73,7 @@ impl Bench {
                 Effect::Send { conn, message } => self.sent.push((conn, message.body)),
                 Effect::Store { token, op } => self.asked.push((token, op)),
                 Effect::Note(note) => self.notes.push(note),
+                Effect::Fetch { token, node, message } => self.fetches.push((token, node, message)),
             }
         }
     }

@@ -89,6 +89,10 @@ kinds! {
     Close = 0x1a,
     /// [`crate::message::Request::Renew`].
     Renew = 0x1b,
+    /// [`crate::message::Request::Pull`].
+    Pull = 0x1c,
+    /// [`crate::message::Request::Fetch`].
+    Fetch = 0x1d,
     /// [`crate::message::Reply::Promised`].
     Promised = 0x20,
     /// [`crate::message::Reply::Data`].
@@ -115,6 +119,7 @@ impl Kind {
     pub const fn since(self) -> u16 {
         match self {
             Self::Renew => 2,
+            Self::Pull | Self::Fetch => 3,
             _ => super::MIN_VERSION,
         }
     }
@@ -125,7 +130,7 @@ impl Kind {
         self.byte() < 0x10
     }
 
-    /// Does it go from a primary to a replica?
+    /// Does it go to a replica?
     #[must_use]
     pub const fn is_request(self) -> bool {
         self.byte() >= 0x10 && self.byte() < 0x20

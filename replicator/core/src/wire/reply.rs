@@ -17,6 +17,8 @@ const LOSSY: u8 = 2;
 const FRESH: u8 = 4;
 /// The silence follows; since version 2.
 const SILENT: u8 = 8;
+/// Since version 3.
+const PULLS: u8 = 16;
 
 const ZERO: u8 = 1;
 /// Since version 3, as is the next.
@@ -63,7 +65,8 @@ fn write_promised(promised: &Promised, version: u16, out: &mut Writer) {
     let flags = flag(promised.unclean, UNCLEAN)
         | flag(promised.lossy, LOSSY)
         | flag(promised.fresh, FRESH)
-        | flag(silent.is_some(), SILENT);
+        | flag(silent.is_some(), SILENT)
+        | flag(promised.pulls && version >= 3, PULLS);
     out.u64(promised.incarnation.0);
     out.u8(flags);
     out.u32(promised.member_gen.0);
@@ -98,7 +101,8 @@ fn write_refusal(refusal: Refusal, version: u16, out: &mut Writer) {
         Refusal::Faulted => (4, 0),
         Refusal::Io => (5, 0),
         Refusal::Checksum { block } => (6, block),
-        Refusal::Malformed => (7, 0),
+        Refusal::NotPulled if version >= 3 => (9, 0),
+        Refusal::Malformed | Refusal::NotPulled => (7, 0),
     };
     out.u8(code);
     out.u64(number);
@@ -123,7 +127,9 @@ pub(super) fn read(
 fn read_promised(version: u16, reader: &mut Reader<'_>) -> Result<Promised, Malformed> {
     let incarnation = Incarnation(reader.u64()?);
     let flags = reader.u8()?;
-    let known = UNCLEAN | LOSSY | FRESH | if version >= 2 { SILENT } else { 0 };
+    let mut known = UNCLEAN | LOSSY | FRESH;
+    known |= if version >= 2 { SILENT } else { 0 };
+    known |= if version >= 3 { PULLS } else { 0 };
     if flags & !known != 0 {
         return Err(Malformed("unknown state of a replica"));
     }
@@ -140,6 +146,7 @@ fn read_promised(version: u16, reader: &mut Reader<'_>) -> Result<Promised, Malf
         credit_ops,
         credit_bytes,
         silent_ms: if flags & SILENT == 0 { None } else { Some(reader.u32()?) },
+        pulls: flags & PULLS != 0,
     })
 }
 
@@ -197,6 +204,7 @@ fn read_refusal(version: u16, reader: &mut Reader<'_>) -> Result<Refusal, Malfor
         4 => Refusal::Faulted,
         5 => Refusal::Io,
         7 => Refusal::Malformed,
+        9 if version >= 3 => Refusal::NotPulled,
         _ => return Err(Malformed("unknown refusal")),
     };
     if number == 0 { Ok(refusal) } else { Err(Malformed("a number that the refusal has not")) }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use super::codec::{Malformed, Reader, Writer};
 use super::kind::{FLAG_DEALLOCATE, FLAG_FUA, FLAG_MEMBER};
 use super::{Kind, MAX_LIST_BLOCKS, MAX_SCAN_REGIONS, read_crcs, write_crcs};
-use crate::id::{Epoch, Gen, InstanceId, Lineage, RegionIndex, ReplicaId};
+use crate::id::{Epoch, Gen, InstanceId, Lineage, NodeId, RegionIndex, ReplicaId};
 use crate::limits::MAX_OP_BLOCKS;
 use crate::message::{Payload, Request, ResyncBlock, ResyncContent};
 use crate::range::{BlockRange, BlockSet};
@@ -63,8 +63,7 @@ pub(super) fn write<'a>(
             (Kind::Digest, 0, None)
         }
         Request::Resync { blocks, payload } => {
-            out.count(blocks.len());
-            blocks.iter().for_each(|block| write_resync_block(block, out));
+            write_resync_blocks(blocks, out);
             write_crcs(payload, out);
             (Kind::Resync, 0, Some(payload))
         }
@@ -74,6 +73,15 @@ pub(super) fn write<'a>(
         Request::Renew => {
             write_scan(Gen(u32::MAX), RegionIndex(0), 1, out);
             (Kind::Scan, 0, None)
+        }
+        Request::Pull { node, source, blocks } => {
+            write_pull(node, *source, blocks, out);
+            (Kind::Pull, 0, None)
+        }
+        Request::Fetch { source, blocks } => {
+            out.uuid(source.0);
+            out.set(blocks);
+            (Kind::Fetch, 0, None)
         }
     }
 }
@@ -86,6 +94,17 @@ fn write_scan(since: Gen, from: RegionIndex, limit: u32, out: &mut Writer) {
 
 fn fua_flag(fua: bool) -> u8 {
     if fua { FLAG_FUA } else { 0 }
+}
+
+fn write_pull(node: &NodeId, source: ReplicaId, blocks: &[ResyncBlock], out: &mut Writer) {
+    out.uuid(source.0);
+    out.node(node);
+    write_resync_blocks(blocks, out);
+}
+
+fn write_resync_blocks(blocks: &[ResyncBlock], out: &mut Writer) {
+    out.count(blocks.len());
+    blocks.iter().for_each(|block| write_resync_block(block, out));
 }
 
 fn write_resync_block(block: &ResyncBlock, out: &mut Writer) {
@@ -137,6 +156,14 @@ pub(super) fn read(
         Kind::Resync => read_resync(reader, data)?,
         Kind::Close => Request::Close,
         Kind::Renew => Request::Renew,
+        Kind::Pull => {
+            let source = ReplicaId(reader.uuid()?);
+            Request::Pull { source, node: reader.node()?, blocks: read_resync_blocks(reader)? }
+        }
+        Kind::Fetch => {
+            let source = ReplicaId(reader.uuid()?);
+            Request::Fetch { source, blocks: read_set(reader, MAX_OP_BLOCKS)? }
+        }
         _ => return Err(Malformed("not a request")),
     })
 }
@@ -172,6 +199,15 @@ fn read_scan(reader: &mut Reader<'_>) -> Result<Request, Malformed> {
 }
 
 fn read_resync(reader: &mut Reader<'_>, data: Bytes) -> Result<Request, Malformed> {
+    let blocks = read_resync_blocks(reader)?;
+    let payload = read_crcs(reader, data)?;
+    if blocks.iter().filter(|b| b.content == ResyncContent::Data).count() != payload.blocks() {
+        return Err(Malformed("as many blocks of data as are announced must follow"));
+    }
+    Ok(Request::Resync { blocks, payload })
+}
+
+fn read_resync_blocks(reader: &mut Reader<'_>) -> Result<Vec<ResyncBlock>, Malformed> {
     let count = reader.count(RESYNC_BLOCK_BYTES)?;
     if count > MAX_LIST_BLOCKS as usize {
         return Err(Malformed("more blocks than one resync may name"));
@@ -181,11 +217,7 @@ fn read_resync(reader: &mut Reader<'_>, data: Bytes) -> Result<Request, Malforme
     if !blocks.is_sorted_by(|a, b| a.block < b.block) {
         return Err(Malformed("blocks are not ascending"));
     }
-    let payload = read_crcs(reader, data)?;
-    if blocks.iter().filter(|b| b.content == ResyncContent::Data).count() != payload.blocks() {
-        return Err(Malformed("as many blocks of data as are announced must follow"));
-    }
-    Ok(Request::Resync { blocks, payload })
+    Ok(blocks)
 }
 
 fn read_resync_block(reader: &mut Reader<'_>) -> Result<ResyncBlock, Malformed> {

@@ -91,3 +91,36 @@ async fn a_node_runs_only_so_many_resyncs_and_all_of_them_in_the_end() {
     // Each is asked in turn: one may have begun after another one was found to run.
     assert!((1..=limits::RESYNC_SLOTS + 1).contains(&most), "{most} at a time");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn content_goes_from_copy_to_copy_if_the_primary_has_none() {
+    let mut cluster = Cluster::start(5).await;
+    let volume = cluster.volume(64, &[1, 2, 3], 1).await;
+    let handle = cluster.attach(4, volume).await;
+    for start in (0..4096).step_by(512) {
+        write(&handle, 1, start, 512).await;
+    }
+    cluster.kill(3).await;
+    cluster.in_sync(volume, 2).await;
+    let missed: Vec<u64> = (0..300).map(|n| n * 13).collect();
+    for block in &missed {
+        write(&handle, 2, *block, 1).await;
+    }
+    cluster.up(3).await;
+    cluster.in_sync(volume, 3).await;
+    let counters = cluster.on(4).primary_status(volume).await.unwrap().core.counters;
+    let (moved, least) = (counters.resync_bytes, 300 * BLOCK as u64);
+    assert!((least..=least * 11 / 10).contains(&moved), "{moved} bytes moved for {least}");
+    assert_eq!((counters.direct_bytes, counters.pulls_failed), (moved, 0));
+    // A new copy gets everything, holes excepted, in the same way.
+    cluster.add_copy(volume, 5).await;
+    cluster.on(4).record_changed(volume);
+    cluster.in_sync(volume, 4).await;
+    let counters = cluster.on(4).primary_status(volume).await.unwrap().core.counters;
+    assert_eq!(counters.rebuild_bytes, 4096 * BLOCK as u64);
+    assert_eq!(counters.direct_bytes, moved + counters.rebuild_bytes);
+    cluster.on(4).detach(volume, false, LONG).await.unwrap();
+    for i in [2, 3, 5] {
+        assert!(cluster.data(i, volume) == cluster.data(1, volume), "copy {i} differs");
+    }
+}

@@ -88,6 +88,8 @@ fn scene_for(bug: Bug) -> Option<&'static str> {
     match bug {
         Bug::OutsiderCommit => Some("11-void-repair-is-kept"),
         Bug::KeepProposal => Some("50-removal-taken-back"),
+        Bug::LatePull => Some("71-late-pull"),
+        Bug::PullAnyEpoch => Some("72-pull-of-a-deposed-primary"),
         Bug::CountStandstill => Some("52-standstill"),
         Bug::StretchLease => Some("53-standstill-of-a-reader"),
         _ => None,
