@@ -184,7 +184,9 @@ fn what_was_never_filled_cannot_be_chosen() {
 
 #[test]
 fn what_a_copy_says_of_itself_may_be_out_of_range() {
-    let nonsense = Chosen { replica: rid(1), promised: Epoch(u64::MAX), r#gen: Gen(u32::MAX) };
+    let lineage = Lineage(Uuid::nil());
+    let (promised, r#gen) = (Epoch(u64::MAX), Gen(u32::MAX));
+    let nonsense = Chosen { replica: rid(1), lineage, promised, r#gen };
     assert!(volume(1).force(nonsense, Lineage(Uuid::nil()), txn()).is_err());
     let marked = volume(1).mark_put_back(Epoch(u64::MAX), txn());
     let chosen = Chosen { promised: Epoch(1), r#gen: Gen(1), ..nonsense };
