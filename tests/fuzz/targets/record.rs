@@ -37,7 +37,8 @@ fn change(record: &Record, depth: u32) {
     for (epoch, r#gen) in [(Epoch(3), Gen(5)), (Epoch(u64::MAX), Gen(u32::MAX))] {
         next.push(record.mark_put_back(epoch, txn));
         for entry in &record.replicas {
-            let chosen = Chosen { replica: entry.rid, promised: epoch, r#gen };
+            let (replica, lineage) = (entry.rid, record.lineage);
+            let chosen = Chosen { replica, lineage, promised: epoch, r#gen };
             next.extend(record.force(chosen, Lineage(txn), txn));
         }
     }
