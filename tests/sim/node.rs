@@ -6,6 +6,7 @@ use lockstep_core::message::{Header, Message, Reply, Request};
 use lockstep_core::primary::{Phase, Primary};
 use lockstep_core::range::BlockRange;
 use lockstep_core::replica::Replica;
+use lockstep_core::slots::{Slots, Wish};
 use lockstep_store::{DiskOpId, DiskOpKind, Store};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,6 +57,8 @@ pub struct Node {
     pub seat: Option<Seat>,
     /// What its copy fetches from other nodes.
     pub fetcher: Fetcher,
+    /// Its slots for resyncs.
+    pub slots: Slots,
     next_conn: u64,
 }
 
@@ -82,6 +85,7 @@ impl Node {
             image: None,
             seat: None,
             fetcher: Fetcher::default(),
+            slots: Slots::default(),
             next_conn: 0,
         }
     }
@@ -186,8 +190,10 @@ pub struct Seat {
     pub answered: BTreeMap<usize, u64>,
     /// Was it asked to close?
     pub closing: bool,
-    /// Does a resync wait for its node's slot, which will be given?
-    pub slot_asked: bool,
+    /// What it wants of its node's slots for resyncs.
+    pub wish: Wish,
+    /// When it asks for one again.
+    pub asks_at: Option<u64>,
 }
 
 impl Copy {
@@ -224,7 +230,8 @@ impl Seat {
             armed: None,
             answered: BTreeMap::new(),
             closing: false,
-            slot_asked: false,
+            wish: Wish::Nothing,
+            asks_at: None,
         }
     }
 

@@ -11,6 +11,7 @@ mod keeper;
 mod records;
 mod rot;
 mod seat;
+mod slots;
 mod story;
 mod strangers;
 mod torn;
@@ -96,6 +97,10 @@ pub(crate) enum Event {
     Keep { node: usize, seat: u64 },
     /// They go on with what they were doing.
     Errand(Box<errands::Errand>),
+    /// A resync asks again for a slot of its node.
+    AskForSlot { node: usize, seat: u64 },
+    /// A resync of another volume goes on.
+    Rival(slots::Rival),
     /// A node removes what is to go.
     KeepHouse(usize),
     /// A fault is due.
@@ -283,6 +288,8 @@ impl World {
             Event::Replace { node, rid } => self.replace(node, rid),
             Event::Keep { node, seat } => self.keep(node, seat),
             Event::Errand(errand) => self.errand(*errand),
+            Event::AskForSlot { node, seat } => self.ask_for_slot(node, seat),
+            Event::Rival(rival) => self.rival(rival),
             Event::KeepHouse(node) => self.keep_house(node),
             Event::Planned(fault) => self.planned(fault),
             Event::Ambush(fault, aim) => self.strike(fault, aim),
@@ -309,10 +316,12 @@ impl World {
             | Event::Primary { node, .. }
             | Event::MetaAnswer { node, .. }
             | Event::GuestTurn { node, .. }
+            | Event::AskForSlot { node, .. }
             | Event::Keep { node, .. } => *node,
             Event::Errand(errand) => errand.node,
             Event::GiveUp(..)
             | Event::KeepHouse(_)
+            | Event::Rival(_)
             | Event::Reopen { .. }
             | Event::OpenAgain { .. }
             | Event::MetaArrive { .. }

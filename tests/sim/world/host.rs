@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use lockstep_core::id::{Incarnation, Lineage, ReplicaId, VolumeId};
 use lockstep_core::replica::{self, Effect, Replica, Role};
+use lockstep_core::slots::Slots;
 use lockstep_core::wire::Frame;
 use lockstep_store::layout::{File, file_bytes};
 use lockstep_store::{
@@ -42,6 +43,7 @@ impl World {
         let (now, process, clock) = (self.now(), self.rng.bits(), self.rng.below(1 << 40));
         let n = &mut self.nodes[node];
         (n.up, n.process) = (true, process);
+        n.slots = Slots::default();
         // It introduces itself.
         self.cluster.removed.remove(&node);
         n.clock.start(now, clock);

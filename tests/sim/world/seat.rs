@@ -5,10 +5,9 @@ use lockstep_core::id::{Conn, InstanceId, RequestId};
 use lockstep_core::message::{Message, Request};
 use lockstep_core::primary::{Effect, Event as PrimaryEvent, Notice, Params, Phase, Primary, Stop};
 use lockstep_core::range::BlockRange;
-use lockstep_core::slots::Wish;
 use lockstep_core::wire::Frame;
 
-use super::{Event, MS, World};
+use super::{Event, World};
 use crate::content::{BLOCK, Value, value_of};
 use crate::guest::Asked;
 use crate::net::DIALER;
@@ -41,6 +40,7 @@ impl World {
     pub(crate) fn unseat(&mut self, node: usize) {
         if let Some(seat) = self.nodes[node].seat.take() {
             self.note_counters(&seat);
+            self.nodes[node].slots.leave(self.volume);
             self.drop_wires(seat.wires.into_values());
         }
     }
@@ -75,7 +75,6 @@ impl World {
             self.tell_primary_story(node, &event);
         }
         let Some(s) = self.nodes[node].seat(seat) else { return };
-        s.slot_asked &= event != PrimaryEvent::ResyncSlot;
         let mut out = Vec::new();
         s.primary.step(tick, event, &mut out);
         s.primary.check();
@@ -85,19 +84,6 @@ impl World {
         self.ask_for_slot(node, seat);
         self.arm_primary(node, seat);
         self.check_seat(node, seat);
-    }
-
-    /// A resync that waits for a slot of its node gets one after a while, whether or not it still
-    /// waits.
-    fn ask_for_slot(&mut self, node: usize, seat: u64) {
-        let Some(s) = self.nodes[node].seat(seat) else { return };
-        if s.slot_asked || !matches!(s.primary.slot_wish(), Wish::Wants { .. }) {
-            return;
-        }
-        s.slot_asked = true;
-        let delay = self.rng.latency(20 * MS);
-        let event = Box::new(PrimaryEvent::ResyncSlot);
-        self.schedule.after(delay, Event::Primary { node, seat, event });
     }
 
     pub(crate) fn arm_primary(&mut self, node: usize, seat: u64) {
