@@ -18,6 +18,8 @@ use crate::tags::slot;
 #[derive(Debug)]
 pub(crate) struct Mutation {
     regions: Vec<RegionIndex>,
+    /// Blocks whose content is known once it is done: written, or equal to another copy's.
+    settles: Vec<BlockRange>,
     parts: Vec<Part>,
     durable: Durable,
     stage: Stage,
@@ -123,7 +125,8 @@ impl Store {
                 self.regions.raise(region, *stamp);
             }
         }
-        let mutation = Mutation { regions, parts, durable, stage: Stage::Activating };
+        let settles = stamps.iter().map(|(range, _)| *range).collect();
+        let mutation = Mutation { regions, settles, parts, durable, stage: Stage::Activating };
         let work = Work::Mutation(mutation);
         self.jobs.insert(id, Job { token, waiting, failed: None, work });
         if waiting == 0 {
@@ -220,6 +223,10 @@ impl Store {
         let Some(Job { token, work: Work::Mutation(mutation), .. }) = self.jobs.remove(&id) else {
             return;
         };
+        for part in mutation.settles.into_iter().flat_map(by_region) {
+            let table = self.tags.get_or_blank(region_of(part.start));
+            part.blocks().for_each(|block| table.settle(slot(block)));
+        }
         for region in mutation.regions {
             self.activity.update(region, |entry| entry.users -= 1);
             self.activity.touch(region, self.now);

@@ -351,6 +351,9 @@ impl Store {
         if !self.activity.get(region).is_some_and(|entry| entry.unresolved) {
             return Wholeness::Whole;
         }
+        if self.tags.get(region).is_some_and(|table| table.is_settled(slot(block))) {
+            return Wholeness::Whole;
+        }
         let old = digesting.old.get(&region).and_then(|table| table.crc(slot(block)));
         let whole = old.is_some() && crcs.get(&block).copied() == old;
         if whole { Wholeness::Whole } else { Wholeness::Doubtful }

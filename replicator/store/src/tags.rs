@@ -48,6 +48,8 @@ pub(crate) struct Table {
     stamped: Bits,
     /// Whose checksum is known.
     checked: Bits,
+    /// Written, or found equal to another copy, since the files were opened.
+    settled: Bits,
     /// Was the disk's copy merged in, or is there nothing to merge?
     loaded: bool,
     /// Operations that need the table to stay.
@@ -65,6 +67,7 @@ impl Table {
             tags: vec![Tag::default(); SLOTS],
             stamped: Bits::default(),
             checked: Bits::default(),
+            settled: Bits::default(),
             loaded: false,
             readers: 0,
             recent: true,
@@ -107,6 +110,15 @@ impl Table {
     pub(crate) fn set_crc(&mut self, slot: usize, crc: u32) {
         self.tags[slot].crc = crc;
         self.checked.set(slot);
+    }
+
+    /// The block's content is that of one write, whatever a power cut did before.
+    pub(crate) fn settle(&mut self, slot: usize) {
+        self.settled.set(slot);
+    }
+
+    pub(crate) fn is_settled(&self, slot: usize) -> bool {
+        self.settled.get(slot)
     }
 
     /// Takes from the disk's copy what is not known better.

@@ -150,7 +150,7 @@ impl World {
         let lost = self.nodes[node].lost_power.is_some_and(|at| at >= opened);
         let blocks: BTreeSet<u64> = copy.disk.blocks().chain(self.oracle.blocks()).collect();
         for block in blocks {
-            let durable = copy.disk.durable_at_least(block);
+            let durable = self.durable(copy, block);
             let shown = copy.disk.visible(block);
             // A put that was given up may add a copy that has lost power since: it is unclean, and
             // its primary never takes it for a member again (m6).
@@ -280,7 +280,7 @@ impl World {
                 }
             }
             for block in &claimed.durable {
-                let durable = copy.disk.durable_at_least(*block);
+                let durable = self.durable(copy, *block);
                 if self.oracle.lacks_durable(*block, durable) {
                     return Err(format!(
                         "block {block} is declared durable, but on {name} only {durable:?} is"

@@ -98,10 +98,8 @@ impl World {
         let mut found = Ok(());
         for (node, copy) in self.in_sync_now(new) {
             for block in self.oracle.blocks() {
-                let durable = copy.disk.durable_at_least(block);
-                // What was torn before the volume was opened is its content since then.
-                let kept = [durable, copy.disk.durable(block)];
-                if !kept.iter().any(|value| self.oracle.is_readable(block, *value)) {
+                let durable = self.durable(copy, block);
+                if !self.oracle.is_readable(block, durable) {
                     let name = &self.nodes[node].name;
                     found = Err(format!(
                         "a member leaves, but of block {block} {name} has only {durable:?} durable"

@@ -36,6 +36,14 @@ pub(super) fn whole_blocks(copy: &Copy, recovered: &Recovered) -> BTreeSet<u64> 
 }
 
 impl World {
+    /// What a copy has of a block at least after a power cut. Content that is torn counts as the
+    /// older of the writes it is made of, until the volume was opened with it.
+    pub(super) fn durable(&self, copy: &Copy, block: u64) -> Value {
+        let durable = copy.disk.durable(block);
+        let known = || self.oracle.known_values(block).any(|known| known == durable);
+        if durable.is_torn() && !known() { copy.disk.durable_at_least(block) } else { durable }
+    }
+
     /// An opening finds a block torn only if no member that joined in it could prove that it has
     /// the block whole.
     pub(super) fn check_torn(
@@ -54,6 +62,11 @@ impl World {
         for block in torn {
             self.outcome.coverage.torn += 1;
             let members = self.in_sync(new).into_iter().filter(|(_, c)| old.is_in_sync(c.rid));
+            let torn_here = |c: &Copy| c.disk.durable_at_least(block) != c.disk.visible(block);
+            if !self.in_sync(new).iter().any(|(_, c)| torn_here(c)) {
+                // Whoever was torn has left, and handed it on before.
+                continue;
+            }
             let whole = members.filter(|(_, c)| c.whole.contains(&block)).map(|(n, _)| n).next();
             if let Some(node) = whole.filter(|_| told) {
                 let name = &self.nodes[node].name;

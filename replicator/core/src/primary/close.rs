@@ -98,7 +98,10 @@ impl Primary {
 
     /// Is nothing under way that changes members?
     fn is_quiet(&self) -> bool {
-        self.guests.is_empty() && self.ops.len() == 0 && self.mending.is_idle()
+        // A block may be on its way to a member that a resync given up meanwhile found bad there.
+        let members = self.members();
+        let written = self.calls.values().any(|call| call.mutates && members.contains(&call.rid));
+        self.guests.is_empty() && self.ops.len() == 0 && self.mending.is_idle() && !written
     }
 
     /// Asks every member for the same, as the next step.

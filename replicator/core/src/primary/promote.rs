@@ -110,8 +110,18 @@ impl Primary {
         } else {
             self.promotion.stages.remove(&rid);
             if self.copy.as_ref().is_some_and(|job| job.target() == rid) {
-                self.abort_copy();
+                self.abort_repair();
             }
+        }
+    }
+
+    /// A target is gone. If the source is being written just then, its content is not settled any
+    /// more, nor that of members which are repaired already: the new promise tells what it wrote.
+    fn abort_repair(&mut self) {
+        if self.is_source_written() {
+            self.restart_promotion();
+        } else {
+            self.abort_copy();
         }
     }
 
@@ -206,6 +216,9 @@ impl Primary {
         let first = !self.promotion.stages.contains_key(&source);
         if !first && !fresh.is_empty() {
             self.drop_spare();
+            if self.promotion.source.is_none() {
+                return;
+            }
         }
         let mut marks = BlockSet::new();
         for rid in fresh {
@@ -228,6 +241,9 @@ impl Primary {
         let members = self.members();
         let target = self.copy.as_ref().map(CopyJob::target);
         if let Some(spare) = target.filter(|rid| !members.contains(rid)) {
+            if self.is_source_written() {
+                return self.restart_promotion();
+            }
             self.abort_copy();
             self.promotion.stages.remove(&spare);
             self.renew_session(spare);

@@ -8,7 +8,7 @@
 //! be torn there, and differ, from a member on which they are whole, before it is copied (P5).
 
 use super::copy::Step;
-use super::{Notice, Phase, Primary};
+use super::{Notice, Phase, Primary, Purpose};
 use crate::id::ReplicaId;
 use crate::lock::LockId;
 use crate::message::{BlockDigest, Payload, Request, ResyncBlock, ResyncContent, Wholeness};
@@ -89,6 +89,14 @@ impl Primary {
         self.out.push(Effect::Notice(Notice::Torn { replica: source, blocks }));
         self.window_locked(lock);
         Some(())
+    }
+
+    /// Is something being written to the source of a copy, since it lacked it?
+    pub(super) fn is_source_written(&self) -> bool {
+        let writes = |step: &Step| {
+            matches!(step, Step::HealWrite(..) | Step::TornWrite(_) | Step::TornFlush(_))
+        };
+        self.calls.values().any(|call| matches!(&call.purpose, Purpose::Copy(s) if writes(s)))
     }
 
     /// The target could not give them after all: what the source has counts.
