@@ -131,10 +131,14 @@ impl Primary {
         }
     }
 
-    /// A copy that is not in sync and has a session: those with the least to copy first.
+    /// A copy that is not in sync and has a session: those with the least to copy first. None while
+    /// no member could be its source: who waits for one must not keep a slot from other volumes.
     fn next_target(&self) -> Option<ReplicaId> {
         let record = self.cas.record()?;
         let required = self.required();
+        if !self.members().iter().any(|rid| self.is_serving(*rid)) {
+            return None;
+        }
         let candidates = record.replicas.iter().filter(|r| {
             !matches!(r.state, ReplicaState::InSync | ReplicaState::Leaving)
                 && !required.contains(&r.rid)

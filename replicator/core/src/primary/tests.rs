@@ -6,6 +6,7 @@ use crate::limits;
 use crate::message::{BlockDigest, Digest, Payload, Promised, Refusal, Wholeness};
 use crate::range::{BlockRange, BlockSet};
 use crate::record::NewVolume;
+use crate::slots::Wish;
 use alloc::boxed::Box;
 use alloc::vec;
 use uuid::Uuid;
@@ -206,4 +207,27 @@ fn a_promise_that_was_asked_for_twice_is_owed_once() {
     desk.reply(second, None);
     desk.answer_all_but(2, is_promise);
     assert_eq!((desk.primary.status().phase, desk.resets), (Phase::Active, 0));
+}
+
+/// A resync needs a source as well as a target: a volume without one leaves its node's slots to
+/// others, also a slot that is given to it too late.
+#[test]
+fn no_slot_is_kept_while_no_member_serves() {
+    let mut desk = Desk::new(2, 1, &[]);
+    desk.primary = desk.primary.with_slots();
+    desk.answer_all_but(0, is_flush);
+    desk.step(Event::Disconnected(Conn(2)));
+    // In steps: one long jump would be a standstill of the primary itself.
+    (0..8).for_each(|_| desk.wait_ms(limits::MEMBER_GRACE_MS / 4));
+    desk.answer_all_but(0, is_flush);
+    desk.step(Event::Connected { node: node(2), conn: Conn(3) });
+    desk.answer_all_but(0, is_flush);
+    assert_eq!(desk.primary.slot_wish(), Wish::Wants { copies: 1 });
+    desk.step(Event::Disconnected(Conn(1)));
+    assert_eq!(desk.primary.slot_wish(), Wish::Nothing);
+    desk.step(Event::ResyncSlot);
+    assert_eq!(desk.primary.slot_wish(), Wish::Nothing);
+    desk.step(Event::Connected { node: node(1), conn: Conn(4) });
+    desk.answer_all_but(0, is_flush);
+    assert_eq!(desk.primary.slot_wish(), Wish::Wants { copies: 1 });
 }
