@@ -37,6 +37,8 @@ pub struct Node {
     pub paused_until: u64,
     /// Its disk is slow before then.
     pub slow_until: u64,
+    /// Its disk is so slow until then that its operations hold everybody up.
+    pub crawls_until: u64,
     /// Its disk answers nothing before then.
     pub hung_until: u64,
     /// Its disk has no space left before then.
@@ -75,6 +77,7 @@ impl Node {
             boot: [0; 16],
             paused_until: 0,
             slow_until: 0,
+            crawls_until: 0,
             hung_until: 0,
             full_until: 0,
             gone_until: 0,

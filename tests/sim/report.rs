@@ -62,6 +62,10 @@ pub struct Coverage {
     pub copies_made: u64,
     /// Copies that controllers forgot.
     pub copies_forgotten: u64,
+    /// Members removed since they were much slower than the others.
+    pub slow_removals: u64,
+    /// Members removed since they had ever more bad blocks.
+    pub rot_removals: u64,
     /// Copies that their node had lost.
     pub copies_vanished: u64,
     /// Healthy members that controllers had leave.
@@ -100,6 +104,8 @@ impl Coverage {
             untorn,
             copies_made,
             copies_forgotten,
+            slow_removals,
+            rot_removals,
             copies_vanished,
             copies_spared,
         } = other;
@@ -131,6 +137,8 @@ impl Coverage {
         self.untorn += untorn;
         self.copies_made += copies_made;
         self.copies_forgotten += copies_forgotten;
+        self.slow_removals += slow_removals;
+        self.rot_removals += rot_removals;
         self.copies_vanished += copies_vanished;
         self.copies_spared += copies_spared;
     }

@@ -45,6 +45,29 @@ pub const STANDSTILL_MS: u64 = HEARTBEAT_MS;
 pub const STANDSTILLS_EXCUSED: u8 = 3;
 /// A read unanswered for so long is asked of another member too.
 pub const READ_HEDGE_MS: u64 = 1000;
+/// A member is slow if its operations take so many times as long as those of the slowest of the
+/// fastest half of all members. Disks of one kind differ by less, also under load.
+pub const SLOW_FACTOR: u64 = 10;
+/// And at least so long on average: what is shorter holds nobody up, and may be the network's.
+pub const SLOW_FLOOR_MS: u64 = 50;
+/// How long is measured at a time, and how many operations of each member are needed to tell.
+pub const SLOW_INTERVAL_MS: u64 = 5000;
+/// See [`SLOW_INTERVAL_MS`].
+pub const SLOW_OPS: u64 = 8;
+/// An interval that has too few by then tells nothing.
+pub const SLOW_PATIENCE_MS: u64 = 60_000;
+/// In so many intervals in a row a member has to be slow before it is removed: what ends by itself
+/// within 20 s costs less than a resync.
+pub const SLOW_INTERVALS: u32 = 4;
+/// More bad blocks than this on one member, within [`ROT_WINDOW_MS`], and its disk is failing.
+pub const ROT_BLOCKS: u32 = 16;
+/// See [`ROT_BLOCKS`].
+pub const ROT_WINDOW_MS: u64 = 600_000;
+/// How long a member that was removed although it answers stays out, doubled each time, and how
+/// often it is doubled at most (to about an hour).
+pub const UNFIT_BACKOFF_MS: u64 = 60_000;
+/// See [`UNFIT_BACKOFF_MS`].
+pub const UNFIT_DOUBLINGS: u32 = 6;
 /// Ranges with bad blocks that wait to be mended; what finds no place is met again.
 pub const MEND_QUEUE: usize = 1024;
 /// Pause before a replica that refused a promise is asked again: it may have been reopened.
@@ -156,4 +179,5 @@ const _: () = assert!(2 * FETCH_MS < RESYNC_LAG_MS);
 const _: () = assert!(RESYNC_LAG_MS < OP_FAIL_MS && RESYNC_LAG_MS >= SESSION_DEAD_MS);
 const _: () = assert!(RESYNC_RATE_FLOOR <= RESYNC_RATE_START && RESYNC_RATE_STEP > 0);
 const _: () = assert!(RESYNC_GUARD_WRITES <= RESYNC_INTERVAL_WRITES);
+const _: () = assert!(SLOW_PATIENCE_MS > SLOW_INTERVAL_MS && SLOW_FLOOR_MS < OP_FAIL_MS);
 const _: () = assert!(RESYNC_STALL_MS > 10 * OP_FAIL_MS);

@@ -102,6 +102,8 @@ bugs! {
     ClearBeforeTags = "clear-before-tags", "m3":
         "clear the activity log before the tags are durable";
     RemoveBelowMin = "remove-below-min", "T5": "remove a member although too few remain";
+    ShunOneOfTwo = "shun-one-of-two", "T5":
+        "remove a slow member although it is one of the last two";
     UnflushedSwap = "unflushed-swap", "T7": "swap a target in that was not flushed";
     CloseUnclean = "close-unclean", "T8": "close without emptying the activity logs";
     OverwriteRecord = "overwrite-record", "T5":

@@ -26,6 +26,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 mod torn;
+mod unfit;
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -44,6 +45,8 @@ use self::release::Release;
 use self::resync::Resync;
 pub use self::status::{Counters, ReplicaStatus, ResyncProgress, ScrubProgress, Status};
 pub use self::stop::Stop;
+use self::unfit::Fitness;
+pub use self::unfit::Unfit;
 use crate::alike::Aside;
 use crate::guest::{GuestError, GuestOp, GuestReply};
 use crate::id::{
@@ -199,6 +202,13 @@ pub enum Notice {
         /// Which block.
         block: u64,
     },
+    /// A member was removed although it answers; it comes back after a pause.
+    Unfit {
+        /// Which copy.
+        replica: ReplicaId,
+        /// Why.
+        why: Unfit,
+    },
     /// A resync got no further for [`crate::limits::RESYNC_STALL_MS`] and begins anew.
     ResyncStalled {
         /// Which copy was brought up to date.
@@ -310,8 +320,10 @@ pub struct Primary {
     pace: Aside<Pace>,
     /// While draining.
     closing: Option<Closing>,
-    /// A healthy member is leaving.
+    /// A member that answers is leaving.
     release: Option<Release>,
+    /// Who is no good.
+    fitness: Aside<Fitness>,
     next_seq: Seq,
     counters: Aside<Counters>,
 }
@@ -379,6 +391,7 @@ impl Primary {
             pace: Aside::default(),
             closing: None,
             release: None,
+            fitness: Aside::default(),
             next_seq: Seq(1),
             counters: Aside::default(),
         }
@@ -456,6 +469,7 @@ impl Primary {
         self.drive_cas();
         self.drive_promotion();
         self.drive_members();
+        self.drive_unfit();
         self.drive_release();
         self.drive_resync();
         self.drive_mend();

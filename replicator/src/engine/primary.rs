@@ -19,6 +19,7 @@ use super::path::{Local, RequestPath};
 use super::records;
 use super::replicas::Replicas;
 use super::slots::{Asking, NodeSlots};
+use super::waits;
 use crate::net::{Connection, Net, Peers, Subscriber, User};
 
 /// Inputs handled before their effects are carried out.
@@ -329,6 +330,12 @@ impl Driver {
                 %replica,
                 "bringing this copy up to date got no further for a minute and begins anew: see \
                  that the disks and the network of its node answer"
+            ),
+            Notice::Unfit { replica, why } => tracing::error!(
+                %volume,
+                %replica,
+                "this copy is left out for a while, since {}: look at that disk",
+                waits::unfit(why)
             ),
             Notice::ResyncLags { replica } => tracing::warn!(
                 %volume,

@@ -75,7 +75,7 @@ pub struct OpenReplica {
     pub fault: Option<String>,
 }
 
-/// A replica that its primary does not reach.
+/// A replica that its primary does not reach, or leaves out for a while.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
     /// Which one.

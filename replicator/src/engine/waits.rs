@@ -2,7 +2,7 @@
 
 use lockstep_core::id::Tick;
 use lockstep_core::message::Refusal;
-use lockstep_core::primary::{Phase, Status, Stop};
+use lockstep_core::primary::{Phase, Status, Stop, Unfit};
 use lockstep_core::record::{Record, ReplicaEntry, ReplicaState};
 
 use super::status::Missing;
@@ -47,11 +47,17 @@ fn stopped(why: Stop) -> String {
     }
 }
 
-/// The replicas that a primary does not reach.
+/// The replicas that a primary does not reach, or leaves out for a while.
 pub(super) fn missing_replicas(status: &Status, peers: &Peers, now: Tick) -> Vec<Missing> {
     let entries = status.record.iter().flat_map(|record| &record.replicas);
     let lost = entries.filter_map(|entry| {
-        let since = status.replicas.get(&entry.rid)?.lost_at?;
+        let seen = status.replicas.get(&entry.rid)?;
+        if let Some((why, until)) = seen.unfit.filter(|_| seen.connected) {
+            let left_s = until.ms_since(now).div_ceil(1000);
+            let reason = format!("left out for {left_s} s more, since {}", unfit(why));
+            return Some(Missing { replica: entry.rid, ms: 0, reason, put_back: false });
+        }
+        let since = seen.lost_at?;
         Some(Missing {
             replica: entry.rid,
             ms: now.ms_since(since),
@@ -60,6 +66,14 @@ pub(super) fn missing_replicas(status: &Status, peers: &Peers, now: Tick) -> Vec
         })
     });
     lost.collect()
+}
+
+/// Why a copy that answers is left out.
+pub(super) fn unfit(why: Unfit) -> &'static str {
+    match why {
+        Unfit::Slow => "it is many times slower than the others",
+        Unfit::Rotten => "it has ever more bad blocks",
+    }
 }
 
 /// What is left to do if no copy with all data answers.

@@ -102,7 +102,7 @@ impl World {
                 true
             }
             Fault::PoolGone => raise(&mut self.nodes[node].gone_until, until + 1000 * MS),
-            Fault::VerySlowDisk => raise(&mut self.nodes[node].slow_until, until + 60_000 * MS),
+            Fault::VerySlowDisk => raise(&mut self.nodes[node].crawls_until, until + 60_000 * MS),
             Fault::GarbledFrame
             | Fault::MalformedFrame
             | Fault::WrongPeer

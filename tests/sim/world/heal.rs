@@ -63,6 +63,7 @@ impl World {
         for node in 0..self.nodes.len() {
             let n = &mut self.nodes[node];
             (n.paused_until, n.slow_until, n.hung_until, n.meta_cut_until) = (0, 0, 0, 0);
+            n.crawls_until = 0;
             (n.full_until, n.gone_until, n.mistake) = (0, 0, None);
             if let Some(copy) = &mut n.copy {
                 (copy.fails_next, copy.mishap) = (false, None);
@@ -169,7 +170,13 @@ impl World {
         let had = |fault: Fault| self.outcome.faults.contains_key(fault.name());
         let lost = had(Fault::WipedReplica) || had(Fault::RolledBackReplica);
         let waits = u64::from(lost) + u64::from(had(Fault::ReadError));
-        HEAL_LIMIT + waits * limits::LOSSY_GRACE_MS * MS
+        // One that was removed although it answers stays out for a while, longer each time.
+        let c = &self.outcome.coverage;
+        let again = (c.slow_removals + c.rot_removals).checked_sub(1);
+        let doublings =
+            again.map(|n| u32::try_from(n).map_or(0, |n| n.min(limits::UNFIT_DOUBLINGS)));
+        let unfit = doublings.map_or(0, |n| limits::UNFIT_BACKOFF_MS << n);
+        HEAL_LIMIT + (waits * limits::LOSSY_GRACE_MS + unfit) * MS
     }
 
     /// I12: when everything was read and nothing is bad any more, the volume may be closed.
@@ -181,7 +188,7 @@ impl World {
             self.check_end();
             self.close(node, id);
             self.stage = Stage::Closing { since: now };
-        } else if now - since > HEAL_LIMIT {
+        } else if now - since > self.heal_limit() {
             self.fail("converge", "a block is still bad after 60 s of scrubbing".to_owned());
         } else if !busy {
             self.tell_primary(node, id, PrimaryEvent::Scrub);

@@ -17,6 +17,8 @@ use crate::fault::Fault;
 use crate::node::{Flight, Host};
 use crate::rng::Rng;
 
+/// What each operation takes on a disk that holds everybody up.
+const CRAWL: u64 = 60 * MS;
 /// The longest that a disk takes which is not hung.
 const SLOWEST: u64 = 4000 * MS;
 
@@ -248,6 +250,7 @@ impl World {
         };
         let typical = typical * self.plan.disk_factor;
         let typical = if n.slow_until > now { typical * 20 } else { typical };
+        let typical = if n.crawls_until > now { typical.max(CRAWL) } else { typical };
         // Slow is not hung: that is a fault of its own, and ends.
         let delay = self.rng.latency(typical).min(SLOWEST);
         let when = (now + delay).max(n.hung_until);

@@ -3,7 +3,9 @@
 use lockstep_core::guest::{GuestError, GuestOp, GuestReply};
 use lockstep_core::id::{Conn, InstanceId, RequestId};
 use lockstep_core::message::{Message, Request};
-use lockstep_core::primary::{Effect, Event as PrimaryEvent, Notice, Params, Phase, Primary, Stop};
+use lockstep_core::primary::{
+    Effect, Event as PrimaryEvent, Notice, Params, Phase, Primary, Stop, Unfit,
+};
 use lockstep_core::range::BlockRange;
 use lockstep_core::wire::Frame;
 
@@ -176,6 +178,8 @@ impl World {
             Notice::Diverged { block } => {
                 self.fail("identical", format!("a scrub finds that block {block} differs"));
             }
+            Notice::Unfit { why: Unfit::Slow, .. } => self.outcome.coverage.slow_removals += 1,
+            Notice::Unfit { why: Unfit::Rotten, .. } => self.outcome.coverage.rot_removals += 1,
             Notice::ResyncStalled { .. } | Notice::ResyncLags { .. } => {}
         }
     }

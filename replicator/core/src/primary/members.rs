@@ -107,6 +107,9 @@ impl Primary {
     /// T5 is in force: from now on acknowledgements do without it.
     pub(super) fn on_removed(&mut self, rid: ReplicaId) {
         self.counters.removals += 1;
+        if let Some(why) = self.release_reason(rid) {
+            self.shun(rid, why);
+        }
         self.abort_resync_from(rid);
         self.announce_gen();
         self.close_lost();

@@ -79,16 +79,17 @@ impl Mending {
         self.job.is_none() && self.queue.is_empty()
     }
 
-    /// Is a block known to be bad and not mended yet? A scrub that has found nothing is no reason
-    /// to think so.
-    pub(super) fn knows_bad(&self) -> bool {
+    /// Is a block known to be bad and not mended yet on another member than this? A scrub that has
+    /// found nothing is no reason to think so.
+    pub(super) fn knows_bad_beside(&self, rid: ReplicaId) -> bool {
         let job = self.job.as_ref().filter(|job| match job.step {
+            _ if job.rid == rid => false,
             _ if !job.compares || !job.suspects.is_empty() => true,
             Step::Reading(_) => !job.todo.is_empty(),
             Step::Fetching(..) | Step::Writing(_) => true,
             Step::Locking | Step::Comparing { .. } => false,
         });
-        job.is_some() || !self.queue.is_empty()
+        job.is_some() || self.queue.iter().any(|(_, other, _)| *other != rid)
     }
 
     /// Is something in this range to be mended?
@@ -305,6 +306,9 @@ impl Primary {
     pub(super) fn note_mended(&mut self, rid: ReplicaId, block: u64) {
         *self.mending.mended.entry(rid).or_default() += 1;
         self.counters.mended_blocks += 1;
+        if self.mending.job.as_ref().is_none_or(|job| !job.compares) {
+            self.note_bad(rid);
+        }
         self.out.push(Effect::Notice(Notice::Mended { replica: rid, block }));
     }
 

@@ -126,11 +126,12 @@ impl Peer {
         self.renewed
     }
 
-    /// It answered a request.
-    fn answered(&mut self, seq: Seq, refused: bool) {
-        let sent = self.owed.remove(&seq).filter(|_| !refused).map(|owed| owed.sent);
-        self.renewed = self.renewed.max(sent);
+    /// It answered a request; since when that was waited for, unless it refused.
+    fn answered(&mut self, seq: Seq, refused: bool) -> Option<Tick> {
+        let owed = self.owed.remove(&seq).filter(|_| !refused);
+        self.renewed = self.renewed.max(owed.map(|owed| owed.sent));
         self.excused = 0;
+        owed.map(|owed| owed.since)
     }
 
     /// We stood still for `ms`: that says nothing about it. `stretches` also stretches its lease.
@@ -329,8 +330,11 @@ impl Primary {
         if self.cas.record().is_none_or(|r| header.epoch != r.epoch) {
             return;
         }
-        if let Some(peer) = self.peers.get_mut(&rid) {
-            peer.answered(header.seq, matches!(body, Reply::Refused(_)));
+        let refused = matches!(body, Reply::Refused(_));
+        let peer = self.peers.get_mut(&rid);
+        let since = peer.and_then(|peer| peer.answered(header.seq, refused));
+        if let Some(since) = since.filter(|_| self.ops.contains(header.seq)) {
+            self.note_time(rid, since);
         }
         match self.calls.get(&header.seq) {
             Some(call) if call.rid == rid => {

@@ -11,7 +11,7 @@ use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use super::cas::Change;
-use super::{Phase, Primary, Purpose};
+use super::{Phase, Primary, Purpose, Unfit};
 use crate::id::{ReplicaId, Seq};
 use crate::message::Request;
 use crate::planted::Bug;
@@ -20,6 +20,8 @@ use crate::planted::Bug;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Release {
     rid: ReplicaId,
+    /// Why it leaves although nobody asked for that.
+    why: Option<Unfit>,
     stage: Stage,
     /// Names this attempt in the calls made for it; answers to earlier ones say nothing.
     step: u64,
@@ -40,28 +42,41 @@ impl Primary {
     /// A member is to leave, now or, if that is not possible now, when it is asked for again.
     pub(super) fn on_release(&mut self, rid: ReplicaId) {
         if self.release.is_none() && self.may_release(rid) {
-            self.begin_release(rid);
+            self.begin_release(rid, None);
         }
     }
 
-    fn begin_release(&mut self, rid: ReplicaId) {
+    pub(super) fn begin_release(&mut self, rid: ReplicaId, why: Option<Unfit>) {
         let step = self.next_seq.0;
         let stage = Stage::Draining { barrier: self.next_seq };
-        self.release = Some(Release { rid, stage, step });
+        self.release = Some(Release { rid, why, stage, step });
     }
 
     /// As many members as copies are wanted have to stay, each of them at hand.
     pub(super) fn may_release(&self, rid: ReplicaId) -> bool {
+        let under_way = self.release.as_ref().filter(|r| r.rid == rid);
+        self.may_leave(rid, under_way.and_then(|r| r.why))
+    }
+
+    pub(super) fn may_leave(&self, rid: ReplicaId, why: Option<Unfit>) -> bool {
         let Some(record) = self.cas.record() else { return false };
         let stay = self.staying(rid);
         let at_hand = stay.iter().all(|rid| self.is_serving(*rid) && !self.is_lost(*rid));
-        let enough = usize::from(record.repl.max(record.min_in_sync).max(1));
+        let enough = match why {
+            Some(_) => self.enough_without_unfit(),
+            None => usize::from(record.repl.max(record.min_in_sync).max(1)),
+        };
         self.phase == Phase::Active && record.is_in_sync(rid) && at_hand && stay.len() >= enough
     }
 
     /// Is this member's leave proposed, although it is healthy?
     pub(super) fn is_releasing(&self, rid: ReplicaId) -> bool {
         self.release.as_ref().is_some_and(|r| r.rid == rid && r.stage == Stage::Proposed)
+    }
+
+    /// Why a member leaves whose leave is proposed, if nobody asked for that.
+    pub(super) fn release_reason(&self, rid: ReplicaId) -> Option<Unfit> {
+        self.release.as_ref().filter(|_| self.is_releasing(rid))?.why
     }
 
     fn staying(&self, rid: ReplicaId) -> BTreeSet<ReplicaId> {
@@ -91,8 +106,11 @@ impl Primary {
             }
             Stage::Flushing { stay, left } => {
                 if stay != self.staying(rid) {
-                    self.begin_release(rid);
-                } else if left.is_empty() && self.cas.is_free() && !self.mending.knows_bad() {
+                    self.begin_release(rid, release.why);
+                } else if left.is_empty()
+                    && self.cas.is_free()
+                    && !self.mending.knows_bad_beside(rid)
+                {
                     self.propose_release(rid);
                 }
             }
@@ -121,7 +139,11 @@ impl Primary {
 
     fn propose_release(&mut self, rid: ReplicaId) {
         let txn = self.cas.next_txn(self.params.instance);
-        let next = self.cas.record().and_then(|record| record.release(rid, txn));
+        let why = self.release.as_ref().and_then(|r| r.why);
+        let next = self.cas.record().and_then(|record| match why {
+            Some(_) => record.remove(rid, txn),
+            None => record.release(rid, txn),
+        });
         let Some(next) = next else {
             self.release = None;
             return;

@@ -54,8 +54,9 @@ impl Primary {
         if self.resync.stage != Stage::Idle {
             return self.window_due().into_iter().chain(self.watch_due()).min();
         }
-        let at = self.resync.not_before.filter(|at| *at > self.now)?;
-        self.next_target().map(|_| at)
+        let at = self.resync.not_before.filter(|at| *at > self.now);
+        let at = at.filter(|_| self.next_target().is_some());
+        at.into_iter().chain(self.unfit_due()).min()
     }
 
     /// No resync starts before `at`.
@@ -143,6 +144,7 @@ impl Primary {
             !matches!(r.state, ReplicaState::InSync | ReplicaState::Leaving)
                 && !required.contains(&r.rid)
                 && self.is_serving(r.rid)
+                && self.shunned(&r.rid).is_none()
         });
         let failed = |rid| self.resync.failed.contains(&rid);
         candidates.max_by_key(|r| (!failed(r.rid), r.state.since(), r.rid)).map(|r| r.rid)

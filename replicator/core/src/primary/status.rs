@@ -2,7 +2,7 @@
 
 use alloc::collections::BTreeMap;
 
-use super::{Peer, Phase, Primary, Stop};
+use super::{Peer, Phase, Primary, Stop, Unfit};
 use crate::id::{Epoch, Gen, ReplicaId, Tick};
 use crate::message::Refusal;
 use crate::record::Record;
@@ -48,6 +48,8 @@ pub struct ReplicaStatus {
     pub lost_at: Option<Tick>,
     /// Why it would not promise, the last time it was asked.
     pub refused: Option<Refusal>,
+    /// Why it is left out for a while although it answers, and until when.
+    pub unfit: Option<(Unfit, Tick)>,
     /// Progress of its resync, if one runs.
     pub resync: Option<ResyncProgress>,
     /// Bad blocks on it that were rewritten since the claim.
@@ -101,6 +103,8 @@ pub struct Counters {
     pub resyncs_lagging: u64,
     /// Members removed (T5).
     pub removals: u64,
+    /// Of these, members that answered, but were slow or had ever more bad blocks.
+    pub unfit_removals: u64,
     /// Blocks that were bad on a member and were rewritten there.
     pub mended_blocks: u64,
     /// Blocks of a promotion's source that might be torn, taken from another member.
@@ -120,6 +124,7 @@ impl Primary {
             connected: peer.is_up(),
             lost_at: peer.lost_at(),
             refused: peer.refused,
+            unfit: self.shunned(rid),
             resync: self.resync_progress(rid),
             mended_blocks: self.mending.mended(rid),
         };

@@ -267,9 +267,13 @@ impl Facts<'_> {
             ),
             Trouble::Waiting { copy } => finding(
                 format!(
-                    "the copy on {} waits to be {}",
+                    "the copy on {} waits to be {}{}",
                     copy.node,
-                    if is(copy, v1::ReplicaState::New) { "built" } else { "brought up to date" }
+                    if is(copy, v1::ReplicaState::New) { "built" } else { "brought up to date" },
+                    match copy.missing_reason.as_str() {
+                        "" => String::new(),
+                        reason => format!(" ({reason})"),
+                    }
                 ),
                 &self.if_attached(NO_ACTION),
                 self.attach_first(),
