@@ -67,10 +67,10 @@ impl World {
         let result = if delay >= PATIENCE {
             delay = PATIENCE;
             match result {
-                MetaResult::Written(_) | MetaResult::Conflict => MetaResult::Unknown,
-                MetaResult::Read(_) | MetaResult::Unknown | MetaResult::Unavailable => {
-                    MetaResult::Unavailable
+                MetaResult::Written(_) | MetaResult::Conflict | MetaResult::Unknown => {
+                    MetaResult::Unknown
                 }
+                MetaResult::Read(_) | MetaResult::Unavailable => MetaResult::Unavailable,
             }
         } else {
             result
