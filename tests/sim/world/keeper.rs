@@ -123,6 +123,8 @@ impl World {
         };
         let reached = self.reached(node, seat);
         let at_hand = record.in_sync().filter(|r| reached.contains(&r.rid)).count();
+        // As for a daemon, nothing is calm while a copy is not reached.
+        let all_there = record.replicas.iter().all(|r| reached.contains(&r.rid));
         let now = self.nodes[node].tick(self.now());
         let states = self.node_states(seat, &record, survey, &reached, now);
         let candidates: Vec<Candidate> =
@@ -166,7 +168,7 @@ impl World {
         match too_many {
             Some(rid) => self.forget_surplus(node, seat, rid, now),
             None => {
-                let calm = active.then(|| (self.meta.revision(), survey.wishes));
+                let calm = (active && all_there).then(|| (self.meta.revision(), survey.wishes));
                 let memory = self.cluster.memories.entry(seat).or_default();
                 memory.surplus.clear();
                 memory.calm = calm;
