@@ -18,8 +18,9 @@ use crate::tags::slot;
 #[derive(Debug)]
 pub(crate) struct Mutation {
     regions: Vec<RegionIndex>,
-    /// Blocks whose content is known once it is done: written, or equal to another copy's.
-    settles: Vec<BlockRange>,
+    /// Blocks that are whole once it is done: those that a client has written. What came from
+    /// another copy, or was found equal there, is as torn as it is there.
+    settles: Option<BlockRange>,
     parts: Vec<Part>,
     durable: Durable,
     stage: Stage,
@@ -67,7 +68,8 @@ impl Store {
         let durable = durable && !self.planted.has(Bug::VolatileFua);
         let durable = if durable { Durable::Writes } else { Durable::No };
         let parts = Vec::from([Part::Data { range, payload }]);
-        self.mutate(token, &BlockSet::from(range), &[(range, stamp)], parts, durable);
+        let (set, stamps) = (BlockSet::from(range), [(range, stamp)]);
+        self.mutate(token, &set, &stamps, parts, durable, Some(range));
     }
 
     pub(crate) fn zero(
@@ -81,7 +83,8 @@ impl Store {
         let durable = durable && !self.planted.has(Bug::VolatileFua);
         let durable = if durable { Durable::Flush } else { Durable::No };
         let parts = Vec::from([Part::Zero { range, deallocate }]);
-        self.mutate(token, &BlockSet::from(range), &[(range, stamp)], parts, durable);
+        let (set, stamps) = (BlockSet::from(range), [(range, stamp)]);
+        self.mutate(token, &set, &stamps, parts, durable, Some(range));
     }
 
     pub(crate) fn resync(&mut self, token: Token, blocks: &[ResyncBlock], payload: &Payload) {
@@ -89,11 +92,11 @@ impl Store {
         let set: BlockSet = blocks.iter().map(one).collect();
         let stamps: Vec<_> = blocks.iter().map(|b| (one(b), b.stamp)).collect();
         let parts = resync_parts(blocks, payload);
-        self.mutate(token, &set, &stamps, parts, Durable::No);
+        self.mutate(token, &set, &stamps, parts, Durable::No, None);
     }
 
     pub(crate) fn mark(&mut self, token: Token, blocks: &BlockSet) {
-        self.mutate(token, blocks, &[], Vec::new(), Durable::No);
+        self.mutate(token, blocks, &[], Vec::new(), Durable::No, None);
     }
 
     fn mutate(
@@ -103,6 +106,7 @@ impl Store {
         stamps: &[(BlockRange, Gen)],
         parts: Vec<Part>,
         durable: Durable,
+        settles: Option<BlockRange>,
     ) {
         self.assert_inside(blocks);
         let id = self.new_job();
@@ -125,7 +129,6 @@ impl Store {
                 self.regions.raise(region, *stamp);
             }
         }
-        let settles = stamps.iter().map(|(range, _)| *range).collect();
         let mutation = Mutation { regions, settles, parts, durable, stage: Stage::Activating };
         let work = Work::Mutation(mutation);
         self.jobs.insert(id, Job { token, waiting, failed: None, work });

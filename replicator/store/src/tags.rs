@@ -48,7 +48,7 @@ pub(crate) struct Table {
     stamped: Bits,
     /// Whose checksum is known.
     checked: Bits,
-    /// Written, or found equal to another copy, since the files were opened.
+    /// Written by a client since the files were opened.
     settled: Bits,
     /// Was the disk's copy merged in, or is there nothing to merge?
     loaded: bool,

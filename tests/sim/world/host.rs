@@ -276,7 +276,12 @@ impl World {
         let fails = copy.fails_next && !matches!(flight.kind, DiskOpKind::Read { .. });
         let result = if fails {
             copy.fails_next = false;
+            let flush = matches!(flight.kind, DiskOpKind::Sync { file: File::Data });
             apply_in_part(&mut copy.disk, flight.kind, &mut self.rng);
+            if flush {
+                // Whatever the disk has kept: nobody can know, so the copy says that it lost.
+                self.nodes[node].lost_power = Some(now);
+            }
             self.count(Fault::DiskError);
             Err(DiskError::Io)
         } else {
