@@ -145,14 +145,13 @@ impl Activity {
         self.update(region, |entry| entry.touched = now);
     }
 
-    /// Lets regions that waited for room go on, as far as there is room now; `stuck` says that
-    /// nothing is being cleaned. Returns those that are to be set, with the ones set ahead.
-    pub(crate) fn admit(&mut self, now: Tick, stuck: bool, regions: u32) -> Vec<RegionIndex> {
+    /// Lets regions that waited for room go on, as far as there is room now; `hopeless` says that
+    /// nothing can be cleaned. Returns those that are to be set, with the ones set ahead.
+    pub(crate) fn admit(&mut self, now: Tick, hopeless: bool, regions: u32) -> Vec<RegionIndex> {
         let mut admitted = Vec::new();
         while let Some(&region) = self.stalled.front() {
             // With nothing to clean, waiting could be for ever: what holds the log may wait for
             // the very operation that is stalled. Then only the format's limit counts.
-            let hopeless = stuck && self.idle.is_empty();
             let resolved = self.logged() - self.unresolved;
             if self.logged() >= LOG_CAPACITY || resolved >= self.tuning.active_max && !hopeless {
                 break;

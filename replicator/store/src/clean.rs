@@ -101,6 +101,12 @@ impl Store {
         self.cleaner.failed = false;
     }
 
+    /// Is something being cleaned, or may it be? Not if what was tried last could not be read: to
+    /// try that again and again would keep the disk busy, and whoever waits for room waiting.
+    pub(crate) fn can_clean(&self) -> bool {
+        !self.cleaner.is_idle() || self.activity.is_anything_idle() && !self.cleaner.failed
+    }
+
     pub(crate) fn clean_if_due(&mut self) {
         let waited_for = !self.cleaner.clean_all.is_empty();
         if !self.cleaner.is_idle() || waited_for && self.cleaner.failed {

@@ -354,8 +354,8 @@ impl Store {
         if self.faulted {
             return;
         }
-        let stuck = self.cleaner.is_idle();
-        for region in self.activity.admit(self.now, stuck, self.regions.count()) {
+        let hopeless = !self.can_clean();
+        for region in self.activity.admit(self.now, hopeless, self.regions.count()) {
             self.log.set(region);
         }
         self.clean_if_due();

@@ -448,7 +448,13 @@ impl Primary {
             Some(()) => {}
             // A block that nobody can give ends this attempt, not the replica.
             None if reads && self.is_open() => self.abort_resync(),
-            None => self.on_refused(rid, refusal),
+            None => {
+                self.on_refused(rid, refusal);
+                // Its session ended with this very answer: nobody else tells the window.
+                if let Step::HealRead(lock, block) = *step {
+                    self.heal_lost(lock, block);
+                }
+            }
         }
     }
 

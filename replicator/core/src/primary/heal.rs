@@ -103,7 +103,8 @@ impl Primary {
 
     /// The session with the member that was asked for a block is gone.
     pub(super) fn heal_lost(&mut self, lock: LockId, block: u64) {
-        if self.heal_from_another(lock, block).is_some() {
+        let waits = self.copy.as_mut().is_some_and(|job| job.window(lock).is_some());
+        if !waits || self.heal_from_another(lock, block).is_some() {
             return;
         }
         if self.is_open() {

@@ -258,6 +258,25 @@ fn at_the_cap_a_new_region_waits_for_a_cleaned_one() {
     assert_eq!(driver.active(), [1, 2, 3]);
 }
 
+/// A region can't be cleaned, as its checksums are in doubt and its data can't be read: others do
+/// not wait for that.
+#[test]
+fn at_the_cap_a_new_region_does_not_wait_for_one_that_cannot_be_read() {
+    let tuning = Tuning { active_max: 1, clean_above: 1, ..plain() };
+    let mut driver = Driver::new(SIZE, tuning);
+    assert_eq!(driver.get(write(0, 1, 1, 7)), Ok(StoreReply::Done));
+    driver.reopen(0, tuning);
+    driver.store.note(driver.now, StoreNote::Resolve);
+    driver.settle();
+    driver.ask(1, write(256, 1, 1, 8));
+    assert_eq!(driver.wanted(), ["read"]);
+    driver.fail("read", DiskError::Io);
+    assert_eq!(driver.wanted(), ["log"]);
+    driver.settle();
+    assert_eq!(driver.answers(), [done(1)]);
+    assert_eq!(driver.active(), [0, 1]);
+}
+
 #[test]
 fn a_stream_has_its_next_regions_set_in_advance() {
     let mut driver = Driver::new(SIZE, Tuning::default());
