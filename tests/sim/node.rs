@@ -135,6 +135,8 @@ pub struct Copy {
     pub reopening: bool,
     /// Was it put back to an older image?
     pub is_old: bool,
+    /// When it was opened as one that lost what was not flushed, if that was so the last time.
+    pub lossy_since: Option<u64>,
     /// Blocks of active regions of which its checksums proved, when it was opened after a power
     /// cut, that they are not torn.
     pub whole: BTreeSet<u64>,
@@ -211,6 +213,7 @@ impl Copy {
             mishap: None,
             reopening: false,
             is_old: false,
+            lossy_since: None,
             whole: BTreeSet::new(),
         }
     }

@@ -102,7 +102,10 @@ impl World {
         let first = answered.and_then(|a| a.values().min()).copied().unwrap_or_default();
         let in_time =
             |n: &usize| answered.and_then(|a| a.get(n)).is_some_and(|at| *at < first + PROMPT);
-        let kept = |n: &usize| self.nodes[*n].lost_power.is_none_or(|at| at < opened);
+        // One that lost power before the opening that it had prepared was in force is lossy too.
+        let lossy = |n: &usize| self.nodes[*n].copy.as_ref().and_then(|c| c.lossy_since);
+        let before = |at: Option<u64>| at.is_none_or(|at| at < opened);
+        let kept = |n: &usize| before(self.nodes[*n].lost_power) && before(lossy(n));
         let was = |n: &usize| self.in_sync(old).iter().any(|(m, _)| m == n);
         if self.in_sync(new).iter().any(|(n, _)| was(n) && kept(n) && in_time(n)) {
             return None;

@@ -264,6 +264,10 @@ impl World {
         };
         if pools.filter(fits).count() < usize::from(self.cluster.wanted.repl) {
             self.cluster.leaving.clear();
+            for pool in &mut self.cluster.pools {
+                pool.pool = POOL.to_owned();
+                pool.free_bytes = pool.free_bytes.max(needed);
+            }
             self.cluster.stir();
         }
     }

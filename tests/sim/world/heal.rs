@@ -64,7 +64,8 @@ impl World {
             let n = &mut self.nodes[node];
             (n.paused_until, n.slow_until, n.hung_until, n.meta_cut_until) = (0, 0, 0, 0);
             n.crawls_until = 0;
-            (n.full_until, n.gone_until, n.mistake) = (0, 0, None);
+            // What was read in vain may be told of for a while.
+            (n.full_until, n.gone_until, n.mistake) = (0, n.gone_until.min(now), None);
             if let Some(copy) = &mut n.copy {
                 (copy.fails_next, copy.mishap) = (false, None);
             }
@@ -117,13 +118,15 @@ impl World {
         // A claim that was given up long ago came in late; or the device had to fail (G4), which
         // may be found only now. Another attempt is due.
         if phase == Phase::Fenced && (now < self.healed_at + LATE_LIMIT || self.lost_device(node)) {
-            self.seat_primary(node);
+            // First, so that its controllers are at work again.
             self.stage = Stage::Healing { since: now };
+            self.seat_primary(node);
         }
         match self.stage {
             Stage::Chaos | Stage::Done => return,
             Stage::Healing { since } => {
                 self.forget_leaving();
+                self.tell_if_overtaken(node, id);
                 if phase == Phase::Active && self.is_whole(node) && self.is_kept(id) {
                     self.stop_guest(node, id);
                     self.stage = Stage::Settling { since: now };
@@ -155,6 +158,17 @@ impl World {
             }
         }
         self.schedule.after(POLL, Event::Stage);
+    }
+
+    /// A put that was given up may come in late, and take the volume over for nobody: its news
+    /// come too.
+    fn tell_if_overtaken(&mut self, node: usize, id: u64) {
+        let named = self.meta.record().primary.as_ref().map(|p| p.instance);
+        let overtaken = self.nodes[node].seat(id).is_some_and(|s| Some(s.instance) != named);
+        let claimed = self.nodes[node].seat(id).is_some_and(|s| s.phase == Phase::Active);
+        if overtaken && claimed && self.rng.chance(50) {
+            self.tell_primary(node, id, PrimaryEvent::RecordChanged);
+        }
     }
 
     /// Did the primary give up because only copies that lost power are left?
@@ -196,12 +210,13 @@ impl World {
     }
 
     /// Are all copies in sync, open, and reached by their primary? The record alone does not
-    /// tell: a copy that restarted may not have been missed yet.
+    /// tell: a copy that restarted, or lost its files, may not have been missed yet.
     fn is_whole(&self, node: usize) -> bool {
         let Some(seat) = self.nodes[node].seat.as_ref() else { return false };
         let status = seat.primary.status();
         let in_sync = self.meta.record().replicas.iter().all(|entry| {
             entry.state == ReplicaState::InSync
+                && self.nodes.iter().any(|n| n.copy.as_ref().is_some_and(|c| c.rid == entry.rid))
                 && status.replicas.get(&entry.rid).is_some_and(|r| r.connected)
         });
         let listed = |c: &&Copy| self.meta.record().replica(c.rid).is_some();

@@ -60,7 +60,8 @@ impl World {
         let incarnation = Incarnation(self.rng.bits());
         let (volume, lineage, planted) = (self.volume, self.lineage, self.planted);
         let (blocks, tuning) = (self.plan.habits.blocks, self.plan.tuning);
-        if self.nodes[node].gone_until > self.now() {
+        let now = self.now();
+        if self.nodes[node].gone_until > now {
             return self.open_later(node, lost_cache);
         }
         let n = &mut self.nodes[node];
@@ -90,6 +91,7 @@ impl World {
         let recovered = opened.recovered;
         let (unresolved, lossy) = (recovered.unresolved.len(), recovered.lossy);
         copy.whole = whole_blocks(copy, &recovered);
+        copy.lossy_since = lossy.then_some(now);
         let promised = recovered.promised;
         copy.host = Some(Host {
             open,
