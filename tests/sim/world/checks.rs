@@ -63,6 +63,9 @@ impl World {
             for rid in joined {
                 let judged = self.check_joined(new, *rid);
                 self.judge("join", judged);
+                // From now on it has what was acknowledged, whatever it says until it is told.
+                let copies = self.nodes.iter_mut().filter_map(|n| n.copy.as_mut());
+                copies.filter(|c| c.rid == *rid).for_each(|c| c.lossy_since = None);
             }
             self.check_released(old, new);
         }
