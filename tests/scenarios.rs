@@ -73,7 +73,7 @@ fn scenes_notice_what_they_were_written_for() {
         (Bug::KeepProposal, include_str!("scenarios/50-removal-taken-back.txt")),
         (Bug::CountStandstill, include_str!("scenarios/52-standstill.txt")),
         (Bug::MendWithoutLock, include_str!("scenarios/61-mend-under-its-lock.txt")),
-        (Bug::ShunOneOfTwo, include_str!("scenarios/71-slow-member-of-two.txt")),
+        (Bug::ShunOneOfTwo, include_str!("scenarios/66-slow-member-of-two.txt")),
         (Bug::StretchLease, include_str!("scenarios/53-standstill-of-a-reader.txt")),
     ];
     for (bug, scene) in found_by {

@@ -20,7 +20,7 @@ mod wild;
 
 use lockstep_core::cluster::trim::Wanted;
 use lockstep_core::guest::GuestError;
-use lockstep_core::id::{Lineage, NodeId, ReplicaId, RequestId, Revision, Seq, Token, VolumeId};
+use lockstep_core::id::{Lineage, NodeId, ReplicaId, RequestId, Seq, Token, VolumeId};
 use lockstep_core::planted::Planted;
 use lockstep_core::record::{NewVolume, Record};
 use lockstep_core::{primary, replica};
@@ -40,7 +40,7 @@ use crate::rng::Rng;
 use crate::schedule::Schedule;
 
 pub use heal::Stage;
-use records::Author;
+use records::Put;
 pub(crate) use strangers::Mistake;
 
 /// Microseconds in a millisecond.
@@ -86,7 +86,7 @@ pub(crate) enum Event {
     /// A question reaches the record store.
     MetaArrive { node: usize, seat: u64, token: Token, op: Box<primary::MetaOp> },
     /// A put that was given up is applied all the same.
-    MetaLate { by: usize, author: Author, expected: Revision, record: Box<Record> },
+    MetaLate(Box<Put>),
     /// A guest may ask something.
     GuestTurn { node: usize, seat: u64 },
     /// Nothing passes from one node to another for a while.
@@ -280,9 +280,7 @@ impl World {
             Event::MetaArrive { node, seat, token, op } => {
                 self.meta_arrive(node, seat, token, *op);
             }
-            Event::MetaLate { by, author, expected, record } => {
-                self.meta_late(by, author, expected, *record);
-            }
+            Event::MetaLate(put) => self.meta_late(*put),
             Event::GuestTurn { node, seat } => self.guest_turn(node, seat),
             Event::Cut { from, to, until } => self.cut(from, to, until),
             Event::Replace { node, rid } => self.replace(node, rid),
@@ -325,7 +323,7 @@ impl World {
             | Event::Reopen { .. }
             | Event::OpenAgain { .. }
             | Event::MetaArrive { .. }
-            | Event::MetaLate { .. }
+            | Event::MetaLate(_)
             | Event::Cut { .. }
             | Event::Replace { .. }
             | Event::Planned(_)

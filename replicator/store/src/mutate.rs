@@ -18,8 +18,8 @@ use crate::tags::slot;
 #[derive(Debug)]
 pub(crate) struct Mutation {
     regions: Vec<RegionIndex>,
-    /// Blocks that are whole once it is done: those that a client has written. What came from
-    /// another copy, or was found equal there, is as torn as it is there.
+    /// Blocks that are whole once it is done: those that are written, by a guest or to be mended.
+    /// What a resync or a repair brings, or finds equal, is as torn as it is on the other copy.
     settles: Option<BlockRange>,
     parts: Vec<Part>,
     durable: Durable,

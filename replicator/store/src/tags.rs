@@ -48,7 +48,7 @@ pub(crate) struct Table {
     stamped: Bits,
     /// Whose checksum is known.
     checked: Bits,
-    /// Written by a client since the files were opened.
+    /// Written since the files were opened, not only copied or found equal.
     settled: Bits,
     /// Was the disk's copy merged in, or is there nothing to merge?
     loaded: bool,

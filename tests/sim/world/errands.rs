@@ -9,7 +9,7 @@ use lockstep_core::record::Record;
 
 use super::host::formatted;
 use super::keeper::Survey;
-use super::records::Author;
+use super::records::{Author, Put};
 use super::{Event, MS, Stage, World};
 use crate::cluster::{POOL, is_spread};
 use crate::content::BLOCK;
@@ -184,7 +184,7 @@ impl World {
     /// A controller puts a record that it made from the one in force.
     fn controller_puts(&mut self, by: usize, next: Record) -> MetaResult {
         let expected = self.meta.revision();
-        let result = self.put(by, Author::Controller, expected, next);
+        let result = self.put(Put { by, author: Author::Controller, expected, record: next });
         // An answer may take longer than anybody waits for it.
         let slow = self.meta.slow_until > self.now() && self.rng.chance(100);
         if slow { MetaResult::Unknown } else { result }

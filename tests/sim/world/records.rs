@@ -28,6 +28,16 @@ enum Fate {
     UnknownLate,
 }
 
+/// A put of a record, from when it is sent.
+#[derive(Debug)]
+pub(crate) struct Put {
+    /// The node that it comes from.
+    pub(super) by: usize,
+    pub(super) author: Author,
+    pub(super) expected: Revision,
+    pub(super) record: Record,
+}
+
 impl World {
     pub(crate) fn ask_meta(&mut self, node: usize, seat: u64, token: Token, op: MetaOp) {
         let typical = if self.meta.slow_until > self.now() { 400 * MS } else { 2 * MS };
@@ -45,7 +55,7 @@ impl World {
             // A put that got stuck on the way may still arrive, whatever its sender believes.
             let result = match op {
                 MetaOp::PutIf { expected, record } if self.rng.chance(200) => {
-                    self.apply_late(node, Author::Primary, expected, record);
+                    self.apply_late(Put { by: node, author: Author::Primary, expected, record });
                     MetaResult::Unknown
                 }
                 MetaOp::PutIf { .. } if self.rng.chance(300) => MetaResult::Unknown,
@@ -60,7 +70,9 @@ impl World {
                 let (record, revision) = (self.meta.record().clone(), self.meta.revision());
                 MetaResult::Read(Some((record, revision)))
             }
-            MetaOp::PutIf { expected, record } => self.put(node, Author::Primary, expected, record),
+            MetaOp::PutIf { expected, record } => {
+                self.put(Put { by: node, author: Author::Primary, expected, record })
+            }
         };
         let typical = if self.meta.slow_until > now { 400 * MS } else { 2 * MS };
         let mut delay = self.rng.latency(typical);
@@ -89,27 +101,21 @@ impl World {
         self.primary_event(node, seat, PrimaryEvent::Meta { token, result });
     }
 
-    pub(super) fn put(
-        &mut self,
-        by: usize,
-        author: Author,
-        expected: Revision,
-        record: Record,
-    ) -> MetaResult {
+    pub(super) fn put(&mut self, put: Put) -> MetaResult {
         self.delicate(self.plan.ambushes, None);
         if self.meta.storm_until > self.now() {
             self.touch_record();
         }
         match self.fate() {
-            Fate::Usual => self.apply_put(by, author, expected, record),
+            Fate::Usual => self.apply_put(put),
             Fate::Contested => {
                 self.count(Fault::MetaConflict);
                 self.touch_record();
-                self.apply_put(by, author, expected, record)
+                self.apply_put(put)
             }
             Fate::UnknownApplied => {
                 self.count(Fault::MetaUnknownApplied);
-                self.apply_put(by, author, expected, record);
+                self.apply_put(put);
                 MetaResult::Unknown
             }
             Fate::UnknownLost => {
@@ -117,7 +123,7 @@ impl World {
                 MetaResult::Unknown
             }
             Fate::UnknownLate => {
-                self.apply_late(by, author, expected, record);
+                self.apply_late(put);
                 MetaResult::Unknown
             }
         }
@@ -142,33 +148,21 @@ impl World {
         Fate::Usual
     }
 
-    fn apply_late(&mut self, by: usize, author: Author, expected: Revision, record: Record) {
+    fn apply_late(&mut self, put: Put) {
         self.count(Fault::MetaUnknownLate);
         let delay = self.rng.pick(&[20, 150, 1000, 4000, 10_000]).unwrap_or(1000) * MS;
         let delay = self.rng.below(delay * 2);
         self.puts_under_way += 1;
-        let record = Box::new(record);
-        self.schedule.after(delay, Event::MetaLate { by, author, expected, record });
+        self.schedule.after(delay, Event::MetaLate(Box::new(put)));
     }
 
-    pub(crate) fn meta_late(
-        &mut self,
-        by: usize,
-        author: Author,
-        expected: Revision,
-        record: Record,
-    ) {
+    pub(crate) fn meta_late(&mut self, put: Put) {
         self.puts_under_way -= 1;
-        self.apply_put(by, author, expected, record);
+        self.apply_put(put);
     }
 
-    fn apply_put(
-        &mut self,
-        by: usize,
-        author: Author,
-        expected: Revision,
-        record: Record,
-    ) -> MetaResult {
+    fn apply_put(&mut self, put: Put) -> MetaResult {
+        let Put { by, author, expected, record } = put;
         let name = self.nodes[by].name.clone();
         let new = record.clone();
         let Some(old) = self.meta.put_if(expected, record) else {

@@ -1,7 +1,8 @@
 //! What scenes can't tell: answers that come in another order than they were asked for.
 
 use super::*;
-use crate::id::{Gen, Incarnation, Lineage};
+use crate::guest::GuestOp;
+use crate::id::{Gen, Incarnation, Lineage, RequestId};
 use crate::limits;
 use crate::message::{BlockDigest, Digest, Payload, Promised, Refusal, Wholeness};
 use crate::range::{BlockRange, BlockSet};
@@ -118,6 +119,7 @@ impl Desk {
                 Reply::Data(Payload::checksummed(vec![7; bytes].into()))
             }
             Request::Digest { blocks, .. } => Reply::Digests(blocks.blocks().map(digest).collect()),
+            Request::Scan { .. } => Reply::Regions { regions: Vec::new(), next: None },
             _ => Reply::Done,
         }
     }
@@ -152,6 +154,14 @@ fn is_mark(request: &Request) -> bool {
 
 fn is_promise(request: &Request) -> bool {
     matches!(request, Request::Promise { .. })
+}
+
+fn is_read(request: &Request) -> bool {
+    matches!(request, Request::Read { .. })
+}
+
+fn is_write(request: &Request) -> bool {
+    matches!(request, Request::Write { .. })
 }
 
 fn is_digest(request: &Request) -> bool {
@@ -230,4 +240,27 @@ fn no_slot_is_kept_while_no_member_serves() {
     desk.step(Event::Connected { node: node(1), conn: Conn(4) });
     desk.answer_all_but(0, is_flush);
     assert_eq!(desk.primary.slot_wish(), Wish::Wants { copies: 1 });
+}
+
+/// S4: a bad block of the source is asked of a member that has failed. The resync can't go on, but
+/// its window must not keep the guest's writes waiting.
+#[test]
+fn a_window_is_given_up_if_nobody_can_mend_its_source() {
+    let mut desk = Desk::new(3, 1, &[]);
+    desk.rings.insert(Conn(4), BlockRange::new(9, 1).into());
+    desk.answer_all_but(0, is_flush);
+    desk.step(Event::Disconnected(Conn(3)));
+    (0..8).for_each(|_| desk.wait_ms(limits::MEMBER_GRACE_MS / 4));
+    desk.answer_all_but(0, is_flush);
+    desk.step(Event::Connected { node: node(3), conn: Conn(4) });
+    desk.answer_all_but(1, is_digest);
+    let at = desk.find(1, is_digest).unwrap();
+    desk.reply(at, Some(Reply::Refused(Refusal::Checksum { block: 9 })));
+    let at = desk.find(2, is_read).unwrap();
+    desk.reply(at, Some(Reply::Refused(Refusal::Faulted)));
+    let range = BlockRange::new(9, 1);
+    let payload = Payload::checksummed(vec![1; 4096].into());
+    let op = GuestOp::Write { range, fua: false, payload };
+    desk.step(Event::Guest { request: RequestId(1), op });
+    assert!(desk.find(1, is_write).is_some(), "the write waits for the window");
 }

@@ -2,6 +2,7 @@
 
 use lockstep_core::id::Gen;
 use lockstep_core::message::Wholeness::{self, Doubtful, Whole};
+use lockstep_core::message::{Payload, ResyncBlock, ResyncContent};
 use lockstep_core::store::{StoreNote, StoreOp, StoreReply};
 use lockstep_store::{DiskError, File, Tuning};
 
@@ -69,5 +70,21 @@ fn what_is_resolved_counts_as_whole() {
     let mut driver = after_a_power_cut();
     driver.store.note(driver.now, StoreNote::RestampUnresolved { stamp: Gen(2) });
     driver.store.note(driver.now, StoreNote::Resolve);
+    assert_eq!(compared(&mut driver), [Whole; 4]);
+}
+
+/// A promotion that does not open may hand a torn block on. Whoever has it then must not pass for
+/// one that has it whole.
+#[test]
+fn what_was_written_is_whole_but_not_what_was_copied_or_found_equal() {
+    let mut driver = after_a_power_cut();
+    let block = |block, content| ResyncBlock { block, stamp: Gen(3), content };
+    let copied = StoreOp::Resync {
+        blocks: vec![block(1, ResyncContent::Same), block(2, ResyncContent::Data)],
+        payload: Payload::checksummed(content(9).to_vec().into()),
+    };
+    assert_eq!(driver.get(copied), Ok(StoreReply::Done));
+    assert_eq!(compared(&mut driver), [Whole, Doubtful, Doubtful, Whole]);
+    assert_eq!(driver.get(write(1, 2, 4, 10)), Ok(StoreReply::Done));
     assert_eq!(compared(&mut driver), [Whole; 4]);
 }

@@ -91,7 +91,7 @@ fn scene_for(bug: Bug) -> Option<&'static str> {
         Bug::LatePull => Some("71-late-pull"),
         Bug::PullAnyEpoch => Some("72-pull-of-a-deposed-primary"),
         Bug::CountStandstill => Some("52-standstill"),
-        Bug::ShunOneOfTwo => Some("71-slow-member-of-two"),
+        Bug::ShunOneOfTwo => Some("66-slow-member-of-two"),
         Bug::StretchLease => Some("53-standstill-of-a-reader"),
         _ => None,
     }
