@@ -134,6 +134,8 @@ pub struct World {
     pub(crate) stage: Stage,
     /// When the faults ended.
     pub(crate) healed_at: u64,
+    /// Copies that the record named then beyond those that are wanted.
+    pub(crate) crowd: u64,
     pub(crate) volume: VolumeId,
     pub(crate) lineage: Lineage,
     pub(crate) cluster_id: Uuid,
@@ -187,6 +189,7 @@ impl World {
             outcome: Outcome::default(),
             stage: Stage::Chaos,
             healed_at: 0,
+            crowd: 0,
             volume,
             lineage,
             cluster_id: Uuid::from_u128(rng.bits128()),

@@ -39,8 +39,9 @@ struct Memory {
     silent: BTreeMap<(VolumeId, NodeId), Tick>,
     /// Since when a copy is one too many.
     surplus: BTreeMap<(VolumeId, ReplicaId), Tick>,
-    /// Attachments about which nothing was left to do at the last look.
-    calm: BTreeSet<(VolumeId, InstanceId)>,
+    /// Attachments about which nothing was left to do at the last look, and what their owner
+    /// wanted then.
+    calm: BTreeMap<(VolumeId, InstanceId), Wanted>,
 }
 
 impl Admin {
@@ -72,7 +73,14 @@ impl Admin {
         memory: &mut Memory,
     ) -> Result<(), Status> {
         let evacuated = self.inner.catalog.evacuations().await?;
-        let calm = |p: &PrimaryInfo| memory.calm.contains(&(p.volume, p.instance));
+        // Not only as the primary knows it: whoever wanted something else may not have reached us.
+        let volumes = self.inner.catalog.volumes().await?;
+        let wanted: BTreeMap<VolumeId, Wanted> =
+            volumes.iter().map(|v| (v.uid, wanted_of(v))).collect();
+        let calm = |p: &PrimaryInfo| {
+            let known = memory.calm.get(&(p.volume, p.instance));
+            known.is_some() && known == wanted.get(&p.volume)
+        };
         let ailing: Vec<_> =
             primaries.iter().filter(|p| needs_a_look(p, &evacuated) || !calm(p)).collect();
         if ailing.is_empty() {
@@ -84,7 +92,7 @@ impl Admin {
             memory.calm.remove(&key);
             match self.mend(primary, &survey, memory).await {
                 Ok(true) if !needs_a_look(primary, &evacuated) => {
-                    memory.calm.insert(key);
+                    memory.calm.extend(wanted.get(&primary.volume).map(|wanted| (key, *wanted)));
                     self.told().remove(&primary.volume);
                 }
                 Ok(_) => {}
@@ -113,7 +121,10 @@ impl Admin {
         if claims != Some(primary.instance) {
             return Ok(true);
         }
-        let wanted = Wanted { repl: volume.repl, min_in_sync: volume.min_in_sync };
+        if primary.core.record.as_ref() != Some(&record) {
+            self.inner.engine.record_changed(uid);
+        }
+        let wanted = wanted_of(&volume);
         let at_hand = record.in_sync().filter(|r| reached(primary, &r.rid)).count();
         let pending = self.settle(&volume, wanted, Some(at_hand)).await?;
         let now = self.inner.clock.now();
@@ -206,6 +217,10 @@ fn works(primary: &PrimaryInfo) -> bool {
     matches!(primary.core.phase, Phase::Recovering | Phase::Active | Phase::Suspended)
 }
 
+fn wanted_of(volume: &VolumeObject) -> Wanted {
+    Wanted { repl: volume.repl, min_in_sync: volume.min_in_sync }
+}
+
 fn reached(primary: &PrimaryInfo, rid: &ReplicaId) -> bool {
     primary.core.replicas.get(rid).is_some_and(|status| status.connected)
 }
@@ -236,7 +251,7 @@ impl Memory {
         let there = |volume: &VolumeId| primaries.iter().any(|p| p.volume == *volume);
         self.silent.retain(|(volume, _), _| there(volume));
         self.surplus.retain(|(volume, _), _| there(volume));
-        self.calm.retain(|(volume, _)| there(volume));
+        self.calm.retain(|(volume, _), _| there(volume));
     }
 
     /// The nodes as this volume sees them. A node that answers, but whose copy the primary does

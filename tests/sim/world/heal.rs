@@ -39,6 +39,8 @@ pub enum Stage {
 
 /// How long healing may take.
 const HEAL_LIMIT: u64 = 60_000 * MS;
+/// How long it may take until one of many copies has left and is forgotten.
+const EACH_LEAVES: u64 = 6000 * MS;
 /// Puts that were given up are applied by then.
 const LATE_LIMIT: u64 = 30_000 * MS;
 /// How long the last requests, and the end, may take.
@@ -76,6 +78,8 @@ impl World {
             self.boot(node);
         }
         self.make_room();
+        let (copies, wanted) = (self.meta.record().replicas.len(), self.cluster.wanted.repl);
+        self.crowd = copies.saturating_sub(usize::from(wanted)) as u64;
         self.keep_one_primary();
         self.schedule.after(POLL, Event::Stage);
     }
@@ -190,7 +194,8 @@ impl World {
         let doublings =
             again.map(|n| u32::try_from(n).map_or(0, |n| n.min(limits::UNFIT_DOUBLINGS)));
         let unfit = doublings.map_or(0, |n| limits::UNFIT_BACKOFF_MS << n);
-        HEAL_LIMIT + (waits * limits::LOSSY_GRACE_MS + unfit) * MS
+        // Of copies that are too many one leaves at a time, and is forgotten after another look.
+        HEAL_LIMIT + self.crowd * EACH_LEAVES + (waits * limits::LOSSY_GRACE_MS + unfit) * MS
     }
 
     /// I12: when everything was read and nothing is bad any more, the volume may be closed.

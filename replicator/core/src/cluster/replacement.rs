@@ -196,13 +196,13 @@ pub fn surplus(view: &View<'_>) -> Option<ReplicaId> {
 
 /// A copy that is gone for good although its node answers: its disk was replaced, say. It may be
 /// forgotten (T9), so that its node may get a new one; else the entries of vanished copies could
-/// keep every node from holding one. Not while too few with all data answer: whoever repairs that
-/// by hand should see everything that ever was.
+/// keep every node from holding one, and a volume with too few members suspended for good. Not
+/// while no copy with all data answers: whoever repairs that by hand should see everything that
+/// ever was.
 #[must_use]
 pub fn vanished(view: &View<'_>) -> Option<ReplicaId> {
     let record = view.record;
-    let good = record.in_sync().filter(|entry| view.answers(&entry.node)).count();
-    if good < usize::from(record.min_in_sync) {
+    if !record.in_sync().any(|entry| view.answers(&entry.node)) {
         return None;
     }
     let lacks = |entry: &&ReplicaEntry| view.node(&entry.node).is_some_and(|n| n.lacks_copy);
