@@ -150,6 +150,12 @@ impl Disk {
         self.damage.contains_key(&(number(file), page))
     }
 
+    /// Has the page content that is not durable?
+    #[must_use]
+    pub fn is_dirty(&self, file: File, page: u64) -> bool {
+        self.dirty.contains(&(number(file), page))
+    }
+
     /// Damaged blocks of the data file.
     pub fn harmed_blocks(&self) -> impl Iterator<Item = u64> + '_ {
         self.damage.range((1, 0)..=(1, u64::MAX)).map(|((_, block), _)| *block)

@@ -110,6 +110,10 @@ faults! {
     TornBlock = "torn-block", 300;
     /// The record store answers with something that this build can't take for a record.
     MetaForeign = "meta-foreign", 60;
+    /// A bit flips in a superblock, a log record or the regions' file, or a write to them is lost.
+    BookRot = "metadata-rot", 2500;
+    /// The books of a copy are bad beyond repair when it is to be opened; it is replaced.
+    RuinedReplica = "ruined-replica", 2500;
     /// A bit of a block flips at rest.
     BitRot = "bit-rot", 2500;
     /// A disk says that it has written a block, and has not.

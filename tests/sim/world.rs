@@ -10,6 +10,7 @@ mod host;
 mod keeper;
 mod records;
 mod rot;
+mod ruin;
 mod seat;
 mod slots;
 mod story;

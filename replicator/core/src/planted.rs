@@ -134,6 +134,8 @@ bugs! {
     NoChecksumCheck = "no-checksum-check", "G7": "give out what does not match its checksum";
     RetryFailedFlush = "retry-failed-flush", "R6":
         "flush again after a failed flush, and believe it";
+    RotAsTornTail = "rot-as-torn-tail", "G2":
+        "take a damaged log record for one that was not written";
     NoTornHeal = "no-torn-heal", "P5":
         "copy a block that may be torn over one that is whole, when all lost power";
     NoImageCheck = "no-image-check", "R7":

@@ -88,7 +88,7 @@ impl Store {
         check_length(File::Meta, params.meta, blocks)?;
         check_length(File::Regions, params.regions, blocks)?;
         let count = region_count(blocks);
-        let in_log = read_log(params.meta, found.identity.replica, count)?;
+        let in_log = read_log(params.meta, found.identity.replica, count, params.planted)?;
         let regions = Regions::decode(params.regions, count);
 
         let tuning = params.tuning.clamped();

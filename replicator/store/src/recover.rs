@@ -3,6 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use lockstep_core::id::{RegionIndex, ReplicaId};
+use lockstep_core::planted::{Bug, Planted};
 
 use crate::codec::index;
 use crate::error::OpenError;
@@ -29,7 +30,12 @@ pub(crate) struct Found {
 ///
 /// One good copy is enough of each record. The record after the last good one may be cut short in
 /// both copies: it was being written. Whatever else is not as it should be is rot.
-pub(crate) fn read_log(meta: &[u8], replica: ReplicaId, regions: u32) -> Result<Found, OpenError> {
+pub(crate) fn read_log(
+    meta: &[u8],
+    replica: ReplicaId,
+    regions: u32,
+    planted: Planted,
+) -> Result<Found, OpenError> {
     let slots: Vec<&[u8]> =
         meta[LOG_OFFSET as usize..].chunks_exact(LOG_SLOT_BYTES as usize).collect();
     let mut records: BTreeMap<u64, Record> = BTreeMap::new();
@@ -44,7 +50,9 @@ pub(crate) fn read_log(meta: &[u8], replica: ReplicaId, regions: u32) -> Result<
         records.extend(good.map(|r| (r.seq, r)));
     }
     let last = records.last_key_value().map_or(0, |(seq, _)| *seq);
-    check_slots(&slots, &records, last)?;
+    if !planted.has(Bug::RotAsTornTail) {
+        check_slots(&slots, &records, last)?;
+    }
     let mut named = BTreeMap::new();
     let first = oldest_needed(last);
     for (seq, record) in records.range(first..) {
@@ -114,7 +122,7 @@ mod tests {
     }
 
     fn found(meta: &[u8]) -> BTreeSet<RegionIndex> {
-        let found = read_log(meta, replica(), REGIONS).expect("a good log");
+        let found = read_log(meta, replica(), REGIONS, Planted::NONE).expect("a good log");
         found.named.into_keys().collect()
     }
 
@@ -253,7 +261,7 @@ mod tests {
                 assert_eq!(found(&damaged), found(&meta), "one good copy is enough");
                 damaged[index(record_offset(seq)) + 4096] ^= 4;
                 let expected = OpenError::LogDamaged { seq, slot: record_slot(seq) };
-                assert_eq!(read_log(&damaged, replica(), REGIONS), Err(expected));
+                assert_eq!(read_log(&damaged, replica(), REGIONS, Planted::NONE), Err(expected));
             }
         }
     }
@@ -268,7 +276,7 @@ mod tests {
         meta[next] = 1;
         assert_eq!(found(&meta), BTreeSet::from([RegionIndex(1)]));
         meta[next + 8192] = 1;
-        let damaged = read_log(&meta, replica(), REGIONS);
+        let damaged = read_log(&meta, replica(), REGIONS, Planted::NONE);
         assert_eq!(damaged, Err(OpenError::LogDamaged { seq: 0, slot: 3 }));
     }
 
@@ -280,9 +288,9 @@ mod tests {
             log.set(RegionIndex(region));
             append(&mut log, &mut meta);
         }
-        let foreign = read_log(&meta, replica(), REGIONS);
+        let foreign = read_log(&meta, replica(), REGIONS, Planted::NONE);
         assert_eq!(foreign, Err(OpenError::LogDamaged { seq: 0, slot: 2 }));
-        let small = read_log(&meta, ReplicaId(Uuid::from_u128(6)), 3);
+        let small = read_log(&meta, ReplicaId(Uuid::from_u128(6)), 3, Planted::NONE);
         assert_eq!(small, Err(OpenError::LogRegion { seq: 3, region: 3, regions: 3 }));
     }
 }

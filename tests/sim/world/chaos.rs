@@ -90,6 +90,8 @@ impl World {
             Fault::HungDisk => raise(&mut self.nodes[node].hung_until, until + 2000 * MS),
             Fault::DiskError => self.fail_disk(node),
             Fault::BitRot => self.rot(node),
+            Fault::BookRot => self.rot_books(node),
+            Fault::RuinedReplica => self.ruin(node),
             Fault::ReadError => self.spoil(node),
             // Counted when they hit a write or a flush.
             Fault::LostWrite | Fault::MisdirectedWrite | Fault::FlushError => {
@@ -227,6 +229,7 @@ impl World {
         let mut boot = [0; 16];
         boot.copy_from_slice(&self.rng.bits128().to_le_bytes());
         self.spare_dirty(node);
+        self.spare_superblock(node);
         let n = &mut self.nodes[node];
         (n.boot, n.lost_power) = (boot, Some(now));
         let tears = self.plan.swarm.rate(Fault::TornBlock).min(1000);

@@ -186,7 +186,8 @@ impl World {
     /// it can't read, which may be found only after such a wait.
     fn heal_limit(&self) -> u64 {
         let had = |fault: Fault| self.outcome.faults.contains_key(fault.name());
-        let lost = had(Fault::WipedReplica) || had(Fault::RolledBackReplica);
+        let kinds = [Fault::WipedReplica, Fault::RolledBackReplica, Fault::RuinedReplica];
+        let lost = kinds.into_iter().any(had);
         let waits = u64::from(lost) + u64::from(had(Fault::ReadError));
         // One that was removed although it answers stays out for a while, longer each time.
         let c = &self.outcome.coverage;

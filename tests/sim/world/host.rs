@@ -68,7 +68,7 @@ impl World {
         let boot_id = n.boot;
         let Some(copy) = n.copy.as_mut() else { return };
         copy.reopening = false;
-        let whole = |file| copy.disk.read(file, 0, file_bytes(file, blocks));
+        let whole = |file| copy.disk.given(file, 0, file_bytes(file, blocks)).unwrap_or_default();
         let identity = Identity { volume, replica: copy.rid, lineage };
         let params = OpenParams {
             meta: &whole(File::Meta),

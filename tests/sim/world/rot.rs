@@ -31,6 +31,7 @@ impl World {
         let Some(copy) = n.copy.as_mut() else { return Err(DiskError::Io) };
         let data = matches!(flight.kind, DiskOpKind::Write { file: File::Data, .. });
         let flush = matches!(flight.kind, DiskOpKind::Sync { file: File::Data });
+        let books = matches!(flight.kind, DiskOpKind::Write { file: File::Meta, .. });
         if gone {
             return Err(DiskError::Io);
         }
@@ -48,6 +49,11 @@ impl World {
             Some(fault @ (Fault::LostWrite | Fault::MisdirectedWrite)) if data => {
                 copy.mishap = None;
                 self.go_astray(node, fault, flight);
+                Ok(Bytes::new())
+            }
+            Some(Fault::BookRot) if books => {
+                copy.mishap = None;
+                self.half_write(node, flight);
                 Ok(Bytes::new())
             }
             _ => match flight.kind {

@@ -131,7 +131,7 @@ impl World {
 
     /// The copy of a node, if enough others are members and have their files, so that nothing is
     /// lost with it: theirs are whole, and no change is under way that might leave only this one.
-    fn dispensable(&self, node: usize) -> Option<ReplicaId> {
+    pub(super) fn dispensable(&self, node: usize) -> Option<ReplicaId> {
         let record = self.meta.record();
         let rid = self.nodes[node].copy.as_ref().map(|c| c.rid)?;
         let others = self.in_sync_now(record).into_iter().filter(|(n, _)| *n != node);
@@ -182,7 +182,7 @@ impl World {
         self.files_lost_at.is_some_and(|at| self.now() < at + SILENCE)
     }
 
-    fn lose_files(&mut self, node: usize, rid: ReplicaId) {
+    pub(super) fn lose_files(&mut self, node: usize, rid: ReplicaId) {
         let now = self.now();
         self.kill(node);
         self.nodes[node].lost_power = Some(now);
