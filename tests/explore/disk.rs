@@ -193,6 +193,10 @@ impl Disk {
                     self.flushed();
                 }
             }
+            StoreOp::Complete => {
+                self.flushed();
+                self.lossy = false;
+            }
             StoreOp::CleanAll => {
                 if self.can_clean() {
                     self.clean();

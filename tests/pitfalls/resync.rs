@@ -120,7 +120,7 @@ fn pitfall_08_peer_gets_neither_data_nor_a_note() {
 fn pass_until_closing_flush(play: &mut Play) {
     let closing = |play: &Play| {
         let resynced = play.at(&["n1 > n2", "RESYNC"]).unwrap_or(usize::MAX);
-        play.said().iter().skip(resynced).any(|l| l.starts_with("n1 > n2  FLUSH"))
+        play.said().iter().skip(resynced).any(|l| l.starts_with("n1 > n2  COMPLETE"))
     };
     for _ in 0..20 {
         if !closing(play) {

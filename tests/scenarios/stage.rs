@@ -140,6 +140,7 @@ impl Stage {
     fn disturb(&mut self, words: &[&str]) {
         match words {
             ["kill", n] => self.kill(&node(n)),
+            ["power-cut", n] => self.cut_power(&node(n)),
             ["start", n] => self.start(&node(n)),
             ["cut", a, b] => self.cut(&node(a), &node(b)),
             ["rot", n, block] => {
@@ -324,6 +325,13 @@ impl Stage {
         n.primary = None;
         n.wanted.clear();
         self.drop_links(|link| link.from == *name || link.to == *name);
+    }
+
+    /// Its processes end, and its copy loses what was not flushed.
+    fn cut_power(&mut self, name: &NodeId) {
+        self.kill(name);
+        let n = self.nodes.get_mut(name).expect("a node");
+        n.disk.iter_mut().for_each(|(_, twin)| twin.lose_power());
     }
 
     fn cut(&mut self, a: &NodeId, b: &NodeId) {

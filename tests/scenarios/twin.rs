@@ -11,6 +11,10 @@ use lockstep_core::store::{Recovered, StoreError, StoreNote, StoreOp, StoreReply
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Twin {
     content: BTreeMap<u64, u8>,
+    /// What a loss of power leaves: as it was flushed last.
+    durable: BTreeMap<u64, u8>,
+    /// Lost what was not flushed, and has not got it back.
+    lossy: bool,
     stamps: BTreeMap<u64, Gen>,
     /// Blocks that do not match their checksum until they are written again.
     bad: BTreeSet<u64>,
@@ -34,13 +38,14 @@ impl Twin {
     pub(crate) fn reopen(&mut self) -> Recovered {
         self.unresolved = self.log.keys().copied().collect();
         self.log.values_mut().for_each(|pins| *pins = 0);
+        self.lossy &= !self.unresolved.is_empty();
         Recovered {
             promised: self.promised,
             attach_seq: self.attach_seq,
             member_gen: self.member_gen,
             blocks: self.blocks,
             unresolved: self.unresolved.iter().copied().collect(),
-            lossy: false,
+            lossy: self.lossy,
             fresh: self.stamps.is_empty() && self.log.is_empty(),
         }
     }
@@ -51,6 +56,16 @@ impl Twin {
 
     pub(crate) fn content(&self) -> &BTreeMap<u64, u8> {
         &self.content
+    }
+
+    /// Its machine loses power.
+    pub(crate) fn lose_power(&mut self) {
+        self.content = self.durable.clone();
+        self.lossy = true;
+    }
+
+    fn flush(&mut self) {
+        self.durable = self.content.clone();
     }
 
     /// The disk rots under a block.
@@ -92,10 +107,13 @@ impl Twin {
                 (self.promised, self.attach_seq, self.member_gen) = (epoch, attach_seq, member_gen);
                 self.lineage = Some(lineage);
             }
-            StoreOp::Write { range, stamp, payload, .. } => {
+            StoreOp::Write { range, stamp, payload, durable } => {
                 self.pin(&range.into());
                 for (i, block) in range.blocks().enumerate() {
                     self.set(block, payload.data[i * 4096], stamp);
+                    if durable {
+                        self.durable.insert(block, payload.data[i * 4096]);
+                    }
                 }
             }
             StoreOp::Zero { range, stamp, .. } => {
@@ -118,8 +136,15 @@ impl Twin {
                 }
             }
             StoreOp::Mark { blocks } => self.pin(&blocks),
-            StoreOp::Flush => {}
-            StoreOp::CleanAll => self.log.retain(|_, pins| *pins > 0),
+            StoreOp::Flush => self.flush(),
+            StoreOp::Complete => {
+                self.flush();
+                self.lossy = false;
+            }
+            StoreOp::CleanAll => {
+                self.flush();
+                self.log.retain(|_, pins| *pins > 0);
+            }
             StoreOp::Read { blocks } => return self.read(&blocks),
             StoreOp::Scan { since, .. } => return Ok(self.scan(since)),
             StoreOp::Digest { blocks, since } => return self.digest(&blocks, since),
@@ -184,7 +209,10 @@ impl Twin {
                     *pins = pins.checked_sub(1).expect("a pin to release");
                 }
             }
-            StoreNote::Resolve => self.unresolved.clear(),
+            StoreNote::Resolve => {
+                self.unresolved.clear();
+                self.lossy = false;
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ pub(crate) fn request(m: &Message<Request>) -> String {
         }
         Request::Zero { range, .. } => format!("ZERO {range:?}"),
         Request::Flush => "FLUSH".into(),
+        Request::Complete => "COMPLETE".into(),
         Request::Commit { member } => {
             format!("COMMIT{}", if *member { " member" } else { "" })
         }

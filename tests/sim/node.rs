@@ -4,14 +4,16 @@ use lockstep_core::id::{Conn, Epoch, InstanceId, NodeId, ReplicaId, Seq, Tick, T
 use lockstep_core::limits;
 use lockstep_core::message::{Header, Message, Reply, Request};
 use lockstep_core::primary::{Phase, Primary};
-use lockstep_core::range::BlockRange;
+use lockstep_core::range::{BlockRange, region_of};
 use lockstep_core::replica::Replica;
 use lockstep_core::slots::{Slots, Wish};
+use lockstep_store::layout::{File, TABLE_BYTES};
 use lockstep_store::{DiskOpId, DiskOpKind, Store};
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::clock::Clock;
-use crate::disk::Disk;
+use crate::content::BLOCK;
+use crate::disk::{Damage, Disk};
 use crate::fault::Fault;
 use crate::fetch::Fetcher;
 use crate::guest::Guest;
@@ -201,6 +203,12 @@ pub struct Seat {
     pub asks_at: Option<u64>,
 }
 
+/// The page of the tags file in which a block has its tag.
+#[must_use]
+pub fn tag_page(block: u64) -> u64 {
+    u64::from(region_of(block).0) * u64::from(TABLE_BYTES) / BLOCK as u64
+}
+
 impl Copy {
     /// A copy that is not open.
     #[must_use]
@@ -216,6 +224,17 @@ impl Copy {
             lossy_since: None,
             whole: BTreeSet::new(),
         }
+    }
+
+    /// Damages a page of its files. What it could prove to be whole it can't any more.
+    pub fn harm(&mut self, file: File, page: u64, damage: Damage) {
+        let spoiled = |block: &u64| match file {
+            File::Data => *block == page,
+            File::Tags => tag_page(*block) == page,
+            File::Meta | File::Regions => false,
+        };
+        self.whole.retain(|block| !spoiled(block));
+        self.disk.harm(file, page, damage);
     }
 }
 

@@ -202,6 +202,10 @@ pub enum Request {
     },
     /// Make every write answered before this arrived durable.
     Flush,
+    /// As `Flush`, to a resync's target that has got everything (S5): whatever a lost cache took
+    /// from it is back, so from now on it counts as one that lost nothing (P4). Its untrusted
+    /// regions stay so (m35). A peer of wire version 2 or 1 is asked for a flush alone.
+    Complete,
     /// Generation and commit watermark. Not answered.
     Commit {
         /// The replica is a member in this generation: whatever it held from older epochs, and
@@ -275,6 +279,7 @@ impl Request {
             Self::Promise { .. }
             | Self::Read { .. }
             | Self::Flush
+            | Self::Complete
             | Self::Commit { .. }
             | Self::Scan { .. }
             | Self::Digest { .. }

@@ -68,6 +68,9 @@ pub enum StoreOp {
     },
     /// fdatasync of the data, started after this was submitted.
     Flush,
+    /// As `Flush`; then, durably too, nothing is missing any more that was lost before: the next
+    /// opening is not [`Recovered::lossy`] for that. What is unresolved stays so.
+    Complete,
     /// Regions with `max_stamp >= since`, or unresolved, from `from` on.
     Scan {
         /// Lowest stamp of interest; 0 means 1 (never-written regions are of no interest).

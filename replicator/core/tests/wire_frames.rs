@@ -89,6 +89,7 @@ fn request() -> impl Strategy<Value = Request> {
         (range(MAX_OP_BLOCKS), any::<bool>(), any::<bool>())
             .prop_map(|(range, fua, deallocate)| Request::Zero { range, fua, deallocate }),
         Just(Request::Flush),
+        Just(Request::Complete),
         any::<bool>().prop_map(|member| Request::Commit { member }),
         set().prop_map(|blocks| Request::Mark { blocks }),
         (r#gen(), 0..REGIONS, 0..=1_u32 << 18).prop_map(|(since, from, limit)| Request::Scan {

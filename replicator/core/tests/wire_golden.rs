@@ -66,6 +66,7 @@ fn requests() -> Vec<Request> {
     ];
     requests.extend(NodeId::new("node-2").map(pull));
     requests.push(Request::Fetch { source, blocks: blocks() });
+    requests.push(Request::Complete);
     requests
 }
 
@@ -180,6 +181,19 @@ fn an_older_peer_gets_what_it_understands() {
     assert!(matches!(&promised.body, Reply::Promised(p) if p.silent_ms.is_none() && !p.pulls));
     let unknown = |d: &BlockDigest| d.wholeness == Wholeness::Unknown;
     assert!(matches!(&digests.body, Reply::Digests(d) if d.iter().all(unknown)));
+}
+
+/// One that can't be told that it has got back what it lost flushes all the same.
+#[test]
+fn an_older_peer_is_asked_for_a_flush_in_place_of_completing() {
+    let is_complete = |f: &Frame| matches!(f, Frame::Request(m) if m.body == Request::Complete);
+    let complete = frames().into_iter().find(is_complete).expect("one of the frames");
+    for (version, expected) in [(2, Request::Flush), (3, Request::Complete)] {
+        let Ok(Frame::Request(read)) = encode_as(&complete, version).decode() else {
+            panic!("not read back: {complete:?}");
+        };
+        assert_eq!(read.body, expected, "version {version}");
+    }
 }
 
 /// A replica that is reached in version 2 is never told to pull.

@@ -13,6 +13,8 @@ use crate::store::{Purpose, Store};
 pub(crate) enum Flusher {
     /// An operation of the replica, which is done then.
     Token(Token),
+    /// The same, and what was lost before is back.
+    Complete(Token),
     /// A durable zeroing.
     Job(u64),
     /// The cleaner.
@@ -32,7 +34,7 @@ impl Flushes {
         let mut all = core::mem::take(&mut self.running);
         all.append(&mut self.pending);
         all.into_iter().filter_map(|flusher| match flusher {
-            Flusher::Token(token) => Some(token),
+            Flusher::Token(token) | Flusher::Complete(token) => Some(token),
             Flusher::Job(_) | Flusher::Cleaner => None,
         })
     }
@@ -49,6 +51,24 @@ impl Store {
             return;
         }
         self.flush_data(Flusher::Token(token));
+    }
+
+    /// A flush after which nothing is missing any more of what a lost cache took.
+    pub(crate) fn complete(&mut self, token: Token) {
+        if self.planted.has(Bug::FlushWithoutSync) {
+            return self.completed(token);
+        }
+        self.flush_data(Flusher::Complete(token));
+    }
+
+    /// Remembered before it is answered: the process may end at any time.
+    fn completed(&mut self, token: Token) {
+        (self.lost_cache, self.unmarked) = (false, false);
+        if core::mem::take(&mut self.superblock.lossy) {
+            self.persist_for(token);
+        } else {
+            self.done_with(token);
+        }
     }
 
     /// Data written up to now will be durable when `flusher` is told.
@@ -71,6 +91,7 @@ impl Store {
         for flusher in flushed {
             match flusher {
                 Flusher::Token(token) => self.done_with(token),
+                Flusher::Complete(token) => self.completed(token),
                 Flusher::Job(job) => self.finish_mutation(job),
                 Flusher::Cleaner => self.on_clean_flushed(),
             }

@@ -46,6 +46,11 @@ impl Store {
         block.promised = block.promised.max(epoch);
         block.attach_seq = block.attach_seq.max(attach_seq);
         block.member_gen = block.member_gen.max(r#gen);
+        self.persist_for(token);
+    }
+
+    /// Answers when the superblock is durable as it is now.
+    pub(crate) fn persist_for(&mut self, token: Token) {
         self.promises.pending.push(token);
         self.persist_superblock();
     }

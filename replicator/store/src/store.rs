@@ -208,6 +208,7 @@ impl Store {
             StoreOp::Resync { blocks, payload } => self.resync(token, &blocks, &payload),
             StoreOp::Mark { blocks } => self.mark(token, &blocks),
             StoreOp::Flush => self.flush(token),
+            StoreOp::Complete => self.complete(token),
             StoreOp::Scan { since, from, limit } => self.scan(token, since, from, limit),
             StoreOp::Digest { blocks, since } => self.digest(token, blocks, since),
             StoreOp::CleanAll => self.clean_all(token),

@@ -299,7 +299,7 @@ fn range(input: &mut Input<'_>) -> BlockRange {
 
 fn body(input: &mut Input<'_>) -> Request {
     let durable = input.flag();
-    match input.below(13) {
+    match input.below(14) {
         0 => Request::Read { blocks: range(input).into() },
         1..=3 => {
             let range = range(input);
@@ -318,6 +318,7 @@ fn body(input: &mut Input<'_>) -> Request {
         9 => Request::Digest { blocks: range(input).into(), since: Gen(u32::from(input.below(4))) },
         10 => resync(input),
         11 => Request::Renew,
+        13 => Request::Complete,
         _ => Request::Close,
     }
 }

@@ -5,6 +5,7 @@ use lockstep_core::limits;
 use lockstep_core::primary::Phase;
 use lockstep_core::range::region_of;
 use lockstep_core::record::{Record, ReplicaState};
+use lockstep_core::wire::Kind;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Event, MS, World};
@@ -63,9 +64,12 @@ impl World {
             for rid in joined {
                 let judged = self.check_joined(new, *rid);
                 self.judge("join", judged);
-                // From now on it has what was acknowledged, whatever it says until it is told.
+                // From now on it has what was acknowledged, and was told so before (S5). A primary
+                // that speaks an older version can't tell it.
+                let told = self.nodes.iter().all(|n| n.speaks >= Kind::Complete.since());
                 let copies = self.nodes.iter_mut().filter_map(|n| n.copy.as_mut());
-                copies.filter(|c| c.rid == *rid).for_each(|c| c.lossy_since = None);
+                let joined = copies.filter(|c| told && c.rid == *rid);
+                joined.for_each(|c| c.lossy_since = None);
             }
             self.check_released(old, new);
         }

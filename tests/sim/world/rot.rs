@@ -5,7 +5,7 @@
 //! checksum is only in memory), the damage is taken back: nothing is promised for it.
 
 use bytes::Bytes;
-use lockstep_core::range::{BLOCKS_PER_REGION, region_of};
+use lockstep_core::range::BLOCKS_PER_REGION;
 use lockstep_core::replica::Role;
 use lockstep_store::layout::{File, TABLE_BYTES};
 use lockstep_store::{DiskError, DiskOpKind};
@@ -15,12 +15,7 @@ use super::{Event, MS, World};
 use crate::content::BLOCK;
 use crate::disk::Damage;
 use crate::fault::Fault;
-use crate::node::{Copy, Flight};
-
-/// The page of the tags file in which a block has its tag.
-fn tag_page(block: u64) -> u64 {
-    u64::from(region_of(block).0) * TABLE_BYTES as u64 / BLOCK as u64
-}
+use crate::node::{Copy, Flight, tag_page};
 
 impl World {
     /// Does a disk operation, with what goes wrong now.
@@ -121,7 +116,7 @@ impl World {
         if copy.host.is_none() || copy.disk.harmed_blocks().any(|b| tag_page(b) == page) {
             return false;
         }
-        copy.disk.harm(File::Tags, page, Damage::Fails);
+        copy.harm(File::Tags, page, Damage::Fails);
         true
     }
 
@@ -151,7 +146,7 @@ impl World {
             Damage::Fails => format!("{name}: block {block} can't be read any more"),
         });
         if let Some(copy) = self.nodes[node].copy.as_mut() {
-            copy.disk.harm(File::Data, block, damage);
+            copy.harm(File::Data, block, damage);
         }
         true
     }

@@ -147,6 +147,7 @@ impl World {
             | Request::Resync { .. }
             | Request::Pull { .. }
             | Request::Scan { .. }
+            | Request::Complete
             | Request::Commit { member: true }
             | Request::Close => per_mille,
             Request::Flush | Request::Digest { .. } => per_mille / 4,

@@ -23,7 +23,9 @@ pub(super) fn whole_blocks(copy: &Copy, recovered: &Recovered) -> BTreeSet<u64> 
         for block in range.blocks() {
             let at = usize::try_from(block % u64::from(BLOCKS_PER_REGION)).unwrap_or(0) * 8;
             let tag = tags.as_ref().and_then(|tags| tags.get(at..at + 8));
-            let content = copy.disk.given(File::Data, block * BLOCK as u64, BLOCK as u64);
+            // What is only shown may be taken back.
+            let content = Some(copy.disk.read(File::Data, block * BLOCK as u64, BLOCK as u64));
+            let content = content.filter(|_| !copy.disk.is_harmed(File::Data, block));
             let (Some(tag), Some(content)) = (tag, content) else { continue };
             let never = tag.iter().all(|byte| *byte == 0) && is_zero(&content);
             let crc = Payload::checksummed(content).crcs.first().map(|crc| crc.to_le_bytes());

@@ -237,7 +237,9 @@ impl Primary {
             return;
         }
         self.resync.stage = Stage::Flushing(target);
-        self.call(target, Purpose::TargetFlush, false, Request::Flush);
+        let told = !self.has(Bug::LossyUntilTold);
+        let request = if told { Request::Complete } else { Request::Flush };
+        self.call(target, Purpose::TargetFlush, false, request);
     }
 
     pub(super) fn on_target_flushed(&mut self, rid: ReplicaId) {

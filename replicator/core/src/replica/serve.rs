@@ -60,6 +60,11 @@ impl Replica {
             }
             Request::Renew => self.reply(conn, &header, Reply::Done, out),
             Request::Flush => self.barrier(conn, header, StoreOp::Flush, out),
+            Request::Complete => {
+                // The next promise waits for the flush; if that fails, so does the replica.
+                self.lossy = false;
+                self.barrier(conn, header, StoreOp::Complete, out);
+            }
             Request::Close => {
                 self.role = Role::Idle;
                 self.barrier(conn, header, StoreOp::CleanAll, out);
@@ -167,6 +172,7 @@ impl Replica {
             Request::Fetch { .. }
             | Request::Promise { .. }
             | Request::Flush
+            | Request::Complete
             | Request::Commit { .. }
             | Request::Scan { .. }
             | Request::Close

@@ -93,6 +93,8 @@ kinds! {
     Pull = 0x1c,
     /// [`crate::message::Request::Fetch`].
     Fetch = 0x1d,
+    /// [`crate::message::Request::Complete`].
+    Complete = 0x1e,
     /// [`crate::message::Reply::Promised`].
     Promised = 0x20,
     /// [`crate::message::Reply::Data`].
@@ -119,7 +121,7 @@ impl Kind {
     pub const fn since(self) -> u16 {
         match self {
             Self::Renew => 2,
-            Self::Pull | Self::Fetch => 3,
+            Self::Pull | Self::Fetch | Self::Complete => 3,
             _ => super::MIN_VERSION,
         }
     }

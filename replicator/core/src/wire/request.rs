@@ -47,7 +47,8 @@ pub(super) fn write<'a>(
             let deallocate = if *deallocate { FLAG_DEALLOCATE } else { 0 };
             (Kind::Zero, fua_flag(*fua) | deallocate, None)
         }
-        Request::Flush => (Kind::Flush, 0, None),
+        Request::Complete if version >= Kind::Complete.since() => (Kind::Complete, 0, None),
+        Request::Flush | Request::Complete => (Kind::Flush, 0, None),
         Request::Commit { member } => (Kind::Commit, if *member { FLAG_MEMBER } else { 0 }, None),
         Request::Mark { blocks } => {
             out.set(blocks);
@@ -146,6 +147,7 @@ pub(super) fn read(
             Request::Zero { range: read_op_range(reader)?, fua, deallocate }
         }
         Kind::Flush => Request::Flush,
+        Kind::Complete => Request::Complete,
         Kind::Commit => Request::Commit { member: flags & FLAG_MEMBER != 0 },
         Kind::Mark => Request::Mark { blocks: reader.set()? },
         Kind::Scan => read_scan(reader)?,

@@ -458,6 +458,34 @@ fn lost_power_is_remembered_until_it_is_resolved() {
     assert!(!driver.recovered.lossy);
 }
 
+/// A resync has given back what was lost: only another loss makes the copy lossy again.
+#[test]
+fn what_is_complete_is_not_lossy_though_it_is_unresolved() {
+    let mut driver = cleaned(plain());
+    assert_eq!(driver.get(write(0, 1, 4, 8)), Ok(StoreReply::Done));
+    driver.reopen(1, plain());
+    assert!(driver.recovered.lossy);
+    driver.settle();
+    driver.ask(1, StoreOp::Complete);
+    assert_eq!(driver.wanted(), ["flush data"]);
+    driver.run("flush data");
+    // Durable in both places of the superblock before the answer.
+    for _ in 0..2 {
+        assert!(driver.answers().is_empty());
+        driver.run("superblock");
+    }
+    assert_eq!(driver.answers(), [done(1)]);
+    driver.reopen(1, plain());
+    assert_eq!(driver.recovered.unresolved, [RegionIndex(0)]);
+    assert!(!driver.recovered.lossy);
+    driver.reopen(2, plain());
+    assert!(driver.recovered.lossy, "power was lost once more");
+    driver.ask(1, StoreOp::Complete);
+    driver.fail("flush data", DiskError::Io);
+    driver.reopen(2, plain());
+    assert!(driver.recovered.lossy, "nothing is complete that could not be flushed");
+}
+
 #[test]
 fn the_record_found_at_open_is_made_durable_before_anything_builds_on_it() {
     let mut driver = driver();

@@ -92,6 +92,7 @@ fn scene_for(bug: Bug) -> Option<&'static str> {
         Bug::PullAnyEpoch => Some("72-pull-of-a-deposed-primary"),
         Bug::CountStandstill => Some("52-standstill"),
         Bug::ShunOneOfTwo => Some("66-slow-member-of-two"),
+        Bug::LossyUntilTold => Some("32-whole-before-it-is-told"),
         Bug::StretchLease => Some("53-standstill-of-a-reader"),
         _ => None,
     }
