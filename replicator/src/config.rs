@@ -57,6 +57,8 @@ pub struct Config {
     /// How long a copy that is one too many, and not in sync, is kept before it is removed. The
     /// node of a lost copy may come back meanwhile, and bring it up to date cheaply.
     pub forget_after_ms: u64,
+    /// Resyncs that copies on this node are the target of at a time; the others wait.
+    pub incoming_resyncs: usize,
     /// Whether data files are opened past the page cache.
     pub direct_io: bool,
     /// Shape of log lines.
@@ -186,6 +188,7 @@ impl Config {
             nbd_address: layers.optional("nbd_address", address)?,
             rebuild_after_ms: layers.with_default("rebuild_after_ms", "600000", milliseconds)?,
             forget_after_ms: layers.with_default("forget_after_ms", "3600000", milliseconds)?,
+            incoming_resyncs: layers.with_default("incoming_resyncs", "2", resyncs)?,
             direct_io: layers.with_default("direct_io", "true", |text| {
                 text.parse().map_err(|_| "allowed are true and false".to_owned())
             })?,
@@ -235,6 +238,11 @@ fn listen(text: &str) -> Result<SocketAddr, String> {
 
 fn milliseconds(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| "a whole number of milliseconds is needed".to_owned())
+}
+
+fn resyncs(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|n| (1..=1000).contains(n));
+    number.ok_or_else(|| "a whole number from 1 to 1000 is needed".to_owned())
 }
 
 fn address(text: &str) -> Result<String, String> {

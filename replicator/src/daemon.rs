@@ -142,6 +142,7 @@ fn open_meta(config: &MetaConfig) -> anyhow::Result<OpenMeta> {
 
 fn engine_config(config: &Config) -> EngineConfig {
     EngineConfig {
+        incoming_resyncs: config.incoming_resyncs,
         cluster: config.cluster,
         node: config.node.clone(),
         listen: config.peer_listen,

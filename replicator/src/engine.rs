@@ -94,7 +94,8 @@ impl Engine {
         let opening = tokio::task::spawn_blocking(move || {
             let _tasks = runtime.enter();
             let pools = open_pools(&config)?;
-            Replicas::open(clock, config.direct_io, pools, DISK_THREADS, fetcher)
+            let entries = slots::NodeSlots::of_targets(config.incoming_resyncs);
+            Replicas::open(clock, config.direct_io, pools, DISK_THREADS, fetcher, entries)
         });
         let replicas = opening.await.map_err(|_| EngineError::Stopped)??;
         let service: Arc<dyn Service> = Arc::<Replicas>::clone(&replicas);

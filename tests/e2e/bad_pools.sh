@@ -71,6 +71,7 @@ refused "already open in" --meta "embedded:$(node_dir 4)/meta.redb"
 refused "is node n2 already" --node n2
 refused "allowed are embedded:/absolute/path" --meta somewhere
 refused "--rebuild-after-ms" --rebuild-after-ms soon
+refused "--incoming-resyncs" --incoming-resyncs 0
 refused "at most" --socket "/$(printf 'a%.0s' {1..200})"
 echo 'pools = []' >"$CLUSTER_DIR/config.toml"
 refused "unknown key \`pools\`" --config "$CLUSTER_DIR/config.toml"

@@ -359,6 +359,7 @@ impl State {
                     }
                     replica::Effect::Note(note) => self.copy(copy).disk.note(&note),
                     replica::Effect::Fetch { .. } => unreachable!("no copy here is told to pull"),
+                    replica::Effect::Entry(_) => unreachable!("no copy here is counted"),
                     replica::Effect::Send { conn, message } => self.reply(copy, conn, message),
                 }
             }

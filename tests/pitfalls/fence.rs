@@ -44,7 +44,7 @@ impl Slow {
         let before = self.pending.len();
         self.pending.extend(out.iter().filter_map(|effect| match effect {
             Effect::Store { token, .. } => Some(*token),
-            Effect::Send { .. } | Effect::Note(_) | Effect::Fetch { .. } => None,
+            Effect::Send { .. } | Effect::Note(_) | Effect::Fetch { .. } | Effect::Entry(_) => None,
         }));
         self.pending.len() - before
     }

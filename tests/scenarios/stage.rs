@@ -485,6 +485,8 @@ impl Stage {
                     replica::Effect::Fetch { token, node, message } => {
                         asked.push((token, node, message));
                     }
+                    // Its replicas are not counted.
+                    replica::Effect::Entry(_) => {}
                     replica::Effect::Send { conn, message } => {
                         if let Some(link) = self.links.get_mut(&conn) {
                             link.replies.push_back(Letter::Reply(message));

@@ -25,6 +25,7 @@ pub(crate) fn request(m: &Message<Request>) -> String {
         Request::Fetch { blocks, .. } => format!("FETCH {blocks:?}"),
         Request::Close => "CLOSE".into(),
         Request::Renew => "RENEW".into(),
+        Request::Enter { copies } => format!("ENTER copies={copies}"),
     };
     format!("{what} e{} g{} s{} c{}", h.epoch, h.r#gen, h.seq, h.commit)
 }

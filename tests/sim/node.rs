@@ -63,6 +63,8 @@ pub struct Node {
     pub fetcher: Fetcher,
     /// Its slots for resyncs.
     pub slots: Slots,
+    /// Its slots for resyncs that its replicas are the target of.
+    pub entries: Slots,
     next_conn: u64,
 }
 
@@ -91,6 +93,7 @@ impl Node {
             seat: None,
             fetcher: Fetcher::default(),
             slots: Slots::default(),
+            entries: Slots::of_targets(limits::RESYNC_ENTRIES),
             next_conn: 0,
         }
     }

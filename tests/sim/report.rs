@@ -20,6 +20,8 @@ pub struct Coverage {
     pub pulled_blocks: u64,
     /// Windows of a resync whose content could not be fetched so.
     pub pulls_failed: u64,
+    /// Resyncs put off since the target's node had enough of them.
+    pub resyncs_refused: u64,
     /// Members removed (T5).
     pub removals: u64,
     /// Healthy members that left.
@@ -83,6 +85,7 @@ impl Coverage {
             resyncs,
             pulled_blocks,
             pulls_failed,
+            resyncs_refused,
             removals,
             releases,
             additions,
@@ -116,6 +119,7 @@ impl Coverage {
         self.resyncs += resyncs;
         self.pulled_blocks += pulled_blocks;
         self.pulls_failed += pulls_failed;
+        self.resyncs_refused += resyncs_refused;
         self.removals += removals;
         self.releases += releases;
         self.additions += additions;

@@ -133,6 +133,13 @@ pub const RESYNC_SLOTS: usize = 2;
 pub const RESYNC_SLOT_RETRY_MS: u64 = 250;
 /// See [`RESYNC_SLOT_RETRY_MS`].
 pub const RESYNC_SLOT_PATIENCE_MS: u64 = 4 * RESYNC_SLOT_RETRY_MS;
+/// Resyncs that the replicas of one node are the target of at a time, if nothing else is set.
+pub const RESYNC_ENTRIES: usize = 2;
+/// A target whose primary has asked nothing for so long makes room for others: the primary may be
+/// gone although its node is connected. Several times [`OP_FAIL_MS`].
+pub const RESYNC_ENTRY_MS: u64 = 15_000;
+/// A target says to its node so often that it is still one, while its primary asks something.
+pub const RESYNC_ENTRY_KEEP_MS: u64 = 1000;
 /// A resync that has got no further for so long is reported and begins anew.
 pub const RESYNC_STALL_MS: u64 = 60_000;
 /// Bytes per second that a resync beside a writing guest begins with, falls to at least, and is
@@ -181,3 +188,5 @@ const _: () = assert!(RESYNC_RATE_FLOOR <= RESYNC_RATE_START && RESYNC_RATE_STEP
 const _: () = assert!(RESYNC_GUARD_WRITES <= RESYNC_INTERVAL_WRITES);
 const _: () = assert!(SLOW_PATIENCE_MS > SLOW_INTERVAL_MS && SLOW_FLOOR_MS < OP_FAIL_MS);
 const _: () = assert!(RESYNC_STALL_MS > 10 * OP_FAIL_MS);
+const _: () = assert!(RESYNC_ENTRY_MS > 4 * OP_FAIL_MS);
+const _: () = assert!(RESYNC_ENTRY_MS > 4 * RESYNC_ENTRY_KEEP_MS);

@@ -264,6 +264,13 @@ pub enum Request {
         /// What to read.
         blocks: BlockSet,
     },
+    /// Be the target of a resync in this session. Answered by [`Reply::Done`], or with
+    /// [`Refusal::Busy`] if the node's replicas are the target of enough others. A peer of wire
+    /// version 2 or less is asked for an empty scan instead: there is no limit.
+    Enter {
+        /// Copies in sync; volumes with the fewest come first.
+        copies: u32,
+    },
 }
 
 impl Request {
@@ -285,6 +292,7 @@ impl Request {
             | Self::Digest { .. }
             | Self::Close
             | Self::Fetch { .. }
+            | Self::Enter { .. }
             | Self::Renew => false,
         }
     }
@@ -349,6 +357,8 @@ pub enum Refusal {
     /// The data could not be had from the other replica; nothing was changed. Ask for it in
     /// another way.
     NotPulled,
+    /// Enough resyncs end on this node. Ask again after a while.
+    Busy,
 }
 
 /// What a replica answers.

@@ -352,6 +352,8 @@ enum Purpose {
     Abandoned(crate::lock::LockId),
     /// Renews the lease for reads.
     Renew,
+    /// S1: asks the target's node for leave.
+    Enter,
     /// P5: the source logs what will be repaired.
     Mark,
     /// P6: makes the promotion's result durable.

@@ -1,5 +1,6 @@
 //! One copy of one volume, behind the epoch fence: rules R1 to R7.
 
+mod entry;
 mod past;
 mod promise;
 mod pull;
@@ -11,6 +12,7 @@ mod tests;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
+use self::entry::Entry;
 use self::past::Past;
 use self::promise::PendingPromise;
 use self::pull::Pull;
@@ -24,6 +26,7 @@ use crate::limits;
 use crate::message::{Header, Message, Refusal, Reply, Request};
 use crate::planted::{Bug, Planted};
 use crate::range::BlockSet;
+use crate::slots::Wish;
 use crate::store::{Recovered, StoreError, StoreNote, StoreOp, StoreReply};
 
 /// What happens to a replica.
@@ -52,6 +55,11 @@ pub enum Event {
         /// The other replica's answer.
         answer: Option<Message<Reply>>,
     },
+    /// Whether the node has a slot for another target.
+    Entered {
+        /// Has it?
+        granted: bool,
+    },
 }
 
 /// What a replica wants done, in this order.
@@ -73,6 +81,12 @@ pub enum Effect {
     },
     /// Give the store a remark.
     Note(StoreNote),
+    /// What it wants of its node's slots for targets ([`Slots::of_targets`]). [`Wish::Wants`] is
+    /// answered by [`Event::Entered`], the others are not. Only from a replica made by
+    /// [`Replica::with_entries`].
+    ///
+    /// [`Slots::of_targets`]: crate::slots::Slots::of_targets
+    Entry(Wish),
     /// Ask the replica on another node. Only from a replica made by [`Replica::with_pulls`].
     Fetch {
         /// Comes back once in [`Event::Fetched`], within [`limits::FETCH_MS`], unless the
@@ -170,6 +184,8 @@ pub struct Replica {
     past: Past,
     /// Can its driver fetch from other nodes?
     fetches: bool,
+    /// Is it the target of a resync?
+    entry: Entry,
     /// What it was told to pull in this session and has not got yet (S8).
     pulls: BTreeMap<Token, Pull>,
     /// Of the operations in flight, reads for pulls of others.
@@ -230,6 +246,7 @@ impl Replica {
             heard: None,
             past: Past::default(),
             fetches: false,
+            entry: Entry::default(),
             pulls: BTreeMap::new(),
             giving: 0,
             promising: None,
@@ -253,7 +270,9 @@ impl Replica {
             Event::Disconnected(conn) => self.on_disconnected(now, conn),
             Event::Stored { token, result } => self.on_stored(now, token, result, out),
             Event::Fetched { token, answer } => self.on_fetched(token, answer, out),
+            Event::Entered { granted } => self.on_entered(now, granted, out),
         }
+        self.settle_entry(out);
     }
 
     /// The replica as others see it.
@@ -314,6 +333,7 @@ impl Replica {
         self.past.note_answer(now);
         self.see_gen(header.r#gen, out);
         self.commit(&header, out);
+        self.keep_entry(now, out);
         self.serve(conn, header, body, out);
     }
 

@@ -1,7 +1,8 @@
 //! How many resyncs run on one node at a time: more would only slow each other down, and the
-//! guests with them. Volumes with the fewest copies come first.
+//! guests with them. Volumes with the fewest copies come first. A node counts twice: those that
+//! its primaries run, and those that its replicas are the target of.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 
 use crate::id::{Tick, VolumeId};
 use crate::limits;
@@ -21,14 +22,35 @@ pub enum Wish {
 }
 
 /// The slots of one node. Whoever wants one asks again and again.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Slots {
-    held: BTreeSet<VolumeId>,
+    /// How many there are.
+    limit: usize,
+    /// Is a slot lost whose holder does not say for long that it keeps it? Its primary, on
+    /// another node, may be gone without anybody's noticing.
+    leased: bool,
+    /// Who has one, and when it was last said to be kept.
+    held: BTreeMap<VolumeId, Tick>,
     /// Copies in sync of those that want one, and when each asked last.
     waiting: BTreeMap<VolumeId, (usize, Tick)>,
 }
 
+/// Those of a node's primaries.
+impl Default for Slots {
+    fn default() -> Self {
+        let (held, waiting) = (BTreeMap::new(), BTreeMap::new());
+        Self { limit: limits::RESYNC_SLOTS, leased: false, held, waiting }
+    }
+}
+
 impl Slots {
+    /// Those of a node's replicas, at most `limit` at a time. A slot that its holder has not said
+    /// to keep for [`limits::RESYNC_ENTRY_MS`] is free for others.
+    #[must_use]
+    pub fn of_targets(limit: usize) -> Self {
+        Self { limit, leased: true, ..Self::default() }
+    }
+
     /// Tells what a volume's primary wants. True if it has a slot from now on, or still.
     pub fn tell(&mut self, now: Tick, volume: VolumeId, wish: Wish) -> bool {
         match wish {
@@ -38,7 +60,12 @@ impl Slots {
             }
             Wish::Keeps => {
                 self.waiting.remove(&volume);
-                self.held.insert(volume);
+                self.expire(now);
+                let lost = self.leased && !self.held.contains_key(&volume);
+                if lost && self.held.len() >= self.limit {
+                    return false;
+                }
+                self.held.insert(volume, now);
                 true
             }
             Wish::Wants { copies } => self.ask(now, volume, copies),
@@ -57,65 +84,34 @@ impl Slots {
         self.held.len()
     }
 
+    /// Has this volume one?
+    #[must_use]
+    pub fn holds(&self, volume: VolumeId) -> bool {
+        self.held.contains_key(&volume)
+    }
+
+    fn expire(&mut self, now: Tick) {
+        if self.leased {
+            self.held.retain(|_, at| now.ms_since(*at) <= limits::RESYNC_ENTRY_MS);
+        }
+    }
+
     fn ask(&mut self, now: Tick, volume: VolumeId, copies: usize) -> bool {
         self.held.remove(&volume);
+        self.expire(now);
         self.waiting.insert(volume, (copies, now));
         self.waiting.retain(|_, (_, at)| now.ms_since(*at) <= limits::RESYNC_SLOT_PATIENCE_MS);
         let before =
             |(other, (n, _)): &(&VolumeId, &(usize, Tick))| (*n, **other) < (copies, volume);
         let ahead = self.waiting.iter().filter(before).count();
-        let granted = self.held.len() + ahead < limits::RESYNC_SLOTS;
+        let granted = self.held.len() + ahead < self.limit;
         if granted {
             self.waiting.remove(&volume);
-            self.held.insert(volume);
+            self.held.insert(volume, now);
         }
         granted
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use uuid::Uuid;
-
-    fn volume(n: u128) -> VolumeId {
-        VolumeId(Uuid::from_u128(n))
-    }
-
-    fn wants(slots: &mut Slots, ms: u64, n: u128, copies: usize) -> bool {
-        slots.tell(Tick(ms * 1000), volume(n), Wish::Wants { copies })
-    }
-
-    #[test]
-    fn there_are_only_so_many_and_they_come_back() {
-        let mut slots = Slots::default();
-        assert!(wants(&mut slots, 0, 1, 2) && wants(&mut slots, 0, 2, 2));
-        assert!(!wants(&mut slots, 0, 3, 2));
-        assert!(slots.tell(Tick(0), volume(1), Wish::Keeps));
-        assert!(!slots.tell(Tick(0), volume(1), Wish::Nothing));
-        assert!(wants(&mut slots, 1, 3, 2));
-        assert_eq!(slots.taken(), limits::RESYNC_SLOTS);
-        slots.leave(volume(2));
-        assert_eq!(slots.taken(), 1);
-    }
-
-    #[test]
-    fn who_has_the_fewest_copies_comes_first() {
-        let mut slots = Slots::default();
-        assert!(wants(&mut slots, 0, 1, 2) && wants(&mut slots, 0, 2, 2));
-        assert!(!wants(&mut slots, 1, 3, 2) && !wants(&mut slots, 1, 4, 1));
-        slots.leave(volume(1));
-        assert!(!wants(&mut slots, 2, 3, 2), "volume 4 has but one copy");
-        assert!(wants(&mut slots, 3, 4, 1));
-    }
-
-    #[test]
-    fn who_does_not_ask_again_is_not_waited_for() {
-        let mut slots = Slots::default();
-        assert!(wants(&mut slots, 0, 1, 2) && wants(&mut slots, 0, 2, 2));
-        assert!(!wants(&mut slots, 1, 4, 1));
-        slots.leave(volume(1));
-        assert!(!wants(&mut slots, 2, 3, 2));
-        assert!(wants(&mut slots, 2 + 2 * limits::RESYNC_SLOT_PATIENCE_MS, 3, 2));
-    }
-}
+mod tests;

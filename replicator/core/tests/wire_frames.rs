@@ -101,6 +101,7 @@ fn request() -> impl Strategy<Value = Request> {
         resync(),
         Just(Request::Close),
         Just(Request::Renew),
+        any::<u32>().prop_map(|copies| Request::Enter { copies }),
         (node(), uuid(), entries()).prop_map(|(node, source, blocks)| Request::Pull {
             node,
             source: ReplicaId(source),
@@ -142,6 +143,7 @@ fn refusal() -> impl Strategy<Value = Refusal> {
         any::<u64>().prop_map(|block| Refusal::Checksum { block }),
         Just(Refusal::Malformed),
         Just(Refusal::NotPulled),
+        Just(Refusal::Busy),
     ]
 }
 

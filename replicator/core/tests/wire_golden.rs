@@ -67,6 +67,7 @@ fn requests() -> Vec<Request> {
     requests.extend(NodeId::new("node-2").map(pull));
     requests.push(Request::Fetch { source, blocks: blocks() });
     requests.push(Request::Complete);
+    requests.push(Request::Enter { copies: 2 });
     requests
 }
 
@@ -194,6 +195,20 @@ fn an_older_peer_is_asked_for_a_flush_in_place_of_completing() {
         };
         assert_eq!(read.body, expected, "version {version}");
     }
+}
+
+/// There is no limit of targets on a node that is reached in version 2.
+#[test]
+fn an_older_node_is_not_asked_for_leave() {
+    let enter = frames()
+        .into_iter()
+        .find(|f| matches!(f, Frame::Request(Message { body: Request::Enter { .. }, .. })))
+        .expect("one of the frames");
+    let Ok(Frame::Request(read)) = encode_as(&enter, 2).decode() else {
+        panic!("not read back: {enter:?}");
+    };
+    let empty = Request::Scan { since: Gen(u32::MAX), from: RegionIndex(0), limit: 1 };
+    assert_eq!(read.body, empty);
 }
 
 /// A replica that is reached in version 2 is never told to pull.

@@ -54,6 +54,7 @@ impl Node {
                 capacity_bytes: None,
                 reserve_bytes: 0,
             }],
+            incoming_resyncs: lockstep_core::limits::RESYNC_ENTRIES,
             direct_io: true,
             version: "test".to_owned(),
         };

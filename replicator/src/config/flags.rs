@@ -61,6 +61,9 @@ pub struct Flags {
     /// How long a copy too many, not in sync, is kept before it is removed [default: 3600000]
     #[arg(long, value_name = "MS")]
     pub forget_after_ms: Option<String>,
+    /// Resyncs that copies on this node are the target of at a time [default: 2]
+    #[arg(long, value_name = "N")]
+    pub incoming_resyncs: Option<String>,
     /// Whether data files are opened past the page cache [default: true]
     #[arg(long, value_name = "BOOL")]
     pub direct_io: Option<String>,
@@ -95,6 +98,7 @@ impl Flags {
             ("nbd_address", &self.nbd_address),
             ("rebuild_after_ms", &self.rebuild_after_ms),
             ("forget_after_ms", &self.forget_after_ms),
+            ("incoming_resyncs", &self.incoming_resyncs),
             ("direct_io", &self.direct_io),
             ("log_format", &self.log_format),
             ("log_level", &self.log_level),

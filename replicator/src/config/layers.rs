@@ -22,6 +22,7 @@ const KEYS: &[&str] = &[
     "nbd_address",
     "rebuild_after_ms",
     "forget_after_ms",
+    "incoming_resyncs",
     "direct_io",
     "log_format",
     "log_level",

@@ -47,6 +47,7 @@ fn defaults_fill_what_is_not_said() {
     assert_eq!(config.rebuild_after_ms, 600_000);
     assert_eq!(config.log_format, LogFormat::Text);
     assert_eq!(config.nbd_listen, None);
+    assert_eq!(config.incoming_resyncs, lockstep_core::limits::RESYNC_ENTRIES);
     assert!(config.direct_io);
     assert!(config.pools.is_empty());
 }

@@ -19,6 +19,8 @@ pub struct EngineConfig {
     pub listen: SocketAddr,
     /// Where replicas are kept.
     pub pools: Vec<PoolConfig>,
+    /// Resyncs that replicas of this node are the target of at a time.
+    pub incoming_resyncs: usize,
     /// Bypass the page cache for replica data where the file system can.
     pub direct_io: bool,
     /// Version of the program, for the log.

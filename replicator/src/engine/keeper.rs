@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::fetcher::Fetcher;
 use super::opening::{self, OpenedFiles};
 use super::replica::{Driver, Input, Outcome, Parts, Snapshot, refusal};
+use super::slots::NodeSlots;
 use crate::clock::Clock;
 use crate::disk::Threads;
 
@@ -33,6 +34,8 @@ pub(super) struct Context {
     pub(super) boot_id: [u8; 16],
     pub(super) threads: Arc<Threads>,
     pub(super) fetcher: Arc<Fetcher>,
+    /// Its slots for resyncs that its replicas are the target of.
+    pub(super) entries: Arc<NodeSlots>,
 }
 
 /// Keeps one replica running.
@@ -99,11 +102,12 @@ impl Keeper {
             clock: self.context.clock,
             lossy: recovered.lossy,
             incarnation: identity.incarnation,
-            replica: Replica::open(identity, recovered, Planted::NONE).with_pulls(),
+            replica: Replica::open(identity, recovered, Planted::NONE).with_pulls().with_entries(),
             store: files.opened.store,
             files: files.files,
             threads: Arc::clone(&self.context.threads),
             fetcher: Arc::clone(&self.context.fetcher),
+            entries: Arc::clone(&self.context.entries),
         }
     }
 

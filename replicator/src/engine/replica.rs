@@ -7,12 +7,14 @@ use bytes::Bytes;
 use lockstep_core::id::{Conn, Incarnation, NodeId, Tick, Token, VolumeId};
 use lockstep_core::message::{Header, Message, Refusal, Reply, Request};
 use lockstep_core::replica::{self, Effect, Event, Replica, Role};
+use lockstep_core::slots::Wish;
 use lockstep_store::{DiskError, DiskOpId, Store};
 use tokio::sync::{mpsc, oneshot};
 
 use super::alarm::Alarm;
 use super::fetcher::Fetcher;
 use super::path::ReplyPath;
+use super::slots::NodeSlots;
 use crate::clock::Clock;
 use crate::disk::{ReplicaFiles, Threads, class_of};
 
@@ -60,6 +62,7 @@ pub(super) struct Parts {
     pub(super) files: Arc<ReplicaFiles>,
     pub(super) threads: Arc<Threads>,
     pub(super) fetcher: Arc<Fetcher>,
+    pub(super) entries: Arc<NodeSlots>,
 }
 
 /// Why the task's loop ended.
@@ -198,6 +201,7 @@ impl Driver {
     /// Carries out the replica's wishes, in their order.
     fn carry_out(&mut self, now: Tick) {
         let mut effects = std::mem::take(&mut self.effects);
+        let mut entered = None;
         for effect in effects.drain(..) {
             match effect {
                 Effect::Send { conn, message } => {
@@ -209,10 +213,17 @@ impl Driver {
                 Effect::Store { token, op } => self.parts.store.submit(now, token, op),
                 Effect::Note(note) => self.parts.store.note(now, note),
                 Effect::Fetch { token, node, message } => self.fetch(token, node, message),
+                Effect::Entry(wish) => {
+                    let granted = self.parts.entries.tell(now, self.parts.volume, wish);
+                    entered = matches!(wish, Wish::Wants { .. }).then_some(granted).or(entered);
+                }
             }
         }
         // Keeps the memory for the next step.
         self.effects = effects;
+        if let Some(granted) = entered {
+            self.step(now, Event::Entered { granted });
+        }
     }
 
     /// Asks another node's replica; the answer comes as an input.
@@ -304,6 +315,7 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         self.session().into_iter().for_each(ReplyPath::reset);
+        self.parts.entries.leave(self.parts.volume);
     }
 }
 

@@ -17,6 +17,7 @@ use super::keeper::{Context, Keeper};
 use super::opening::{self, OpenedFiles};
 use super::path::ReplyPath;
 use super::replica::{Input, Snapshot, refusal};
+use super::slots::NodeSlots;
 use super::status::{OpenReplica, PoolInfo, ReplicaInfo, ReplicaState};
 use crate::clock::Clock;
 use crate::disk::Threads;
@@ -31,6 +32,7 @@ pub(super) struct Replicas {
     boot_id: [u8; 16],
     threads: Arc<Threads>,
     fetcher: Arc<Fetcher>,
+    entries: Arc<NodeSlots>,
     pools: Vec<Arc<Pool>>,
     slots: RwLock<BTreeMap<VolumeId, Slot>>,
     /// One replica is made or deleted at a time, so that space is promised once.
@@ -62,6 +64,7 @@ impl Replicas {
         pools: Vec<Arc<Pool>>,
         disk_threads: usize,
         fetcher: Arc<Fetcher>,
+        entries: NodeSlots,
     ) -> Result<Arc<Self>, PoolError> {
         let threads = Threads::start(disk_threads).map_err(|source| PoolError::Io {
             what: "start threads for",
@@ -74,6 +77,7 @@ impl Replicas {
             boot_id: opening::boot_id(),
             threads: Arc::new(threads),
             fetcher,
+            entries: Arc::new(entries),
             pools,
             slots: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
@@ -117,6 +121,7 @@ impl Replicas {
             boot_id: self.boot_id,
             threads: Arc::clone(&self.threads),
             fetcher: Arc::clone(&self.fetcher),
+            entries: Arc::clone(&self.entries),
         };
         let keeper = Keeper::new(context, found.dir.clone(), identity, inputs.clone(), received);
         tokio::spawn(keeper.run(files));

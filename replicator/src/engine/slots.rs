@@ -1,4 +1,4 @@
-//! The slots of this node for resyncs, shared by its primaries.
+//! The slots of this node for resyncs: one set shared by its primaries, one by its replicas.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +14,16 @@ impl NodeSlots {
     /// Changed by single calls: whole even after a panic.
     fn slots(&self) -> MutexGuard<'_, Slots> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those of its replicas, at most `limit` at a time.
+    pub(super) fn of_targets(limit: usize) -> Self {
+        Self(Mutex::new(Slots::of_targets(limit)))
+    }
+
+    /// Tells them what a volume wants; see [`Slots::tell`].
+    pub(super) fn tell(&self, now: Tick, volume: VolumeId, wish: Wish) -> bool {
+        self.slots().tell(now, volume, wish)
     }
 
     pub(super) fn leave(&self, volume: VolumeId) {
@@ -50,7 +60,7 @@ impl Asking {
         }
         self.wish = wish;
         let wants = matches!(wish, Wish::Wants { .. });
-        let has = slots.slots().tell(now, volume, wish);
+        let has = slots.tell(now, volume, wish);
         self.again = (wants && !has).then(|| now.plus_ms(limits::RESYNC_SLOT_RETRY_MS));
         wants && has
     }

@@ -181,6 +181,7 @@ impl World {
                 }
                 Effect::Note(note) => self.store.note(self.now, note),
                 Effect::Fetch { .. } => panic!("a replica fetched that was never told it could"),
+                Effect::Entry(_) => panic!("a replica counts that was never told it should"),
                 Effect::Send { conn, message } => self.heard(conn, &message),
             }
         }
@@ -299,7 +300,7 @@ fn range(input: &mut Input<'_>) -> BlockRange {
 
 fn body(input: &mut Input<'_>) -> Request {
     let durable = input.flag();
-    match input.below(14) {
+    match input.below(15) {
         0 => Request::Read { blocks: range(input).into() },
         1..=3 => {
             let range = range(input);
@@ -318,6 +319,7 @@ fn body(input: &mut Input<'_>) -> Request {
         9 => Request::Digest { blocks: range(input).into(), since: Gen(u32::from(input.below(4))) },
         10 => resync(input),
         11 => Request::Renew,
+        12 => Request::Enter { copies: u32::from(input.below(4)) },
         13 => Request::Complete,
         _ => Request::Close,
     }

@@ -206,6 +206,7 @@ impl World {
         let busy = self.nodes[node].seat(id).is_some_and(|s| s.primary.status().scrub.is_some());
         if !busy && self.is_whole(node) && self.is_sound() {
             self.check_end();
+            self.check_no_slots();
             self.close(node, id);
             self.stage = Stage::Closing { since: now };
         } else if now - since > self.heal_limit() {

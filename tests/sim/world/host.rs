@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use lockstep_core::id::{Incarnation, Lineage, ReplicaId, VolumeId};
+use lockstep_core::limits;
 use lockstep_core::replica::{self, Effect, Replica, Role};
 use lockstep_core::slots::Slots;
 use lockstep_core::wire::Frame;
@@ -45,7 +46,7 @@ impl World {
         let (now, process, clock) = (self.now(), self.rng.bits(), self.rng.below(1 << 40));
         let n = &mut self.nodes[node];
         (n.up, n.process) = (true, process);
-        n.slots = Slots::default();
+        (n.slots, n.entries) = (Slots::default(), Slots::of_targets(limits::RESYNC_ENTRIES));
         // It introduces itself.
         self.cluster.removed.remove(&node);
         n.clock.start(now, clock);
@@ -95,7 +96,7 @@ impl World {
         let promised = recovered.promised;
         copy.host = Some(Host {
             open,
-            replica: Replica::open(identity, recovered, planted).with_pulls(),
+            replica: Replica::open(identity, recovered, planted).with_pulls().with_entries(),
             store: opened.store,
             flights: Default::default(),
             asked: Default::default(),
@@ -135,6 +136,8 @@ impl World {
     pub(crate) fn abandon_copy(&mut self, node: usize) {
         let Some(copy) = self.nodes[node].copy.as_mut() else { return };
         let Some(host) = copy.host.take() else { return };
+        self.nodes[node].entries.leave(self.volume);
+        let Some(copy) = self.nodes[node].copy.as_mut() else { return };
         let doubtful: Vec<u64> =
             copy.disk.harmed_blocks().filter(|b| host.store.is_in_doubt(*b)).collect();
         doubtful.into_iter().for_each(|block| copy.disk.heal(File::Data, block));
@@ -149,7 +152,7 @@ impl World {
         self.pump(node, open);
     }
 
-    fn replica_step(&mut self, node: usize, open: u64, event: replica::Event) {
+    pub(super) fn replica_step(&mut self, node: usize, open: u64, event: replica::Event) {
         let tick = self.nodes[node].tick(self.now());
         if self.is_telling() {
             self.tell_replica(node, &event);
@@ -173,6 +176,7 @@ impl World {
                     let to = self.index_of(&other);
                     self.fetch(node, open, token, to, message);
                 }
+                Effect::Entry(wish) => self.entry(node, open, wish),
                 Effect::Note(note) => {
                     let Some((host, _)) = self.nodes[node].host(open) else { return };
                     host.store.note(tick, note);

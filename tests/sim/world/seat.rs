@@ -53,6 +53,7 @@ impl World {
         self.outcome.coverage.resyncs += counters.resyncs_done;
         self.outcome.coverage.pulled_blocks += counters.direct_bytes / BLOCK as u64;
         self.outcome.coverage.pulls_failed += counters.pulls_failed;
+        self.outcome.coverage.resyncs_refused += counters.resyncs_refused;
         self.outcome.coverage.repairs += u64::from(counters.repair_bytes > 0);
     }
 
@@ -149,6 +150,7 @@ impl World {
             | Request::Scan { .. }
             | Request::Complete
             | Request::Commit { member: true }
+            | Request::Enter { .. }
             | Request::Close => per_mille,
             Request::Flush | Request::Digest { .. } => per_mille / 4,
             Request::Write { .. } | Request::Zero { .. } => per_mille / 20,

@@ -1,8 +1,10 @@
-//! The slots of a node for resyncs, which its primary shares with those of other volumes.
+//! The slots of a node for resyncs, which its primary and its copy share with those of other
+//! volumes.
 
 use lockstep_core::id::VolumeId;
 use lockstep_core::limits;
 use lockstep_core::primary::Event as PrimaryEvent;
+use lockstep_core::replica;
 use lockstep_core::slots::Wish;
 
 use super::{Event, MS, Stage, World};
@@ -10,12 +12,14 @@ use super::{Event, MS, Stage, World};
 /// Time between two times that somebody asks who got none.
 const RETRY: u64 = limits::RESYNC_SLOT_RETRY_MS * MS;
 
-/// The primary of another volume on a node, which dies with its process.
+/// The primary or the copy of another volume on a node, which dies with its process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rival {
     node: usize,
     process: u64,
     volume: VolumeId,
+    /// Is it a copy, the target of a resync?
+    enters: bool,
     /// Copies that it has in sync.
     copies: usize,
     /// Its resync is over then.
@@ -35,7 +39,7 @@ impl World {
         let begins = wants && s.wish == Wish::Nothing;
         s.wish = wish;
         if begins && self.stage == Stage::Chaos && self.rng.chance(500) {
-            self.add_rivals(node);
+            self.add_rivals(node, false);
         }
         let tick = self.nodes[node].tick(now);
         let has = self.nodes[node].slots.tell(tick, volume, wish);
@@ -51,12 +55,13 @@ impl World {
     }
 
     /// Other volumes of the node have copies to bring up to date, too.
-    fn add_rivals(&mut self, node: usize) {
+    fn add_rivals(&mut self, node: usize, enters: bool) {
         for _ in 0..self.rng.between(1, 4) {
             let rival = Rival {
                 node,
                 process: self.nodes[node].process,
                 volume: VolumeId(self.uuid()),
+                enters,
                 copies: self.rng.index(4),
                 until: self.now() + self.rng.latency(700 * MS),
             };
@@ -65,13 +70,14 @@ impl World {
     }
 
     pub(crate) fn rival(&mut self, rival: Rival) {
-        let Rival { node, process, volume, copies, until } = rival;
+        let Rival { node, process, volume, enters, copies, until } = rival;
         if !self.nodes[node].up || self.nodes[node].process != process {
             return;
         }
         let now = self.now();
         let tick = self.nodes[node].tick(now);
-        let slots = &mut self.nodes[node].slots;
+        let n = &mut self.nodes[node];
+        let slots = if enters { &mut n.entries } else { &mut n.slots };
         if until <= now || self.stage != Stage::Chaos {
             slots.tell(tick, volume, Wish::Nothing);
             return;
@@ -80,10 +86,42 @@ impl World {
         if has {
             slots.tell(tick, volume, Wish::Keeps);
         }
-        let taken = slots.taken();
-        if taken > limits::RESYNC_SLOTS {
-            self.fail("limits", format!("{taken} resyncs run on a node"));
-        }
+        self.check_slots(node);
         self.schedule.at(if has { until } else { until.min(now + RETRY) }, Event::Rival(rival));
+    }
+
+    /// What a copy tells its node about being the target of a resync.
+    pub(super) fn entry(&mut self, node: usize, open: u64, wish: Wish) {
+        let (now, volume) = (self.now(), self.volume);
+        let tick = self.nodes[node].tick(now);
+        let asks = matches!(wish, Wish::Wants { .. });
+        if asks && self.stage == Stage::Chaos && self.rng.chance(300) {
+            self.add_rivals(node, true);
+        }
+        let granted = self.nodes[node].entries.tell(tick, volume, wish);
+        self.check_slots(node);
+        if asks {
+            self.replica_step(node, open, replica::Event::Entered { granted });
+        }
+    }
+
+    fn check_slots(&mut self, node: usize) {
+        let n = &self.nodes[node];
+        let (out, r#in) = (n.slots.taken(), n.entries.taken());
+        if out > limits::RESYNC_SLOTS || r#in > limits::RESYNC_ENTRIES {
+            self.fail("limits", format!("{out} resyncs run from a node, {in} to it", in = r#in));
+        }
+    }
+
+    /// When all copies are in sync, nobody keeps others from their resyncs.
+    pub(super) fn check_no_slots(&mut self) {
+        for node in 0..self.nodes.len() {
+            let n = &self.nodes[node];
+            let held = [&n.slots, &n.entries].map(|slots| slots.holds(self.volume));
+            if held != [false, false] {
+                let what = format!("{} holds slots for no resync: {held:?}", n.name);
+                self.fail("limits", what);
+            }
+        }
     }
 }

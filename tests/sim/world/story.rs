@@ -35,6 +35,8 @@ impl World {
                 }
                 other => format!("can't fetch for {token}: {other:?}"),
             },
+            ReplicaEvent::Entered { granted: true } => "may be a target".to_owned(),
+            ReplicaEvent::Entered { granted: false } => "may not be a target yet".to_owned(),
         };
         self.say(|| format!("{name}: replica {text}"));
     }

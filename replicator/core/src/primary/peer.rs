@@ -52,6 +52,20 @@ pub(super) struct Peer {
     /// Was an operation sent in this session? Then what it promised with (ring, unresolved
     /// regions, being empty) is out of date, and a repair or resync needs a new session first.
     dirty: bool,
+    /// Its node's leave to be the target of a resync in this session.
+    pub(super) entry: Entry,
+}
+
+/// A node's leave for one of its replicas to be the target of a resync.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) enum Entry {
+    /// It was not asked for.
+    #[default]
+    Unasked,
+    /// It was asked for.
+    Asked,
+    /// It was given then, and is lost if it is not used for long.
+    Given(Tick),
 }
 
 impl Peer {
@@ -72,6 +86,7 @@ impl Peer {
             renewing: false,
             commit_sent: Seq(0),
             dirty: false,
+            entry: Entry::Unasked,
         }
     }
 
@@ -178,6 +193,7 @@ impl Peer {
         }
         self.ask_again_at = None;
         self.renewing = false;
+        self.entry = Entry::Unasked;
         self.owed.clear();
     }
 }
@@ -377,7 +393,9 @@ impl Primary {
                 }
                 self.on_refused(rid, refusal);
             }
+            (Purpose::Enter, Reply::Refused(Refusal::Busy)) => self.on_busy(rid),
             (_, Reply::Refused(refusal)) => self.on_refused(rid, refusal),
+            (Purpose::Enter, _) => self.on_entered(rid),
             (Purpose::Renew, _) => self.on_renewed(rid),
             (Purpose::Mark, _) => self.on_marked(rid),
             (Purpose::PromotionFlush, _) => self.on_promotion_flushed(rid),
@@ -400,7 +418,8 @@ impl Primary {
             | Refusal::Io
             | Refusal::Checksum { .. }
             | Refusal::Malformed
-            | Refusal::NotPulled => self.fail_peer(rid),
+            | Refusal::NotPulled
+            | Refusal::Busy => self.fail_peer(rid),
         }
     }
 

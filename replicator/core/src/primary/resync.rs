@@ -1,5 +1,6 @@
 //! Bringing a copy back into the in-sync set, or filling a new one: rules S1 to S7.
 
+mod entry;
 mod slot;
 mod watch;
 
@@ -95,13 +96,11 @@ impl Primary {
     }
 
     pub(super) fn drive_resync(&mut self) {
-        loop {
+        while matches!(self.phase, Phase::Active | Phase::Suspended) {
             let before = self.resync.stage;
-            if matches!(self.phase, Phase::Active | Phase::Suspended) {
-                self.advance_resync();
-            }
+            self.advance_resync();
             if self.resync.stage == before {
-                return;
+                return self.leave_entries();
             }
         }
     }
@@ -162,6 +161,9 @@ impl Primary {
         }
         if self.peers[&target].is_dirty() && !self.has(Bug::DirtyResync) {
             return self.renew_session(target);
+        }
+        if !self.has_entered(target) {
+            return self.ask_to_enter(target);
         }
         let rank = |rid: &ReplicaId| {
             let remote = self.peers[rid].node() != &self.params.node;

@@ -164,6 +164,10 @@ fn is_write(request: &Request) -> bool {
     matches!(request, Request::Write { .. })
 }
 
+fn is_scan(request: &Request) -> bool {
+    matches!(request, Request::Scan { .. })
+}
+
 fn is_digest(request: &Request) -> bool {
     matches!(request, Request::Digest { .. })
 }
@@ -240,6 +244,50 @@ fn no_slot_is_kept_while_no_member_serves() {
     desk.step(Event::Connected { node: node(1), conn: Conn(4) });
     desk.answer_all_but(0, is_flush);
     assert_eq!(desk.primary.slot_wish(), Wish::Wants { copies: 1 });
+}
+
+/// A resync waits for the leave of its target's node, without a slot of its own node meanwhile; a
+/// leave that is not used is given back.
+#[test]
+fn a_busy_target_is_asked_again_and_keeps_no_slot() {
+    let is_enter: fn(&Request) -> bool = |r| matches!(r, Request::Enter { copies: 1 });
+    let mut desk = Desk::new(2, 1, &[]);
+    desk.primary = desk.primary.with_slots();
+    desk.answer_all_but(0, is_flush);
+    desk.step(Event::Disconnected(Conn(2)));
+    (0..8).for_each(|_| desk.wait_ms(limits::MEMBER_GRACE_MS / 4));
+    desk.step(Event::Connected { node: node(2), conn: Conn(3) });
+    desk.answer_all_but(0, is_flush);
+    for _ in 0..2 {
+        assert_eq!(desk.primary.slot_wish(), Wish::Wants { copies: 1 });
+        desk.step(Event::ResyncSlot);
+        assert_eq!(desk.primary.slot_wish(), Wish::Keeps);
+        let enter = desk.find(3, is_enter).expect("it asks for leave");
+        desk.reply(enter, Some(Reply::Refused(Refusal::Busy)));
+        assert_eq!(desk.primary.slot_wish(), Wish::Nothing);
+        desk.wait_ms(limits::RESYNC_SLOT_RETRY_MS);
+    }
+    desk.step(Event::ResyncSlot);
+    desk.answer_all_but(3, is_scan);
+    assert!(desk.find(3, is_enter).is_none() && desk.find(1, is_scan).is_none());
+    desk.answer_all_but(0, is_flush);
+    assert_eq!(desk.record.in_sync().count(), 2, "{:?}", desk.record);
+    assert_eq!(desk.primary.slot_wish(), Wish::Nothing);
+}
+
+/// The last member goes before the leave comes: the session in which it was given ends.
+#[test]
+fn a_leave_that_is_not_used_is_given_back() {
+    let mut desk = Desk::new(2, 1, &[]);
+    desk.primary = desk.primary.with_slots();
+    desk.answer_all_but(0, is_flush);
+    desk.step(Event::Disconnected(Conn(2)));
+    (0..8).for_each(|_| desk.wait_ms(limits::MEMBER_GRACE_MS / 4));
+    desk.step(Event::Connected { node: node(2), conn: Conn(3) });
+    desk.answer_all_but(0, is_flush);
+    desk.step(Event::ResyncSlot);
+    desk.step(Event::Disconnected(Conn(1)));
+    assert!(desk.find(3, is_promise).is_some(), "{:?}", desk.asked);
 }
 
 /// S4: a bad block of the source is asked of a member that has failed. The resync can't go on, but

@@ -59,6 +59,7 @@ impl Replica {
                 self.mutate(conn, header, blocks.clone(), StoreOp::Mark { blocks }, out);
             }
             Request::Renew => self.reply(conn, &header, Reply::Done, out),
+            Request::Enter { copies } => self.on_enter(conn, header, copies, out),
             Request::Flush => self.barrier(conn, header, StoreOp::Flush, out),
             Request::Complete => {
                 // The next promise waits for the flush; if that fails, so does the replica.
@@ -176,6 +177,7 @@ impl Replica {
             | Request::Commit { .. }
             | Request::Scan { .. }
             | Request::Close
+            | Request::Enter { .. }
             | Request::Renew => true,
         }
     }

@@ -1,5 +1,6 @@
 //! Rules R1 to R6, one test each.
 
+mod entry;
 mod pull;
 
 use super::*;
@@ -56,12 +57,14 @@ struct Bench {
     notes: Vec<StoreNote>,
     sent: Vec<(Conn, Reply)>,
     fetches: Vec<(Token, NodeId, Message<Request>)>,
+    wishes: Vec<Wish>,
 }
 
 impl Bench {
     fn new(recovered: Recovered) -> Self {
         let replica = Replica::open(ME, recovered, Planted::NONE).with_pulls();
-        Self { replica, asked: vec![], notes: vec![], sent: vec![], fetches: vec![] }
+        let (asked, notes, sent, fetches) = (vec![], vec![], vec![], vec![]);
+        Self { replica, asked, notes, sent, fetches, wishes: vec![] }
     }
 
     fn step(&mut self, event: Event) {
@@ -73,6 +76,7 @@ impl Bench {
                 Effect::Send { conn, message } => self.sent.push((conn, message.body)),
                 Effect::Store { token, op } => self.asked.push((token, op)),
                 Effect::Note(note) => self.notes.push(note),
+                Effect::Entry(wish) => self.wishes.push(wish),
                 Effect::Fetch { token, node, message } => self.fetches.push((token, node, message)),
             }
         }

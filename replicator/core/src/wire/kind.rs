@@ -95,6 +95,8 @@ kinds! {
     Fetch = 0x1d,
     /// [`crate::message::Request::Complete`].
     Complete = 0x1e,
+    /// [`crate::message::Request::Enter`].
+    Enter = 0x1f,
     /// [`crate::message::Reply::Promised`].
     Promised = 0x20,
     /// [`crate::message::Reply::Data`].
@@ -121,7 +123,7 @@ impl Kind {
     pub const fn since(self) -> u16 {
         match self {
             Self::Renew => 2,
-            Self::Pull | Self::Fetch | Self::Complete => 3,
+            Self::Pull | Self::Fetch | Self::Complete | Self::Enter => 3,
             _ => super::MIN_VERSION,
         }
     }

@@ -102,7 +102,8 @@ fn write_refusal(refusal: Refusal, version: u16, out: &mut Writer) {
         Refusal::Io => (5, 0),
         Refusal::Checksum { block } => (6, block),
         Refusal::NotPulled if version >= 3 => (9, 0),
-        Refusal::Malformed | Refusal::NotPulled => (7, 0),
+        Refusal::Busy if version >= 3 => (10, 0),
+        Refusal::Malformed | Refusal::NotPulled | Refusal::Busy => (7, 0),
     };
     out.u8(code);
     out.u64(number);
@@ -205,6 +206,7 @@ fn read_refusal(version: u16, reader: &mut Reader<'_>) -> Result<Refusal, Malfor
         5 => Refusal::Io,
         7 => Refusal::Malformed,
         9 if version >= 3 => Refusal::NotPulled,
+        10 if version >= 3 => Refusal::Busy,
         _ => return Err(Malformed("unknown refusal")),
     };
     if number == 0 { Ok(refusal) } else { Err(Malformed("a number that the refusal has not")) }

@@ -69,12 +69,7 @@ pub(super) fn write<'a>(
             (Kind::Resync, 0, Some(payload))
         }
         Request::Close => (Kind::Close, 0, None),
-        Request::Renew if version >= Kind::Renew.since() => (Kind::Renew, 0, None),
-        // The cheapest question that version 1 has an answer to.
-        Request::Renew => {
-            write_scan(Gen(u32::MAX), RegionIndex(0), 1, out);
-            (Kind::Scan, 0, None)
-        }
+        Request::Renew | Request::Enter { .. } => (write_question(request, version, out), 0, None),
         Request::Pull { node, source, blocks } => {
             write_pull(node, *source, blocks, out);
             (Kind::Pull, 0, None)
@@ -83,6 +78,22 @@ pub(super) fn write<'a>(
             out.uuid(source.0);
             out.set(blocks);
             (Kind::Fetch, 0, None)
+        }
+    }
+}
+
+/// A question that needs nothing but an answer.
+fn write_question(request: &Request, version: u16, out: &mut Writer) -> Kind {
+    match request {
+        Request::Renew if version >= Kind::Renew.since() => Kind::Renew,
+        Request::Enter { copies } if version >= Kind::Enter.since() => {
+            out.u32(*copies);
+            Kind::Enter
+        }
+        // The cheapest question that every version has an answer to.
+        _ => {
+            write_scan(Gen(u32::MAX), RegionIndex(0), 1, out);
+            Kind::Scan
         }
     }
 }
@@ -166,6 +177,7 @@ pub(super) fn read(
             let source = ReplicaId(reader.uuid()?);
             Request::Fetch { source, blocks: read_set(reader, MAX_OP_BLOCKS)? }
         }
+        Kind::Enter => Request::Enter { copies: reader.u32()? },
         _ => return Err(Malformed("not a request")),
     })
 }

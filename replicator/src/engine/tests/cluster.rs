@@ -68,6 +68,7 @@ impl Cluster {
                 capacity_bytes: None,
                 reserve_bytes: 0,
             }],
+            incoming_resyncs: lockstep_core::limits::RESYNC_ENTRIES,
             direct_io: true,
             version: "test".into(),
         }

@@ -92,6 +92,40 @@ async fn a_node_runs_only_so_many_resyncs_and_all_of_them_in_the_end() {
     assert!((1..=limits::RESYNC_SLOTS + 1).contains(&most), "{most} at a time");
 }
 
+/// Two nodes with a primary each could run four resyncs to a third one, which takes but two.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_the_target_of_only_so_many_resyncs() {
+    let mut cluster = Cluster::start(3).await;
+    let mut volumes = Vec::new();
+    for n in 0..4 * limits::RESYNC_ENTRIES {
+        let primary = if n % 2 == 0 { 1 } else { 2 };
+        let volume = cluster.volume(8, &[primary, 3], 1).await;
+        volumes.push((volume, cluster.attach(primary, volume).await));
+    }
+    cluster.kill(3).await;
+    for (volume, handle) in &volumes {
+        cluster.in_sync(*volume, 1).await;
+        for start in (0..2048).step_by(512) {
+            write(handle, 1, start, 512).await;
+        }
+    }
+    cluster.up(3).await;
+    let (mut most, mut refused) = (0, 0);
+    wait_for("all copies", async || {
+        let mut primaries = cluster.on(1).list_primaries().await;
+        primaries.extend(cluster.on(2).list_primaries().await);
+        let runs = |p: &&PrimaryInfo| p.core.replicas.values().any(|r| r.resync.is_some());
+        most = most.max(primaries.iter().filter(runs).count());
+        refused = primaries.iter().map(|p| p.core.counters.resyncs_refused).sum::<u64>();
+        let done = |p: &PrimaryInfo| p.core.counters.resyncs_done > 0;
+        primaries.iter().all(done).then_some(())
+    })
+    .await;
+    // Each is asked in turn: others may have begun after one was found to run.
+    assert!((1..=limits::RESYNC_ENTRIES + 2).contains(&most), "{most} at a time");
+    assert!(refused > 0, "nobody had to wait");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn content_goes_from_copy_to_copy_if_the_primary_has_none() {
     let mut cluster = Cluster::start(5).await;

@@ -17,6 +17,10 @@ pub(super) enum Slot {
 }
 
 impl Slot {
+    pub(super) fn is_uncounted(self) -> bool {
+        self == Self::Free
+    }
+
     pub(super) fn is_there(self) -> bool {
         self != Self::None
     }
