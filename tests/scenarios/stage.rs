@@ -23,7 +23,7 @@ use crate::twin::Twin;
 use crate::words;
 
 const BLOCKS: u64 = 1024;
-const VOLUME: VolumeId = VolumeId(Uuid::from_u128(0xf0));
+pub(crate) const VOLUME: VolumeId = VolumeId(Uuid::from_u128(0xf0));
 const LINEAGE: Lineage = Lineage(Uuid::from_u128(0xf1));
 
 /// Something on its way between two nodes.

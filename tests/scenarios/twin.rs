@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lockstep_core::gap;
 use lockstep_core::id::{Epoch, Gen, Lineage, RegionIndex};
 use lockstep_core::message::{BlockDigest, Digest, Payload, ResyncContent, Wholeness};
 use lockstep_core::range::{BlockRange, BlockSet, region_of};
 use lockstep_core::store::{Recovered, StoreError, StoreNote, StoreOp, StoreReply};
+
+use crate::stage::VOLUME;
 
 /// What survives a kill of the process.
 #[derive(Clone, Debug, Default)]
@@ -124,15 +127,18 @@ impl Twin {
                 self.pin(&blocks.iter().map(|b| BlockRange::new(b.block, 1)).collect());
                 let mut data = payload.data.chunks(4096);
                 for b in blocks {
-                    let byte = match b.content {
-                        ResyncContent::Data => data.next().expect("data for the block")[0],
-                        ResyncContent::Zero => 0,
+                    let content = match b.content {
+                        ResyncContent::Data => data.next().expect("data for the block"),
+                        ResyncContent::Zero => &[0],
                         ResyncContent::Same => {
                             self.stamps.insert(b.block, b.stamp);
                             continue;
                         }
                     };
-                    self.set(b.block, byte, b.stamp);
+                    self.set(b.block, content[0], b.stamp);
+                    if gap::is_gap(VOLUME, content) {
+                        self.bad.insert(b.block);
+                    }
                 }
             }
             StoreOp::Mark { blocks } => self.pin(&blocks),

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use lockstep_core::block::is_zero;
+use lockstep_core::gap;
 use lockstep_core::message::Digest;
 use lockstep_store::blake3_digest;
 use std::cell::RefCell;
@@ -21,6 +22,8 @@ pub struct Value(pub u64);
 impl Value {
     /// What a block holds that was never written, or was zeroed.
     pub const ZERO: Self = Self(0);
+    /// What stands in place of a block whose content is lost.
+    pub const GAP: Self = Self(1 << 62);
     const NOBODYS: u64 = 1 << 63;
 
     /// Did nobody write it? It may be a mixture of what was written.
@@ -42,6 +45,7 @@ impl fmt::Debug for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::ZERO => write!(f, "zeroes"),
+            Self::GAP => write!(f, "a gap"),
             _ if self.is_torn() => write!(f, "garbage {:x}", self.0 & 0xffff),
             Self(n) => write!(f, "w{n}"),
         }
@@ -76,6 +80,10 @@ pub fn value_of(block: u64, content: &[u8]) -> Value {
     let Some(head) = content.get(..8).and_then(|h| h.try_into().ok()) else {
         return Value::nobodys(content);
     };
+    if content.starts_with(&gap::MAGIC) {
+        let whole = content.len() == BLOCK && content[..BLOCK - 32] == content[32..];
+        return if whole { Value::GAP } else { Value::nobodys(content) };
+    }
     let value = Value(u64::from_le_bytes(head));
     if value == Value::ZERO {
         return if is_zero(content) { Value::ZERO } else { Value::nobodys(content) };

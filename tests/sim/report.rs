@@ -56,6 +56,8 @@ pub struct Coverage {
     pub pages_lost: u64,
     /// Bad blocks that were rewritten with what another member held.
     pub mended: u64,
+    /// Blocks that nobody could give, noted as lost on a copy that was made.
+    pub gaps: u64,
     /// Blocks found torn at an opening since no member had them whole, as far as one can know.
     pub torn: u64,
     /// Blocks that might have been torn, taken from a member that had them whole.
@@ -103,6 +105,7 @@ impl Coverage {
             beyond_repair,
             pages_lost,
             mended,
+            gaps,
             torn,
             untorn,
             copies_made,
@@ -137,6 +140,7 @@ impl Coverage {
         self.beyond_repair += beyond_repair;
         self.pages_lost += pages_lost;
         self.mended += mended;
+        self.gaps += gaps;
         self.torn += torn;
         self.untorn += untorn;
         self.copies_made += copies_made;

@@ -5,6 +5,7 @@ mod checks;
 mod controller;
 mod errands;
 mod fetch;
+mod gaps;
 mod heal;
 mod host;
 mod keeper;

@@ -17,6 +17,7 @@ extern crate alloc;
 pub mod alike;
 pub mod block;
 pub mod cluster;
+pub mod gap;
 pub mod guest;
 pub mod id;
 pub mod limits;

@@ -134,6 +134,10 @@ bugs! {
     PullAnyEpoch = "pull-any-epoch", "S8":
         "give content to a pull whatever was promised, and without a session";
     NoChecksumCheck = "no-checksum-check", "G7": "give out what does not match its checksum";
+    SkippingScrub = "skipping-scrub", "G7":
+        "let a scrub pass over what it could not look at";
+    HastyGap = "hasty-gap", "S9":
+        "take a block for lost although a member may have it";
     RetryFailedFlush = "retry-failed-flush", "R6":
         "flush again after a failed flush, and believe it";
     RotAsTornTail = "rot-as-torn-tail", "G2":

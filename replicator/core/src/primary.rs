@@ -7,6 +7,7 @@
 mod cas;
 mod close;
 mod copy;
+mod gaps;
 mod guests;
 mod heal;
 mod lease;

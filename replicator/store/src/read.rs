@@ -5,6 +5,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use bytes::{Bytes, BytesMut};
 use lockstep_core::block::{self, ZERO_CRC};
+use lockstep_core::gap;
 use lockstep_core::id::{Gen, RegionIndex, Token};
 use lockstep_core::message::{BlockDigest, Digest, Payload, Wholeness};
 use lockstep_core::planted::Bug;
@@ -136,7 +137,9 @@ impl Store {
                 let expected = self.expected_crcs(region_of(part.start));
                 for (block, content) in part.blocks().zip(&mut contents) {
                     let crc = block::crc(content);
-                    if expected(block).is_some_and(|expected| expected != crc) {
+                    if self.is_lost(content)
+                        || expected(block).is_some_and(|expected| expected != crc)
+                    {
                         return Err(StoreError::Checksum { block });
                     }
                     crcs.push(crc);
@@ -144,6 +147,11 @@ impl Store {
             }
         }
         Ok(Payload { data: joined(&mut reading.data), crcs })
+    }
+
+    /// Does it say that the content of its block is lost?
+    fn is_lost(&self, content: &[u8]) -> bool {
+        gap::is_gap(self.superblock.identity.volume, content)
     }
 
     /// The checksums that the blocks of a region must have, as far as they are known.
@@ -328,8 +336,9 @@ impl Store {
         let mut crcs = BTreeMap::new();
         for (pick, content) in digesting.contents() {
             let crc = block::crc(content);
-            if self.expected_crcs(region_of(pick.block))(pick.block)
-                .is_some_and(|expected| expected != crc)
+            if self.is_lost(content)
+                || self.expected_crcs(region_of(pick.block))(pick.block)
+                    .is_some_and(|expected| expected != crc)
             {
                 return Err(StoreError::Checksum { block: pick.block });
             }

@@ -6,7 +6,7 @@ use lockstep_core::primary::Phase;
 use lockstep_core::range::region_of;
 use lockstep_core::record::{Record, ReplicaState};
 use lockstep_core::wire::Kind;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::{Event, MS, World};
 use crate::content::Value;
@@ -83,13 +83,11 @@ impl World {
         let judged = self.check_identical(new);
         self.judge("opening", judged);
         let lost_until = self.lost_until(old, new);
-        let Some((_, source)) = self.in_sync(new).into_iter().next() else {
+        if self.in_sync(new).is_empty() {
             self.fail("opening", "no member has a disk".to_owned());
             return;
-        };
-        let blocks: BTreeSet<u64> = source.disk.blocks().chain(self.oracle.blocks()).collect();
-        let contents: BTreeMap<u64, Value> =
-            blocks.into_iter().map(|b| (b, source.disk.visible(b))).collect();
+        }
+        let contents = self.contents_of(new);
         let judged = self.check_torn(old, new, &contents);
         self.judge("torn", judged);
         let Some(instance) = new.primary.as_ref().map(|p| p.instance) else { return };
@@ -131,7 +129,7 @@ impl World {
             for (node, copy) in &members {
                 let name = &self.nodes[*node].name;
                 let (shown, durable) = (copy.disk.visible(block), copy.disk.durable(block));
-                if shown != expected {
+                if shown != expected && ![shown, expected].contains(&Value::GAP) {
                     let other = &self.nodes[*first].name;
                     return Err(format!(
                         "block {block} is {shown:?} on {name} but {expected:?} on {other}"
@@ -164,10 +162,11 @@ impl World {
             let shown = copy.disk.visible(block);
             // A put that was given up may add a copy that has lost power since: it is unclean, and
             // its primary never takes it for a member again (m6).
-            if !lost && !self.oracle.is_readable(block, shown) {
+            let bad = shown == Value::GAP;
+            if !lost && !bad && !self.oracle.is_readable(block, shown) {
                 return Err(format!("{name} joins with {shown:?} in block {block}"));
             }
-            if self.oracle.lacks_durable(block, durable) {
+            if durable != Value::GAP && self.oracle.lacks_durable(block, durable) {
                 return Err(format!(
                     "{name} joins with {durable:?} durable in block {block}, older than flushed"
                 ));
@@ -291,7 +290,7 @@ impl World {
             }
             for block in &claimed.durable {
                 let durable = self.durable(copy, *block);
-                if self.oracle.lacks_durable(*block, durable) {
+                if durable != Value::GAP && self.oracle.lacks_durable(*block, durable) {
                     return Err(format!(
                         "block {block} is declared durable, but on {name} only {durable:?} is"
                     ));
@@ -343,7 +342,8 @@ impl World {
     }
 }
 
-/// Blocks that two disks do not show alike, with what each shows.
+/// Blocks that two disks do not show alike, with what each shows. A gap is never read, so it is
+/// like nothing else, nor unlike it.
 fn differing(a: &Disk, b: &Disk) -> Vec<(u64, Value, Value)> {
     let (mut left, mut right) = (a.shown().peekable(), b.shown().peekable());
     let mut out = Vec::new();
@@ -356,7 +356,7 @@ fn differing(a: &Disk, b: &Disk) -> Vec<(u64, Value, Value)> {
         let shown = |found: Option<(u64, Value)>| found.map_or(Value::ZERO, |(_, value)| value);
         let one = shown(left.next_if(|(block, _)| *block == next));
         let other = shown(right.next_if(|(block, _)| *block == next));
-        if one != other {
+        if one != other && one != Value::GAP && other != Value::GAP {
             out.push((next, one, other));
         }
     }

@@ -12,7 +12,7 @@ use lockstep_store::{DiskError, DiskOpKind};
 
 use super::host::{apply, apply_in_part};
 use super::{Event, MS, World};
-use crate::content::BLOCK;
+use crate::content::{BLOCK, Value};
 use crate::disk::Damage;
 use crate::fault::Fault;
 use crate::node::{Copy, Flight, tag_page};
@@ -20,6 +20,9 @@ use crate::node::{Copy, Flight, tag_page};
 impl World {
     /// Does a disk operation, with what goes wrong now.
     pub(super) fn execute(&mut self, node: usize, flight: Flight) -> Result<Bytes, DiskError> {
+        if let DiskOpKind::Write { file: File::Data, offset, ref data, .. } = flight.kind {
+            self.note_gaps(node, offset, data);
+        }
         let now = self.now();
         let n = &mut self.nodes[node];
         let (gone, full) = (n.gone_until > now, n.full_until > now);
@@ -184,6 +187,7 @@ impl World {
                 copy.disk.heal(File::Data, block);
             }
         }
+        self.give_up_if_gap();
     }
 
     /// A node is about to lose what is not durable: it may be the good copy of what is bad
@@ -213,7 +217,8 @@ impl World {
         let record = self.meta.record();
         let blocks = self.plan.habits.blocks;
         let members = self.in_sync_now(record);
-        members.iter().all(|(_, c)| c.disk.harmed_blocks().all(|b| b >= blocks))
+        let sound = members.iter().all(|(_, c)| c.disk.harmed_blocks().all(|b| b >= blocks));
+        sound && self.is_without_gaps()
     }
 
     /// The files are not there: they will be looked for again.
@@ -235,7 +240,8 @@ impl World {
 
 /// Has `good` of the block what `bad` should hold?
 fn is_as_good(good: &Copy, bad: &Copy, block: u64) -> bool {
-    !good.disk.is_harmed(File::Data, block) && good.disk.visible(block) == bad.disk.visible(block)
+    let same = good.disk.visible(block) == bad.disk.visible(block);
+    same && !good.disk.is_harmed(File::Data, block) && good.disk.visible(block) != Value::GAP
 }
 
 const _: () = assert!(BLOCKS_PER_REGION as u64 * 8 == TABLE_BYTES as u64);

@@ -12,6 +12,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use self::todo::Todo;
+use super::gaps::without;
 use super::heal::Heal;
 use super::{Primary, Purpose, ResyncProgress};
 use crate::alike::Aside;
@@ -45,6 +46,10 @@ pub(super) enum Step {
     HealRead(LockId, u64),
     /// The source writes it.
     HealWrite(LockId, u64),
+    /// The source says whether a block that nobody can give is of interest.
+    GapDigest(LockId, u64),
+    /// The target notes that its content is lost.
+    GapWrite(LockId, u64),
     /// The target reads blocks that may be torn on the source and are whole on the target.
     TornRead(LockId),
     /// The source writes them.
@@ -101,10 +106,18 @@ impl Step {
             | Self::Probe(lock)
             | Self::HealRead(lock, _)
             | Self::HealWrite(lock, _)
+            | Self::GapDigest(lock, _)
+            | Self::GapWrite(lock, _)
             | Self::TornRead(lock)
             | Self::TornWrite(lock)
             | Self::TornFlush(lock) => Some(*lock),
         }
+    }
+}
+
+impl Window {
+    pub(super) fn since(&self) -> Gen {
+        self.since
     }
 }
 
@@ -159,6 +172,21 @@ impl CopyJob {
 
     pub(super) fn window(&mut self, lock: LockId) -> Option<&mut Window> {
         self.windows.get_mut(&lock)
+    }
+
+    /// Blocks for which members are waited that may have them.
+    pub(super) fn awaiting(&self) -> Vec<(LockId, u64)> {
+        let awaited = |(lock, window): (&LockId, &Window)| Some((*lock, window.heal.awaited()?));
+        self.windows.iter().filter_map(awaited).collect()
+    }
+
+    /// A window goes on without a block; is there another one in it?
+    pub(super) fn leave_out(&mut self, lock: LockId, block: u64) -> Option<bool> {
+        let window = self.windows.get_mut(&lock)?;
+        let before = window.blocks.len();
+        window.blocks = without(&window.blocks, block);
+        self.progress.done_bytes += (before - window.blocks.len()) * u64::from(BLOCK_SIZE);
+        Some(!window.blocks.is_empty())
     }
 
     pub(super) fn source(&self) -> ReplicaId {
@@ -286,6 +314,10 @@ impl Primary {
             (Step::TornRead(lock), Reply::Data(payload)) => self.on_torn_read(*lock, payload),
             (Step::TornWrite(lock), Reply::Done) => self.on_torn_written(*lock),
             (Step::TornFlush(lock), Reply::Done) => self.on_torn_durable(rid, *lock),
+            (Step::GapDigest(lock, block), Reply::Digests(d)) => {
+                self.on_gap_digest(*lock, *block, &d)
+            }
+            (Step::GapWrite(lock, block), Reply::Done) => self.leave_out(*lock, *block),
             (Step::Pull(lock), Reply::Done) => self.on_pulled(*lock),
             (step, reply) => self.on_heal(rid, step, reply),
         };
@@ -418,7 +450,7 @@ impl Primary {
         Some(())
     }
 
-    fn finish_window(&mut self, lock: LockId) {
+    pub(super) fn finish_window(&mut self, lock: LockId) {
         let Some(job) = self.copy.as_mut() else { return };
         if let Some(window) = job.windows.remove(&lock) {
             job.progress.done_bytes += bytes_of(&window.blocks);
@@ -439,10 +471,11 @@ impl Primary {
             Step::SourceDigest(lock) | Step::Read(lock) => (self.heal_source(lock, refusal), true),
             Step::Probe(lock) => (self.on_probed(lock, false), true),
             Step::HealRead(lock, block) => (self.heal_refused(rid, lock, block), true),
+            Step::GapDigest(lock, block) => (self.write_gap(lock, block), true),
             Step::TargetDigest(lock) => (self.rewrite_window(lock), true),
             Step::TornRead(lock) => (self.torn_unreadable(lock), true),
             Step::Scan | Step::Write(_) | Step::Pull(_) | Step::HealWrite(..) => (None, false),
-            Step::TornWrite(_) | Step::TornFlush(_) => (None, false),
+            Step::GapWrite(..) | Step::TornWrite(_) | Step::TornFlush(_) => (None, false),
         };
         match mended {
             Some(()) => {}

@@ -8,9 +8,8 @@
 use alloc::collections::BTreeSet;
 
 use super::copy::Step;
-use super::{Effect, Notice, Primary};
+use super::{Phase, Primary};
 use crate::id::ReplicaId;
-use crate::limits;
 use crate::lock::LockId;
 use crate::message::{Payload, Refusal, Reply, Request};
 use crate::range::{BlockRange, BlockSet};
@@ -24,8 +23,22 @@ pub(super) struct Heal {
     tried: BTreeSet<ReplicaId>,
     /// The block rewritten last, and how often.
     last: Option<(u64, u32)>,
+    /// The block at hand, if somebody who may have it is waited for.
+    awaited: Option<u64>,
     /// Blocks that the source is getting from the target since they may be torn.
     pub(super) torn: Option<BlockSet>,
+}
+
+impl Heal {
+    /// Could this member not give the block at hand?
+    pub(super) fn has_tried(&self, rid: ReplicaId) -> bool {
+        self.tried.contains(&rid)
+    }
+
+    /// The block at hand, if somebody who may have it is waited for.
+    pub(super) fn awaited(&self) -> Option<u64> {
+        self.awaited
+    }
 }
 
 /// How often a block is rewritten that can't be read back.
@@ -45,7 +58,7 @@ impl Primary {
     }
 
     /// Reads the blocks of the window one by one, then asks for its digests again.
-    fn probe_source(&mut self, lock: LockId) -> Option<()> {
+    pub(super) fn probe_source(&mut self, lock: LockId) -> Option<()> {
         let job = self.copy.as_mut()?;
         let source = job.source();
         match job.window(lock)?.heal.probe {
@@ -75,24 +88,18 @@ impl Primary {
     }
 
     fn heal_from_another(&mut self, lock: LockId, block: u64) -> Option<()> {
-        let members = self.members();
-        let job = self.copy.as_mut()?;
-        let source = job.source();
-        let tried = &job.window(lock)?.heal.tried;
-        let left = members.into_iter().filter(|rid| *rid != source && !tried.contains(rid));
-        let left: BTreeSet<ReplicaId> = left.collect();
+        let left = self.untried(lock)?;
         let serving = left.iter().filter(|rid| self.is_serving(**rid) && self.may_heal_from(**rid));
-        let Some(rid) = serving.min_by_key(|rid| self.heal_rank(**rid)).copied() else {
-            if left.is_empty() {
-                self.counters.unreadable_blocks += 1;
-                self.out.push(Effect::Notice(Notice::Unreadable { block }));
-                self.hold_resync(self.now.plus_ms(limits::RESYNC_UNREADABLE_MS));
-            }
-            return None;
-        };
-        let blocks = BlockRange::new(block, 1).into();
-        self.copy_call(rid, Step::HealRead(lock, block), false, Request::Read { blocks });
-        Some(())
+        if let Some(rid) = serving.min_by_key(|rid| self.heal_rank(**rid)).copied() {
+            self.copy.as_mut()?.window(lock)?.heal.awaited = None;
+            let blocks = BlockRange::new(block, 1).into();
+            self.copy_call(rid, Step::HealRead(lock, block), false, Request::Read { blocks });
+            return Some(());
+        }
+        let lost = self.is_given_up(left.len());
+        let waits = !lost && self.phase == Phase::Recovering;
+        self.copy.as_mut()?.window(lock)?.heal.awaited = waits.then_some(block);
+        if lost { self.give_up_block(lock, block) } else { waits.then_some(()) }
     }
 
     /// Another member was asked for a block and could not give it.
@@ -101,7 +108,7 @@ impl Primary {
         self.heal_from_another(lock, block)
     }
 
-    /// The session with the member that was asked for a block is gone.
+    /// The session with the member that was asked for a block is gone, or others may have it.
     pub(super) fn heal_lost(&mut self, lock: LockId, block: u64) {
         let waits = self.copy.as_mut().is_some_and(|job| job.window(lock).is_some());
         if !waits || self.heal_from_another(lock, block).is_some() {

@@ -29,7 +29,7 @@ pub(super) struct Mending {
     /// Start, member and length of ranges with bad blocks.
     queue: BTreeSet<(u64, ReplicaId, u32)>,
     job: Option<Job>,
-    /// The next region that a scrub looks at.
+    /// The region that a scrub looks at, or will. It stays that one until all of it was looked at.
     scrub: Option<RegionIndex>,
     /// Blocks mended since the claim, by member.
     mended: Aside<BTreeMap<ReplicaId, u64>>,
@@ -167,17 +167,17 @@ impl Primary {
         let Some(region) = self.mending.scrub else { return false };
         let volume = self.cas.record().map_or(0, |r| r.blocks);
         let range = BlockRange::of_region(region, volume).filter(|range| range.count > 0);
-        self.mending.scrub = range.map(|_| RegionIndex(region.0 + 1));
         let (Some(range), false) = (range, self.closing.is_some()) else {
             self.mending.scrub = None;
             return false;
         };
-        let members: Vec<_> =
-            self.members().into_iter().filter(|rid| self.is_serving(*rid)).collect();
-        if !members.is_empty() {
+        // A member that is missed is back or removed soon. What it has is looked at as well.
+        let members = self.members();
+        let complete = members.iter().all(|rid| self.is_serving(*rid));
+        if complete {
             self.begin_job(range, members, true);
         }
-        true
+        complete
     }
 
     fn begin_job(&mut self, range: BlockRange, mut members: Vec<ReplicaId>, compares: bool) {
@@ -233,7 +233,7 @@ impl Primary {
         if self.is_serving(rid) {
             self.call(rid, Purpose::Mend(lock), mutates, request);
         } else {
-            self.end_mend();
+            self.abort_mend();
         }
     }
 
@@ -387,15 +387,29 @@ impl Primary {
     /// The session on which something was asked for the job is gone.
     pub(super) fn mend_lost(&mut self, lock: LockId) {
         match self.mending.job(lock) {
-            // What is left of it will be met again.
-            Some(_) => self.end_mend(),
+            Some(_) => {
+                if self.has(Bug::SkippingScrub) {
+                    self.pass_region();
+                }
+                // What is left of it will be met again.
+                self.abort_mend();
+            }
             None => self.release_lock(lock),
         }
     }
 
-    /// The job is over.
+    /// The job is done.
     fn end_mend(&mut self) {
+        self.pass_region();
         self.abort_mend();
+    }
+
+    /// A scrub goes on to the next region.
+    fn pass_region(&mut self) {
+        let scrubs = self.mending.job.as_ref().is_some_and(|job| job.compares);
+        if let Some(region) = self.mending.scrub.as_mut().filter(|_| scrubs) {
+            *region = RegionIndex(region.0 + 1);
+        }
     }
 
     /// Gives the job up. If it waits for an answer, its lock is kept until the answer is there.
@@ -413,11 +427,10 @@ impl Primary {
         }
     }
 
-    /// Forgets what is to be mended: it will be met again.
+    /// Forgets what is to be mended: it will be met again. A scrub goes on where it is.
     pub(super) fn forget_mending(&mut self) {
         self.abort_mend();
         self.mending.queue.clear();
-        self.mending.scrub = None;
     }
 }
 

@@ -80,11 +80,16 @@ impl Promotion {
 impl Primary {
     pub(super) fn promotion_due(&self) -> Option<Tick> {
         if self.phase != Phase::Recovering || self.promotion.source.is_some() {
-            return None;
+            return self.awaited_due();
         }
         let first = self.promotion.first_answer?;
         let waits = [limits::CONNECT_WAIT_MS, limits::PROMISE_WAIT_MS, limits::LOSSY_GRACE_MS];
         waits.iter().map(|ms| first.plus_ms(*ms)).find(|at| *at > self.now)
+    }
+
+    /// When the first member answered.
+    pub(super) fn promotion_began(&self) -> Option<Tick> {
+        self.promotion.first_answer
     }
 
     /// A replica promised this epoch.
@@ -153,6 +158,7 @@ impl Primary {
         }
         if self.promotion.source.is_some() {
             self.admit_members();
+            self.retry_heals();
             self.run_copies();
             self.flush_settled();
             self.bring_up_spares();

@@ -1,4 +1,4 @@
-//! Bringing a copy back into the in-sync set, or filling a new one: rules S1 to S7.
+//! Bringing a copy back into the in-sync set, or filling a new one: rules S1 to S9.
 
 mod entry;
 mod slot;

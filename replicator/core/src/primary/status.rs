@@ -113,6 +113,8 @@ pub struct Counters {
     pub torn_blocks: u64,
     /// Times that no member could give a block.
     pub unreadable_blocks: u64,
+    /// Times that a copy was told of a block that its content is lost.
+    pub gaps: u64,
     /// Blocks in which a scrub found members that differ.
     pub diverged_blocks: u64,
 }

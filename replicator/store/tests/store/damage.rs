@@ -1,6 +1,8 @@
 //! Damaged files: what is tolerated, what is refused, and what is said.
 
+use lockstep_core::gap;
 use lockstep_core::id::{Epoch, Gen, Lineage, RegionIndex, ReplicaId, VolumeId};
+use lockstep_core::message::{Payload, ResyncBlock, ResyncContent};
 use lockstep_core::planted::Planted;
 use lockstep_core::store::{StoreError, StoreNote, StoreOp, StoreReply};
 use lockstep_store::{CopyFault, File, Identity, OpenError, OpenParams, Store, Superblock, Tuning};
@@ -221,4 +223,27 @@ fn a_damaged_region_entry_makes_the_region_of_interest_to_everybody() {
     assert_eq!(driver.store.status().damaged_regions, 0);
     let none = StoreReply::Regions { regions: Vec::new(), next: None };
     assert_eq!(driver.get(scan), Ok(none));
+}
+
+#[test]
+fn a_gap_is_refused_whatever_becomes_of_its_tag() {
+    let mut driver = Driver::new(SIZE, Tuning::default());
+    let lost = ResyncBlock { block: 7, stamp: Gen(3), content: ResyncContent::Data };
+    let payload = Payload::checksummed(gap::content(identity().volume));
+    let resync = StoreOp::Resync { blocks: vec![lost], payload };
+    assert_eq!(driver.get(resync), Ok(StoreReply::Done));
+    assert_eq!(driver.get(StoreOp::Flush), Ok(StoreReply::Done));
+    // The second time, in a region whose tags are not trusted since the machine lost power.
+    for boot in 0..2 {
+        if boot == 1 {
+            driver.reopen(boot, Tuning::default());
+            assert!(driver.recovered.lossy && !driver.recovered.unresolved.is_empty());
+        }
+        let bad = Err(StoreError::Checksum { block: 7 });
+        assert_eq!(driver.get(StoreOp::Read { blocks: blocks(6, 3) }), bad);
+        assert_eq!(driver.get(StoreOp::Digest { blocks: blocks(7, 1), since: Gen(0) }), bad);
+        assert!(driver.get(StoreOp::Read { blocks: blocks(8, 3) }).is_ok());
+    }
+    assert_eq!(driver.get(write(7, 1, 4, 9)), Ok(StoreReply::Done));
+    assert!(driver.get(StoreOp::Read { blocks: blocks(6, 3) }).is_ok(), "it was written");
 }

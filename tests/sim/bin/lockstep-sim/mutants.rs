@@ -93,6 +93,8 @@ fn scene_for(bug: Bug) -> Option<&'static str> {
         Bug::CountStandstill => Some("52-standstill"),
         Bug::ShunOneOfTwo => Some("66-slow-member-of-two"),
         Bug::LossyUntilTold => Some("32-whole-before-it-is-told"),
+        Bug::HastyGap => Some("82-lost-block-found"),
+        Bug::SkippingScrub => Some("83-scrub-comes-back"),
         Bug::StretchLease => Some("53-standstill-of-a-reader"),
         _ => None,
     }
