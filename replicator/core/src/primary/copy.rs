@@ -209,6 +209,11 @@ impl CopyJob {
         self.todo.is_empty() && self.windows.is_empty() && self.scan.is_none() && !self.scanning
     }
 
+    /// Is there more to do than what is in flight?
+    pub(super) fn has_more(&self) -> bool {
+        self.has_todo() || self.scan.is_some() || self.scanning
+    }
+
     /// Is there a window to start?
     fn has_todo(&self) -> bool {
         !self.todo.is_empty()

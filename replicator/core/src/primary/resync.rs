@@ -1,6 +1,7 @@
-//! Bringing a copy back into the in-sync set, or filling a new one: rules S1 to S9.
+//! Bringing a copy back into the in-sync set, or filling a new one: rules S1 to S10.
 
 mod entry;
+mod race;
 mod slot;
 mod watch;
 
@@ -112,6 +113,8 @@ impl Primary {
                 self.drive_copy();
                 if self.copy.as_ref().is_some_and(CopyJob::is_done) {
                     self.begin_catching(target);
+                } else if self.has_nearer_target(target) {
+                    self.put_off_resync(target);
                 } else {
                     self.watch_copy(target);
                 }

@@ -6,7 +6,7 @@ use crate::id::{Gen, Incarnation, Lineage, RequestId};
 use crate::limits;
 use crate::message::{BlockDigest, Digest, Payload, Promised, Refusal, Wholeness};
 use crate::range::{BlockRange, BlockSet};
-use crate::record::NewVolume;
+use crate::record::{NewVolume, ReplicaState};
 use crate::slots::Wish;
 use alloc::boxed::Box;
 use alloc::vec;
@@ -311,4 +311,30 @@ fn a_window_is_given_up_if_nobody_can_mend_its_source() {
     let op = GuestOp::Write { range, fua: false, payload };
     desk.step(Event::Guest { request: RequestId(1), op });
     assert!(desk.find(1, is_write).is_some(), "the write waits for the window");
+}
+
+/// S10: n2 is being brought up when n3 returns, which missed less.
+#[test]
+fn a_copy_that_missed_less_is_brought_up_first() {
+    let mut desk = Desk::new(3, 1, &[]);
+    let ten_regions = (0..10).map(|i| BlockRange::new(256 * i, 1)).collect();
+    desk.rings.insert(Conn(4), ten_regions);
+    desk.answer_all_but(0, is_flush);
+    for lost in [2, 3] {
+        desk.step(Event::Disconnected(Conn(lost)));
+        (0..8).for_each(|_| desk.wait_ms(limits::MEMBER_GRACE_MS / 4));
+        desk.answer_all_but(0, is_flush);
+    }
+    let [n2, n3] = [2, 3].map(|n| ReplicaId(Uuid::from_u128(n)));
+    desk.step(Event::Connected { node: node(2), conn: Conn(4) });
+    desk.answer_all_but(1, is_digest);
+    assert!(desk.primary.resync_progress(&n2).is_some());
+    desk.step(Event::Connected { node: node(3), conn: Conn(5) });
+    desk.answer_all_but(1, is_digest);
+    assert!(desk.primary.resync_progress(&n2).is_none(), "n2 goes on although n3 is nearer");
+    desk.answer_all_but(0, is_flush);
+    desk.wait_ms(limits::RESYNC_BACKOFF_MS);
+    assert!(desk.primary.resync_progress(&n3).is_some());
+    desk.answer_all_but(0, is_flush);
+    assert!(desk.record.replica(n3).is_some_and(|entry| entry.state == ReplicaState::InSync));
 }
