@@ -74,6 +74,7 @@ fn scenes_notice_what_they_were_written_for() {
         (Bug::CountStandstill, include_str!("scenarios/52-standstill.txt")),
         (Bug::MendWithoutLock, include_str!("scenarios/61-mend-under-its-lock.txt")),
         (Bug::ShunOneOfTwo, include_str!("scenarios/66-slow-member-of-two.txt")),
+        (Bug::ResumeUnproven, include_str!("scenarios/23-put-back-under-an-old-primary.txt")),
         (Bug::LossyUntilTold, include_str!("scenarios/32-whole-before-it-is-told.txt")),
         (Bug::HastyGap, include_str!("scenarios/82-lost-block-found.txt")),
         (Bug::SkippingScrub, include_str!("scenarios/83-scrub-comes-back.txt")),

@@ -64,6 +64,8 @@ bugs! {
         "a replica does not drain old sessions before it promises (R2, R3)";
     PartialSpare = "partial-spare", "m24":
         "open with a target that got only part of what it missed (P7)";
+    ResumeUnproven = "resume-unproven", "R7":
+        "resume a restarted member without reading the record first";
     LossyUntilTold = "lossy-until-told", "S5":
         "take a target for lossy until it is told that it is a member";
     SkipEqualStamps = "skip-equal-stamps", "m31": "skip blocks whose stamps are equal (S4)";

@@ -17,6 +17,7 @@ mod ops;
 mod pace;
 mod peer;
 mod promote;
+mod proof;
 mod reads;
 mod release;
 mod resync;

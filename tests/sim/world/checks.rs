@@ -107,10 +107,14 @@ impl World {
         let first = answered.and_then(|a| a.values().min()).copied().unwrap_or_default();
         let in_time =
             |n: &usize| answered.and_then(|a| a.get(n)).is_some_and(|at| *at < first + PROMPT);
-        // One that lost power before the opening that it had prepared was in force is lossy too.
-        let lossy = |n: &usize| self.nodes[*n].copy.as_ref().and_then(|c| c.lossy_since);
-        let before = |at: Option<u64>| at.is_none_or(|at| at < opened);
-        let kept = |n: &usize| before(self.nodes[*n].lost_power) && before(lossy(n));
+        // One that lost power before the opening that it had prepared was in force is lossy too,
+        // until it is told: nothing is acknowledged before.
+        let kept = |n: &usize| {
+            let node = &self.nodes[*n];
+            let untold = |c: &Copy| c.host.as_ref().is_some_and(|h| h.replica.status().unclean);
+            let lossy = |c: &Copy| c.lossy_since.is_some() && untold(c);
+            node.lost_power.is_none_or(|at| at < opened) && !node.copy.as_ref().is_some_and(lossy)
+        };
         let was = |n: &usize| self.in_sync(old).iter().any(|(m, _)| m == n);
         if self.in_sync(new).iter().any(|(n, _)| was(n) && kept(n) && in_time(n)) {
             return None;

@@ -99,7 +99,7 @@ impl World {
         // A primary that speaks an older version can't tell a replica what the record proves.
         let tells = self.nodes.iter().all(|n| n.speaks >= 2);
         let member = tells && self.meta.record().is_in_sync(rid);
-        let may = member && self.dispensable(node).is_some() && !self.is_overtaken();
+        let may = member && self.dispensable(node).is_some();
         let kept = self.nodes[node]
             .image
             .take_if(|(of, promised, _)| *of == rid && *promised < open_epoch && may);
@@ -119,14 +119,6 @@ impl World {
             (copy.disk, copy.is_old) = (disk, true);
         }
         true
-    }
-
-    /// Does a primary still run whose volume another one has claimed? What it knows of the record
-    /// does not prove what replicas promised since.
-    fn is_overtaken(&self) -> bool {
-        let named = self.meta.record().primary.as_ref().map(|p| p.instance);
-        let seats = self.nodes.iter().filter_map(|n| n.seat.as_ref());
-        seats.filter(|s| !s.is_over()).any(|s| Some(s.instance) != named)
     }
 
     /// The copy of a node, if enough others are members and have their files, so that nothing is

@@ -111,6 +111,11 @@ impl Cas {
         }
     }
 
+    /// Is there something to be learned from the record that is not asked for yet?
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale
+    }
+
     /// A session ended: a proposal may have rested on it.
     pub(super) fn shake(&mut self, rid: ReplicaId) {
         if let Some(proposal) = &mut self.proposal {
@@ -193,7 +198,10 @@ impl Primary {
                 self.get_record();
             }
             MetaResult::Conflict => self.get_record(),
-            MetaResult::Read(Some((record, revision))) => self.on_record(record, revision),
+            MetaResult::Read(Some((record, revision))) => {
+                self.on_record(record, revision);
+                self.admit_proven();
+            }
             // The volume was deleted under us.
             MetaResult::Read(None) => self.fence(Stop::Deleted),
             MetaResult::Unavailable => {

@@ -44,12 +44,16 @@ pub(super) enum Step {
     Probe(LockId),
     /// Another member reads a block that is bad on the source.
     HealRead(LockId, u64),
-    /// The source writes it.
+    /// The source writes it; durable at once.
     HealWrite(LockId, u64),
     /// The source says whether a block that nobody can give is of interest.
     GapDigest(LockId, u64),
     /// The target notes that its content is lost.
     GapWrite(LockId, u64),
+    /// The source writes what may be torn: it does not count as whole there.
+    HealCopy(LockId, u64),
+    /// The source makes that durable.
+    HealFlush(LockId, u64),
     /// The target reads blocks that may be torn on the source and are whole on the target.
     TornRead(LockId),
     /// The source writes them.
@@ -108,6 +112,8 @@ impl Step {
             | Self::HealWrite(lock, _)
             | Self::GapDigest(lock, _)
             | Self::GapWrite(lock, _)
+            | Self::HealCopy(lock, _)
+            | Self::HealFlush(lock, _)
             | Self::TornRead(lock)
             | Self::TornWrite(lock)
             | Self::TornFlush(lock) => Some(*lock),
@@ -481,6 +487,7 @@ impl Primary {
             Step::TornRead(lock) => (self.torn_unreadable(lock), true),
             Step::Scan | Step::Write(_) | Step::Pull(_) | Step::HealWrite(..) => (None, false),
             Step::GapWrite(..) | Step::TornWrite(_) | Step::TornFlush(_) => (None, false),
+            Step::HealCopy(..) | Step::HealFlush(..) => (None, false),
         };
         match mended {
             Some(()) => {}

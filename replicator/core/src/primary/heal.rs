@@ -6,12 +6,13 @@
 //! others any content is as good, since the block is among those that may differ (P5).
 
 use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
 
 use super::copy::Step;
 use super::{Phase, Primary};
 use crate::id::ReplicaId;
 use crate::lock::LockId;
-use crate::message::{Payload, Refusal, Reply, Request};
+use crate::message::{Payload, Refusal, Reply, Request, ResyncBlock, ResyncContent};
 use crate::range::{BlockRange, BlockSet};
 
 /// What is known of the source's bad blocks in a window.
@@ -121,12 +122,36 @@ impl Primary {
         }
     }
 
-    /// Another member gave the block.
-    pub(super) fn on_heal_read(&mut self, lock: LockId, block: u64, data: Payload) -> Option<()> {
+    /// Another member gave the block. If no guest is served and that member lost power too, what
+    /// it gave may be torn: then it must not pass for what one write wrote, and gives way to what
+    /// another member can prove to be whole.
+    fn on_heal_read(
+        &mut self,
+        from: ReplicaId,
+        lock: LockId,
+        block: u64,
+        data: Payload,
+    ) -> Option<()> {
         let source = self.copy.as_ref()?.source();
-        let range = BlockRange::new(block, 1);
-        let request = Request::Write { range, fua: true, payload: data };
-        self.copy_call(source, Step::HealWrite(lock, block), true, request);
+        let lost_power = self.peers.get(&from).and_then(|p| p.session()).is_none_or(|s| s.lossy);
+        if self.phase == Phase::Recovering && lost_power {
+            let stamp = self.cas.record()?.r#gen;
+            let entry = ResyncBlock { block, stamp, content: ResyncContent::Data };
+            let request = Request::Resync { blocks: Vec::from([entry]), payload: data };
+            self.copy_call(source, Step::HealCopy(lock, block), true, request);
+        } else {
+            self.promotion_untorn(block);
+            let range = BlockRange::new(block, 1);
+            let request = Request::Write { range, fua: true, payload: data };
+            self.copy_call(source, Step::HealWrite(lock, block), true, request);
+        }
+        Some(())
+    }
+
+    /// Durable before it is copied: the source may have been flushed already (P6).
+    fn on_heal_copied(&mut self, lock: LockId, block: u64) -> Option<()> {
+        let source = self.copy.as_ref()?.source();
+        self.copy_call(source, Step::HealFlush(lock, block), false, Request::Flush);
         Some(())
     }
 
@@ -142,9 +167,12 @@ impl Primary {
         match (step, reply) {
             (Step::Probe(lock), Reply::Data(_)) => self.on_probed(*lock, true),
             (Step::HealRead(lock, block), Reply::Data(data)) if data.blocks() == 1 => {
-                self.on_heal_read(*lock, *block, data)
+                self.on_heal_read(rid, *lock, *block, data)
             }
-            (Step::HealWrite(lock, block), Reply::Done) => self.on_healed(rid, *lock, *block),
+            (Step::HealCopy(lock, block), Reply::Done) => self.on_heal_copied(*lock, *block),
+            (Step::HealWrite(lock, block) | Step::HealFlush(lock, block), Reply::Done) => {
+                self.on_healed(rid, *lock, *block)
+            }
             _ => None,
         }
     }

@@ -29,6 +29,8 @@ pub(super) struct Peer {
     session: Option<Promised>,
     /// Its incarnation when it was last accepted: what it had then it has as long as it lives.
     known: Option<Incarnation>,
+    /// What it promised, until the record proves that it has promised nothing newer (R7).
+    held: Option<Promised>,
     /// Since when it has had no session.
     lost_at: Tick,
     /// It said that it can't go on, or came back without what it had: no grace.
@@ -75,6 +77,7 @@ impl Peer {
             conn,
             session: None,
             known: None,
+            held: None,
             lost_at: now,
             failed: false,
             refused: None,
@@ -167,6 +170,21 @@ impl Peer {
         self.owed.first_key_value().map(|(_, owed)| owed.since)
     }
 
+    /// Is it the one that was accepted last, with all that it had?
+    pub(super) fn knows(&self, incarnation: Incarnation) -> bool {
+        self.known == Some(incarnation)
+    }
+
+    /// Its session waits for a proof.
+    pub(super) fn hold(&mut self, promised: Promised) {
+        (self.held, self.ask_again_at) = (Some(promised), None);
+    }
+
+    /// What was held back, if the connection is still there.
+    pub(super) fn take_held(&mut self) -> Option<Promised> {
+        self.held.take()
+    }
+
     /// A resync starts in this session.
     pub(super) fn begin_resync(&mut self) {
         self.known = self.session.as_ref().map(|s| s.incarnation);
@@ -191,7 +209,7 @@ impl Peer {
         if self.session.take().is_some() {
             self.lost_at = now;
         }
-        self.ask_again_at = None;
+        (self.held, self.ask_again_at) = (None, None);
         self.renewing = false;
         self.entry = Entry::Unasked;
         self.owed.clear();
@@ -483,17 +501,24 @@ impl Primary {
     }
 
     fn on_promised(&mut self, rid: ReplicaId, promised: Promised) {
-        let now = self.now;
         if self.is_ahead_of_record(promised.member_gen) {
             return;
         }
         self.note_promise(rid, &promised);
+        if !self.holds_back(rid, &promised) {
+            self.on_session(rid, promised);
+        }
+    }
+
+    /// What it promised is accepted.
+    pub(super) fn on_session(&mut self, rid: ReplicaId, promised: Promised) {
+        let now = self.now;
         let as_member = self.is_open() && self.is_required(rid);
         let careless = self.has(Bug::ResumeUnclean);
         let forgets = self.has(Bug::SecondReconnect);
         let Some(peer) = self.peers.get_mut(&rid) else { return };
         (peer.refused, peer.promised) = (None, true);
-        let same = peer.known == Some(promised.incarnation);
+        let same = peer.knows(promised.incarnation);
         let acceptable = !as_member || same || !promised.unclean || careless;
         if acceptable || forgets {
             peer.known = Some(promised.incarnation);

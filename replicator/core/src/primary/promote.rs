@@ -46,6 +46,8 @@ pub(super) struct Promotion {
     left_out: BTreeSet<ReplicaId>,
     /// Blocks that the source got from another member.
     healed: BlockSet,
+    /// Of these, what is not torn.
+    untorn: BlockSet,
     /// The device was served by this very primary before (G4).
     live: bool,
 }
@@ -73,7 +75,7 @@ impl Promotion {
         self.source = None;
         self.stages.clear();
         self.left_out.clear();
-        self.healed = BlockSet::new();
+        (self.healed, self.untorn) = (BlockSet::new(), BlockSet::new());
     }
 }
 
@@ -366,9 +368,16 @@ impl Primary {
         all_up || waited >= limits::LOSSY_GRACE_MS
     }
 
-    /// Has the source got this block from another member?
-    pub(super) fn is_healed(&self, block: u64) -> bool {
-        self.promotion.healed.contains(block)
+    /// Has the source got this block from a member that has it whole?
+    pub(super) fn is_untorn(&self, block: u64) -> bool {
+        self.promotion.untorn.contains(block)
+    }
+
+    /// The source gets this block from a member that has it whole, or kept its power.
+    pub(super) fn promotion_untorn(&mut self, block: u64) {
+        if self.phase == Phase::Recovering {
+            self.promotion.untorn.insert(BlockRange::new(block, 1));
+        }
     }
 
     /// A block of the source has got the content that another member gave, which need not be what

@@ -43,7 +43,7 @@ impl Primary {
         };
         let pairs = source.iter().zip(target).filter(torn).map(|(s, _)| s.block);
         // Each block once: two members may have it whole, and not the same.
-        let new = pairs.filter(|block| !self.is_healed(*block));
+        let new = pairs.filter(|block| !self.is_untorn(*block));
         new.map(|block| BlockRange::new(block, 1)).collect()
     }
 
@@ -83,7 +83,10 @@ impl Primary {
     /// The source has them. Its digests are asked for again, and all others get them from it.
     pub(super) fn on_torn_durable(&mut self, source: ReplicaId, lock: LockId) -> Option<()> {
         let torn = self.copy.as_mut()?.window(lock)?.heal.torn.clone()?;
-        torn.blocks().for_each(|block| self.promotion_healed(block));
+        for block in torn.blocks() {
+            self.promotion_untorn(block);
+            self.promotion_healed(block);
+        }
         self.counters.torn_blocks += torn.len();
         let blocks = torn.len();
         self.out.push(Effect::Notice(Notice::Torn { replica: source, blocks }));
@@ -94,7 +97,9 @@ impl Primary {
     /// Is something being written to the source of a copy, since it lacked it?
     pub(super) fn is_source_written(&self) -> bool {
         let writes = |step: &Step| {
-            matches!(step, Step::HealWrite(..) | Step::TornWrite(_) | Step::TornFlush(_))
+            let heals =
+                matches!(step, Step::HealWrite(..) | Step::HealCopy(..) | Step::HealFlush(..));
+            heals || matches!(step, Step::TornWrite(_) | Step::TornFlush(_))
         };
         self.calls.values().any(|call| matches!(&call.purpose, Purpose::Copy(s) if writes(s)))
     }

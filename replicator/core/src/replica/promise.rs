@@ -29,14 +29,21 @@ pub(super) struct PendingPromise {
     pub(super) connected: bool,
     header: Header,
     wanted: Wanted,
-    /// Handed to the store (older work is drained)?
-    submitted: bool,
+    /// As what it was handed to the store (older work is drained): itself, or the same promise as
+    /// it was asked for before.
+    submitted: Option<Header>,
 }
 
 impl PendingPromise {
     /// Is it being persisted under this header?
     pub(super) fn is_for(&self, header: &Header) -> bool {
-        self.submitted && self.header == *header
+        self.submitted == Some(*header)
+    }
+
+    /// Is it the same promise, asked for anew?
+    fn is_same(&self, header: &Header, wanted: &Wanted) -> bool {
+        let of = |w: &Wanted| (w.instance, w.lineage, w.attach_seq);
+        self.header.epoch == header.epoch && of(&self.wanted) == of(wanted)
     }
 }
 
@@ -55,15 +62,17 @@ impl Replica {
         self.heard = Some(now);
         // From here on nothing of an older session is admitted; what it has in the store drains.
         self.end_session();
-        let submitted = self.promising.is_some_and(|p| p.submitted);
+        let running = self.promising.filter(|p| p.submitted.is_some());
         if self.promising.is_some_and(|p| p.header.epoch < header.epoch) {
             // The newer claim is in the record already: the older one is fenced.
             self.refuse_promise(Refusal::Epoch { promised: header.epoch }, out);
         }
-        self.promising =
-            Some(PendingPromise { conn, connected: true, header, wanted, submitted: false });
-        if submitted {
-            // An earlier promise is being persisted; this one follows when it is answered.
+        // Who asks again gets the answer as soon as the promise is durable, however slow the disk.
+        let same = running.filter(|p| p.is_same(&header, &wanted));
+        let submitted = same.and_then(|p| p.submitted);
+        self.promising = Some(PendingPromise { conn, connected: true, header, wanted, submitted });
+        if running.is_some() {
+            // An earlier promise is being persisted; another one follows when it is answered.
             return;
         }
         self.try_promise(out);
@@ -103,10 +112,9 @@ impl Replica {
     /// Persists the pending promise once the older work has drained.
     pub(super) fn try_promise(&mut self, out: &mut Vec<Effect>) {
         let drained = self.in_flight.is_empty() || self.planted.has(Bug::NoDrain);
-        let Some(pending) = self.promising.as_mut().filter(|p| !p.submitted && drained) else {
-            return;
-        };
-        pending.submitted = true;
+        let waits = |p: &&mut PendingPromise| p.submitted.is_none() && drained;
+        let Some(pending) = self.promising.as_mut().filter(waits) else { return };
+        pending.submitted = Some(pending.header);
         let (conn, header) = (pending.conn, pending.header);
         let op = StoreOp::Promise {
             epoch: header.epoch,
@@ -117,12 +125,13 @@ impl Replica {
         self.submit(InFlight { conn, header, mutation: None, fatal: true, gives: false }, op, out);
     }
 
-    /// The store has persisted the promise of `header`.
-    pub(super) fn on_promise_durable(&mut self, now: Tick, header: &Header, out: &mut Vec<Effect>) {
+    /// The store has persisted the promise under way.
+    pub(super) fn on_promise_durable(&mut self, now: Tick, out: &mut Vec<Effect>) {
+        let Some(pending) = self.promising.take() else { return };
+        let header = pending.header;
         assert!(header.epoch >= self.promised, "a promise went backwards");
         self.past.on_promised(now, header.epoch > self.promised);
         self.promised = header.epoch;
-        let Some(pending) = self.promising.take() else { return };
         self.instance = Some(pending.wanted.instance);
         // T11: durable with the promise, like all of it.
         self.identity.lineage = pending.wanted.lineage;
@@ -148,7 +157,7 @@ impl Replica {
                 silent_ms: Some(self.past.silent_ms(now)),
                 pulls: self.fetches,
             };
-            self.reply(pending.conn, header, Reply::Promised(Box::new(promised)), out);
+            self.reply(pending.conn, &header, Reply::Promised(Box::new(promised)), out);
         }
     }
 }

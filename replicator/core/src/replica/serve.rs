@@ -118,7 +118,7 @@ impl Replica {
         }
         let is_promise = self.promising.is_some_and(|p| p.is_for(&item.header));
         match result {
-            Ok(StoreReply::Done) if is_promise => self.on_promise_durable(now, &item.header, out),
+            Ok(StoreReply::Done) if is_promise => self.on_promise_durable(now, out),
             Ok(reply) => self.on_done(&item, reply, waits, out),
             Err(_) if !waits => {}
             Err(error) => {

@@ -167,6 +167,21 @@ fn r2_a_newer_promise_replaces_one_that_is_being_persisted() {
     assert!(matches!(bench.sent.as_slice(), [(Conn(2), Reply::Promised(_))]));
 }
 
+/// A disk that takes longer than a primary waits before it asks again.
+#[test]
+fn r2_a_promise_that_is_asked_for_again_is_answered_once_it_is_durable() {
+    let mut bench = Bench::new(recovered());
+    bench.ask(1, header(1, 1, 1), promise(1));
+    bench.ask(1, header(1, 1, 5), promise(1));
+    bench.ask(2, header(1, 1, 9), promise(1));
+    assert_eq!(bench.asked.len(), 1, "it is being persisted");
+    bench.answer(Ok(StoreReply::Done));
+    assert!(matches!(bench.sent.as_slice(), [(Conn(2), Reply::Promised(_))]), "the last one");
+    assert!(bench.asked.is_empty());
+    bench.ask(2, header(1, 1, 9), write(0));
+    assert!(bench.refused().is_none() && bench.asked.len() == 1, "its session is open");
+}
+
 #[test]
 fn a_promise_that_can_not_be_made_is_refused() {
     let mut bench = Bench::new(recovered());

@@ -92,6 +92,7 @@ fn scene_for(bug: Bug) -> Option<&'static str> {
         Bug::PullAnyEpoch => Some("72-pull-of-a-deposed-primary"),
         Bug::CountStandstill => Some("52-standstill"),
         Bug::ShunOneOfTwo => Some("66-slow-member-of-two"),
+        Bug::ResumeUnproven => Some("23-put-back-under-an-old-primary"),
         Bug::LossyUntilTold => Some("32-whole-before-it-is-told"),
         Bug::HastyGap => Some("82-lost-block-found"),
         Bug::SkippingScrub => Some("83-scrub-comes-back"),
