@@ -79,7 +79,14 @@ pub struct Coverage {
 impl Coverage {
     /// Adds another seed's.
     pub fn add(&mut self, other: &Self) {
-        let Self {
+        /// Without `..`, so that a new field is not forgotten here.
+        macro_rules! add {
+            ($($field:ident),*) => {
+                let Self { $($field),* } = other;
+                $(self.$field += $field;)*
+            };
+        }
+        add!(
             claims,
             promotions,
             in_place,
@@ -113,42 +120,8 @@ impl Coverage {
             slow_removals,
             rot_removals,
             copies_vanished,
-            copies_spared,
-        } = other;
-        self.claims += claims;
-        self.promotions += promotions;
-        self.in_place += in_place;
-        self.repairs += repairs;
-        self.resyncs += resyncs;
-        self.pulled_blocks += pulled_blocks;
-        self.pulls_failed += pulls_failed;
-        self.resyncs_refused += resyncs_refused;
-        self.removals += removals;
-        self.releases += releases;
-        self.additions += additions;
-        self.swaps += swaps;
-        self.closes += closes;
-        self.suspensions += suspensions;
-        self.fenced += fenced;
-        self.unclean_opens += unclean_opens;
-        self.lossy_opens += lossy_opens;
-        self.faulted += faulted;
-        self.reads += reads;
-        self.acks += acks;
-        self.late_acks += late_acks;
-        self.garbled_frames_noticed += garbled_frames_noticed;
-        self.beyond_repair += beyond_repair;
-        self.pages_lost += pages_lost;
-        self.mended += mended;
-        self.gaps += gaps;
-        self.torn += torn;
-        self.untorn += untorn;
-        self.copies_made += copies_made;
-        self.copies_forgotten += copies_forgotten;
-        self.slow_removals += slow_removals;
-        self.rot_removals += rot_removals;
-        self.copies_vanished += copies_vanished;
-        self.copies_spared += copies_spared;
+            copies_spared
+        );
     }
 }
 
