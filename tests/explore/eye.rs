@@ -17,8 +17,21 @@ const LONG_AGO_US: u64 = 1_500_000;
 struct Name {
     /// Kind, part and number: numbers are compared with those of the same kind and part only.
     key: u64,
-    /// Its place among the words.
+    /// Its place among the words, or [`NOWHERE`].
     at: u32,
+    /// Among those with the same kind and part, from 1 on.
+    rank: u64,
+}
+
+/// Of a number that is compared with others, but not seen itself.
+const NOWHERE: u32 = u32::MAX;
+
+/// Tells a call's number from others' ranks.
+const CALL: u64 = 1 << 63;
+
+fn key(kind: Kind, space: u8, value: u64) -> u64 {
+    assert!(value >> NUMBER_BITS == 0, "a number that is too large to be renamed");
+    (u64::from(kind as u8) << 8 | u64::from(space)) << NUMBER_BITS | value
 }
 
 /// Bits of a name's key that hold the number.
@@ -29,9 +42,16 @@ const NUMBER_BITS: u32 = 48;
 pub(crate) struct Eye {
     words: Vec<u64>,
     names: Vec<Name>,
+    /// Numbers of calls, and numbers that are compared with names, to be told when all are known.
+    calls: Vec<Name>,
+    bounds: Vec<Name>,
     /// The part that is being looked at: numbers of different parts are not compared.
     space: u8,
     now: u64,
+    /// May a read still ask for a lease?
+    pub(crate) leases: bool,
+    /// Does no time pass any more?
+    pub(crate) frozen: bool,
     /// Which part's sequence numbers follow.
     seqs: Seqs,
 }
@@ -54,6 +74,14 @@ impl Eye {
     pub(crate) fn clear(&mut self) {
         self.words.clear();
         self.names.clear();
+        self.calls.clear();
+        self.bounds.clear();
+    }
+
+    /// A sequence number of this primary that will be compared with others, whatever names it.
+    pub(crate) fn note_seq(&mut self, seq: u64) {
+        let key = key(Kind::Seq, self.space, seq);
+        self.names.push(Name { key, at: NOWHERE, rank: 0 });
     }
 
     /// From here on a primary or its messages are seen.
@@ -68,22 +96,29 @@ impl Eye {
     }
 
     fn name(&mut self, kind: Kind, space: u8, value: u64) {
-        assert!(value >> NUMBER_BITS == 0, "a number that is too large to be renamed");
-        let family = u64::from(kind as u8) << 8 | u64::from(space);
-        let at = u32::try_from(self.words.len()).unwrap_or(u32::MAX);
-        self.names.push(Name { key: family << NUMBER_BITS | value, at });
-        self.words.push(family);
+        let at = u32::try_from(self.words.len()).unwrap_or(NOWHERE);
+        match kind {
+            Kind::Call => self.calls.push(Name { key: key(Kind::Seq, space, value), at, rank: 0 }),
+            Kind::Bound => {
+                self.bounds.push(Name { key: key(Kind::Seq, space, value), at, rank: 0 })
+            }
+            _ => self.names.push(Name { key: key(kind, space, value), at, rank: 0 }),
+        }
+        self.words.push(u64::from(kind as u8) << 8 | u64::from(space));
     }
 
     fn relative(&mut self, kind: Kind, value: u64) {
         match kind {
-            Kind::Tick => {
+            Kind::Lease if !self.leases => self.words.push(0),
+            Kind::Due if self.frozen => self.words.push(0),
+            Kind::Due if value == u64::MAX => self.words.push(3),
+            Kind::Tick | Kind::Lease | Kind::Due => {
                 let age = self.now.checked_sub(value);
                 self.words.push(age.map_or(2, |age| u64::from(age >= LONG_AGO_US)));
             }
             // The next number of a primary that has none yet.
-            Kind::Seq if value == 0 => self.words.push(0),
-            Kind::Seq => {
+            Kind::Seq | Kind::Bound if value == 0 => self.words.push(0),
+            Kind::Seq | Kind::Call | Kind::Bound => {
                 let space = match self.seqs {
                     Seqs::Own => self.space,
                     Seqs::Of { next, .. } => next,
@@ -95,32 +130,69 @@ impl Eye {
                 if let Seqs::Of { next, .. } = &mut self.seqs {
                     *next = crate::world::seat_of(value);
                 }
-                self.name(kind, 0, value);
+                self.name(kind, crate::world::pair_of(value), value);
             }
             Kind::Token | Kind::Lock | Kind::Ticket => self.name(kind, self.space, value),
         }
     }
 
-    /// The fingerprint of all that was taken in; never 0.
-    pub(crate) fn fingerprint(&mut self) -> u64 {
-        self.names.sort_unstable();
+    /// Replaces each number by its rank among those of its kind and part.
+    fn rank_names(&mut self) {
         let (mut rank, mut before) = (0, u64::MAX);
-        for name in &self.names {
+        for name in &mut self.names {
             rank = match before {
                 same if same == name.key => rank,
                 like if like >> NUMBER_BITS == name.key >> NUMBER_BITS => rank + 1,
                 _ => 1,
             };
             before = name.key;
-            self.words[name.at as usize] |= rank << 32;
+            if let Some(word) = self.words.get_mut(name.at as usize) {
+                *word |= rank << 32;
+            }
+            name.rank = rank;
         }
-        let mut print = fold(SEED ^ self.words.len() as u64, STEP);
-        for pair in self.words.chunks(2) {
-            let second = pair.get(1).copied().unwrap_or(0);
-            print = fold(print ^ pair[0], STEP ^ second) ^ print.rotate_left(23);
-        }
-        fold(print, STEP).max(1)
     }
+
+    /// Numbers of calls are the same or not; which comes first is told by where they are met.
+    /// Those that are compared with others have their rank among these.
+    fn rank_calls(&mut self) {
+        for index in 0..self.calls.len() {
+            let Name { key, at, .. } = self.calls[index];
+            let known = self.names.binary_search_by_key(&key, |name| name.key);
+            let known = known.ok().map(|found| self.names[found].rank << 32);
+            let first = || self.calls.iter().position(|call| call.key == key).unwrap_or(index);
+            self.words[at as usize] |= known.unwrap_or_else(|| (first() as u64) << 32 | CALL);
+        }
+    }
+
+    /// Of a bound it counts how many are not above it.
+    fn rank_bounds(&mut self) {
+        for Name { key, at, .. } in &self.bounds {
+            let below = self.names.partition_point(|name| name.key <= *key);
+            let like = |name: &&Name| name.key >> NUMBER_BITS == key >> NUMBER_BITS;
+            let last = self.names[..below].last().filter(like);
+            self.words[*at as usize] |= last.map_or(0, |name| name.rank) << 32;
+        }
+    }
+
+    /// The fingerprint of all that was taken in; never 0.
+    pub(crate) fn fingerprint(&mut self) -> u64 {
+        self.names.sort_unstable();
+        self.rank_names();
+        self.rank_calls();
+        self.rank_bounds();
+        digest(&self.words)
+    }
+}
+
+/// One number for all of `words`; never 0.
+pub(crate) fn digest(words: &[u64]) -> u64 {
+    let mut print = fold(SEED ^ words.len() as u64, STEP);
+    for pair in words.chunks(2) {
+        let second = pair.get(1).copied().unwrap_or(0);
+        print = fold(print ^ pair[0], STEP ^ second) ^ print.rotate_left(23);
+    }
+    fold(print, STEP).max(1)
 }
 
 /// Both halves of the product.

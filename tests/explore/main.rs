@@ -29,9 +29,9 @@ use world::Setup;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// A run's name, `quick`, or `all`.
-    #[arg(long, default_value = "quick")]
-    run: String,
+    /// Names of runs, `quick`, or `all`.
+    #[arg(long, default_value = "quick", value_delimiter = ',')]
+    run: Vec<String>,
     /// Print the runs and stop.
     #[arg(long)]
     list: bool,
@@ -56,9 +56,18 @@ struct Args {
     /// Go through every order of steps, also where it makes no difference.
     #[arg(long)]
     full: bool,
+    /// See that whatever follows one of two states that count as the same follows the other.
+    #[arg(long)]
+    compare: bool,
+    /// Say on standard error every ten seconds how far it is.
+    #[arg(long)]
+    progress: bool,
     /// One line of JSON for each run, and one for all.
     #[arg(long)]
     json: bool,
+    /// The table of docs/model.md.
+    #[arg(long, conflicts_with = "json")]
+    markdown: bool,
 }
 
 /// Writes a line to standard output; a reader that has gone away is no reason to stop.
@@ -86,19 +95,24 @@ fn main() -> ExitCode {
     if args.mutants {
         return if mutants(&args) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    let wanted = |run: &&Run| match args.run.as_str() {
+    let is_meant = |run: &Run, name: &str| match name {
         "all" => true,
         "quick" => run.quick,
         name => run.name == name,
     };
-    let runs: Vec<&Run> = RUNS.iter().filter(wanted).collect();
-    if runs.is_empty() {
-        say(&format!("no run is called {}; see --list", args.run));
+    if let Some(name) = args.run.iter().find(|name| !RUNS.iter().any(|run| is_meant(run, name))) {
+        say(&format!("no run is called {name}; see --list"));
         return ExitCode::from(2);
     }
+    let wanted = |run: &&Run| args.run.iter().any(|name| is_meant(run, name));
+    let runs: Vec<&Run> = RUNS.iter().filter(wanted).collect();
     if args.list {
         runs.iter().for_each(|run| say(&format!("{:21} {}", run.name, run.setup)));
         return ExitCode::SUCCESS;
+    }
+    if args.markdown {
+        say("| Run | What there is, and what may happen | States | Transitions | Longest way |");
+        say("|---|---|---|---|---|");
     }
     let mut totals = Totals::default();
     for run in runs {
@@ -162,6 +176,8 @@ fn find(run: &Run, planted: Planted, args: &Args) -> Found {
         table_bits: args.table_bits,
         most: args.states,
         breadth_first: args.shortest,
+        compare: args.compare,
+        progress: args.progress,
     };
     match runs::start(&setup) {
         Ok(start) => search::search(start, plan),
@@ -172,7 +188,7 @@ fn find(run: &Run, planted: Planted, args: &Args) -> Found {
 fn explore(run: &Run, planted: Planted, args: &Args) -> Found {
     let begun = Instant::now();
     let found = find(run, planted, args);
-    report(run, &found, begun.elapsed().as_secs_f64(), args.json);
+    report(run, &found, begun.elapsed().as_secs_f64(), args);
     if let Some((_, way)) = &found.violation {
         let setup = Setup { planted, full: args.full, ..run.setup };
         story::tell(&setup, way).iter().for_each(|line| say(line));
@@ -180,14 +196,39 @@ fn explore(run: &Run, planted: Planted, args: &Args) -> Found {
     found
 }
 
-fn report(run: &Run, found: &Found, seconds: f64, json: bool) {
+/// With commas between thousands.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.char_indices() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn report(run: &Run, found: &Found, seconds: f64, args: &Args) {
     let violation = found.violation.as_ref().map(|(what, _)| what.as_str());
     let Found { states, transitions, depth, complete, .. } = found;
-    if json {
+    if args.markdown {
+        let outcome = match (violation, complete) {
+            (Some(what), _) => format!(" **{what}**"),
+            (None, true) => String::new(),
+            (None, false) => " (cut short)".to_owned(),
+        };
+        let (states, transitions) = (grouped(*states), grouped(*transitions));
+        return say(&format!(
+            "| `{}` | {} | {states}{outcome} | {transitions} | {depth} |",
+            run.name, run.setup
+        ));
+    }
+    if args.json {
         let line = serde_json::json!({
             "run": run.name, "setup": run.setup.to_string(), "states": states,
             "transitions": transitions, "depth": depth, "complete": complete,
-            "seconds": seconds, "violation": violation,
+            "seconds": seconds, "compared": found.compared, "violation": violation,
         });
         return say(&line.to_string());
     }

@@ -1,10 +1,15 @@
 //! Going through every state: a pool of states to look at, and a table of those that were seen.
 
+mod twins;
+
 use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::act::Action;
 use crate::eye::Eye;
@@ -13,6 +18,9 @@ use crate::world::State;
 
 /// States that a worker keeps for itself before it gives some away.
 const KEEP: usize = 256;
+
+/// How often the progress is told.
+const PROGRESS: Duration = Duration::from_secs(10);
 
 /// A state after so many steps without an alternative is remembered like one with alternatives.
 const MOST_STEPS: usize = 256;
@@ -27,6 +35,10 @@ pub(crate) struct Plan {
     pub(crate) most: u64,
     /// The shortest story first; takes more memory.
     pub(crate) breadth_first: bool,
+    /// See that states that count as the same are followed by the same.
+    pub(crate) compare: bool,
+    /// Tell now and then how far it is.
+    pub(crate) progress: bool,
 }
 
 /// What came of it.
@@ -38,6 +50,8 @@ pub(crate) struct Found {
     pub(crate) depth: usize,
     /// Was everything seen?
     pub(crate) complete: bool,
+    /// States whose successors were compared with those of others that count as the same.
+    pub(crate) compared: u64,
     pub(crate) violation: Option<(String, Vec<Action>)>,
 }
 
@@ -110,7 +124,8 @@ impl Table {
     }
 }
 
-type Item = (State, Option<Arc<Way>>);
+/// A state, how it was reached, and its share of all there is to do.
+type Item = (State, Option<Arc<Way>>, f64);
 
 /// What the workers share.
 struct Shared {
@@ -123,8 +138,33 @@ struct Shared {
     states: AtomicU64,
     transitions: AtomicU64,
     depth: AtomicUsize,
+    /// Of all there is to do, what is done, as far as that can be told.
+    done: Mutex<f64>,
     full: AtomicBool,
+    /// What follows each state, if that is compared, and how often it was.
+    follows: Mutex<BTreeMap<u64, u64>>,
+    compared: AtomicU64,
     violation: Mutex<Option<(String, Vec<Action>)>>,
+}
+
+impl Shared {
+    /// Says on standard error how far the workers are, until they are `finished`.
+    fn tell_progress(&self, finished: impl Fn() -> bool) {
+        let begun = Instant::now();
+        let mut told = begun;
+        while !finished() {
+            thread::sleep(Duration::from_millis(100));
+            if told.elapsed() < PROGRESS {
+                continue;
+            }
+            told = Instant::now();
+            let states = self.states.load(Ordering::Relaxed);
+            let share = *lock(&self.done) * 100.0;
+            let seconds = begun.elapsed().as_secs();
+            let mut err = std::io::stderr().lock();
+            let _ = writeln!(err, "{seconds:>5} s: {states} states, {share:.1} % by share");
+        }
+    }
 }
 
 /// Looks at everything that can be reached from `start`.
@@ -139,14 +179,19 @@ pub(crate) fn search(start: State, plan: Plan) -> Found {
         states: AtomicU64::new(1),
         transitions: AtomicU64::new(0),
         depth: AtomicUsize::new(0),
+        done: Mutex::new(0.0),
         full: AtomicBool::new(false),
+        follows: Mutex::new(BTreeMap::new()),
+        compared: AtomicU64::new(0),
         violation: Mutex::new(None),
     };
     shared.table.insert(start.fingerprint(&mut Eye::default()));
-    lock(&shared.pool).push((start, None));
+    lock(&shared.pool).push((start, None, 1.0));
     thread::scope(|scope| {
-        for _ in 0..plan.jobs {
-            scope.spawn(|| Worker::new(&shared).run());
+        let workers: Vec<_> =
+            (0..plan.jobs).map(|_| scope.spawn(|| Worker::new(&shared).run())).collect();
+        if plan.progress {
+            shared.tell_progress(|| workers.iter().all(|w| w.is_finished()));
         }
     });
     let violation = lock(&shared.violation).take();
@@ -156,6 +201,7 @@ pub(crate) fn search(start: State, plan: Plan) -> Found {
         transitions: shared.transitions.load(Ordering::Relaxed),
         depth: shared.depth.load(Ordering::Relaxed),
         complete: !cut_short,
+        compared: shared.compared.load(Ordering::Relaxed),
         violation,
     }
 }
@@ -175,6 +221,7 @@ struct Worker<'a> {
     ahead: Vec<Action>,
     states: u64,
     transitions: u64,
+    done: f64,
 }
 
 impl<'a> Worker<'a> {
@@ -188,12 +235,13 @@ impl<'a> Worker<'a> {
             ahead: Vec::new(),
             states: 0,
             transitions: 0,
+            done: 0.0,
         }
     }
 
     fn run(mut self) {
-        while let Some((state, way)) = self.next() {
-            self.expand(&state, way.as_ref());
+        while let Some((state, way, share)) = self.next() {
+            self.expand(&state, way.as_ref(), share);
             self.share();
         }
         self.report();
@@ -204,6 +252,7 @@ impl<'a> Worker<'a> {
         let total = self.shared.states.fetch_add(states, Ordering::Relaxed) + states;
         let transitions = std::mem::take(&mut self.transitions);
         self.shared.transitions.fetch_add(transitions, Ordering::Relaxed);
+        *lock(&self.shared.done) += std::mem::take(&mut self.done);
         let room = self.shared.table.places.len() as u64 / 8 * 7;
         if total >= self.shared.plan.most.min(room) {
             self.shared.full.store(true, Ordering::Relaxed);
@@ -261,14 +310,16 @@ impl<'a> Worker<'a> {
         self.shared.changed.notify_all();
     }
 
-    fn expand(&mut self, state: &State, way: Option<&Arc<Way>>) {
+    fn expand(&mut self, state: &State, way: Option<&Arc<Way>>, share: f64) {
+        let before = self.own.len();
         let mut actions = std::mem::take(&mut self.actions);
         actions.clear();
         state.actions(&mut actions);
         for action in &actions {
             let mut next = state.clone();
             self.steps.clear();
-            match self.follow(&mut next, *action) {
+            let print = match self.look(&mut next, *action) {
+                Ok(print) => print,
                 Err(what) => {
                     let mut violation = lock(&self.shared.violation);
                     violation.get_or_insert_with(|| (what, actions_of(way, &self.steps)));
@@ -276,17 +327,33 @@ impl<'a> Worker<'a> {
                     self.shared.changed.notify_all();
                     break;
                 }
-                Ok(true) if self.shared.table.insert(next.fingerprint(&mut self.eye)) => {
-                    self.states += 1;
-                    let way = self.steps.iter().fold(way.cloned(), |way, step| Way::on(way, *step));
-                    let depth = way.as_ref().map_or(0, |w| w.depth);
-                    self.shared.depth.fetch_max(depth, Ordering::Relaxed);
-                    self.own.push_back((next, way));
-                }
-                Ok(_) => {}
+            };
+            if print.is_some_and(|print| self.shared.table.insert(print)) {
+                self.states += 1;
+                let way = self.steps.iter().fold(way.cloned(), |way, step| Way::on(way, *step));
+                let depth = way.as_ref().map_or(0, |w| w.depth);
+                self.shared.depth.fetch_max(depth, Ordering::Relaxed);
+                self.own.push_back((next, way, share));
             }
         }
+        let new = self.own.len() - before;
+        if new == 0 {
+            self.done += share;
+        }
+        self.own.iter_mut().skip(before).for_each(|item| item.2 = share / new as f64);
         self.actions = actions;
+    }
+
+    /// Takes steps and recognises the state after them, if anything follows it.
+    fn look(&mut self, state: &mut State, action: Action) -> Result<Option<u64>, String> {
+        if !self.follow(state, action)? {
+            return Ok(None);
+        }
+        let print = state.fingerprint(&mut self.eye);
+        if self.shared.plan.compare {
+            self.compare(state, print)?;
+        }
+        Ok(Some(print))
     }
 
     /// Takes a step, and all after it that have no alternative. Is the state to be remembered, or

@@ -6,6 +6,7 @@
 //! wait for, except for the grace of a promotion with lossy answers only. Between two jumps any
 //! number of messages may be delivered, in any order that their connections allow.
 
+use lockstep_core::alike::Kind;
 use lockstep_core::id::{
     Conn, Incarnation, InstanceId, Lineage, NodeId, ReplicaId, Revision, Tick, Token, VolumeId,
 };
@@ -184,6 +185,13 @@ pub(crate) fn seat_of(conn: u64) -> u8 {
     u8::try_from(conn >> 32).unwrap_or(u8::MAX)
 }
 
+/// The ends of a connection, as a number.
+pub(crate) fn pair_of(conn: u64) -> u8 {
+    let copy = u8::try_from(conn >> 24 & 0xff).unwrap_or(u8::MAX);
+    assert!(copy < 16, "more copies than are provided for");
+    seat_of(conn) << 4 | copy
+}
+
 pub(crate) fn copy_node(copy: u8) -> NodeId {
     node(&format!("r{copy}"))
 }
@@ -329,7 +337,7 @@ impl State {
 
     pub(crate) fn connect(&mut self, seat: u8, copy: u8) -> Conn {
         self.made += 1;
-        let conn = Conn(u64::from(seat) << 32 | self.made);
+        let conn = Conn(u64::from(seat) << 32 | u64::from(copy) << 24 | self.made);
         let link = Link {
             conn,
             seat,
@@ -365,6 +373,8 @@ impl State {
     /// What the state is recognised by.
     pub(crate) fn fingerprint(&self, eye: &mut Eye) -> u64 {
         eye.clear();
+        eye.frozen = (self.left.waits, self.left.commits) == (0, 0);
+        eye.leases = self.left.reads > 0 || self.seats.iter().any(|s| s.read.is_some());
         for (index, seat) in (0..).zip(&self.seats) {
             eye.look_at_seat(index, seat.now.0);
             see(&seat.machine, eye);
@@ -373,6 +383,13 @@ impl State {
         }
         for link in &self.links {
             eye.look_at_seat(link.seat, 0);
+            // A write that arrives late is compared with what was committed meanwhile.
+            let writes = link.requests.iter().filter(|m| m.body.mutates());
+            writes.for_each(|m| eye.note_seq(m.header.seq.0));
+            // So are those that its session will have.
+            let promises =
+                link.requests.iter().filter(|m| matches!(m.body, Request::Promise { .. }));
+            promises.for_each(|m| Kind::Bound.hash(m.header.seq.0, eye));
             see(link.as_ref(), eye);
         }
         for (index, copy) in (0..).zip(&self.copies) {

@@ -10,13 +10,26 @@ use core::fmt;
 use core::hash::{Hash, Hasher};
 use core::ops::{Deref, DerefMut};
 
+use crate::id::Tick;
+
 /// Numbers that mean something only in comparison with others of their kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// [`crate::id::Seq`]; compared within one epoch.
     Seq,
+    /// A `Seq` that an answer is known by. Where it is not met as a [`Self::Seq`] too, it is not
+    /// compared with any other, but for being the same.
+    Call,
+    /// A `Seq` up to which something goes, compared only with those met as [`Self::Seq`]: how many
+    /// of them are not above it counts.
+    Bound,
     /// [`crate::id::Tick`]; compared within one process.
     Tick,
+    /// A time that only a read asks about, compared like any other.
+    Lease,
+    /// A time at which something is to be done, if time passes; `u64::MAX` if nothing is. Nothing
+    /// else depends on it.
+    Due,
     /// [`crate::id::Conn`].
     Conn,
     /// [`crate::id::Token`].
@@ -29,8 +42,18 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Seq, Self::Tick, Self::Conn, Self::Token, Self::Lock, Self::Ticket];
+    pub const ALL: [Self; 10] = [
+        Self::Seq,
+        Self::Call,
+        Self::Bound,
+        Self::Tick,
+        Self::Lease,
+        Self::Due,
+        Self::Conn,
+        Self::Token,
+        Self::Lock,
+        Self::Ticket,
+    ];
 
     /// Hashes `value`. Nothing else in a machine uses the hasher's method for `i128`.
     pub fn hash<H: Hasher>(self, value: u64, state: &mut H) {
@@ -44,6 +67,11 @@ impl Kind {
         let value = u64::try_from(hashed & i128::from(u64::MAX)).ok()?;
         Some((*Self::ALL.get(kind)?, value))
     }
+}
+
+/// Hashes when something is to be done.
+pub(crate) fn hash_due<H: Hasher>(due: Option<Tick>, state: &mut H) {
+    Kind::Due.hash(due.map_or(u64::MAX, |at| at.0), state);
 }
 
 /// State that decides nothing.

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use core::hash::{Hash, Hasher};
 
+use crate::alike::Kind;
 use crate::block;
 use crate::id::{
     Epoch, Gen, Incarnation, InstanceId, Lineage, NodeId, RegionIndex, ReplicaId, Seq, VolumeId,
@@ -12,7 +13,7 @@ use crate::id::{
 use crate::range::{BLOCK_SIZE, BlockRange, BlockSet};
 
 /// What every message about a volume carries (rule R1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The volume.
     pub volume: VolumeId,
@@ -24,6 +25,15 @@ pub struct Header {
     pub seq: Seq,
     /// Requests: every mutation up to here is retired on all targets (rule R5); 0 is none.
     pub commit: Seq,
+}
+
+impl Hash for Header {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { volume, epoch, r#gen, seq, commit } = self;
+        (volume, epoch, r#gen).hash(state);
+        Kind::Bound.hash(commit.0, state);
+        Kind::Call.hash(seq.0, state);
+    }
 }
 
 /// A message about a volume, in either direction.

@@ -4,6 +4,8 @@
 //! Data flows one way: an event changes peers, operations or the record; then every sub-machine
 //! is driven until nothing more can be done now (`settle`); effects leave in order.
 
+mod alike;
+mod calls;
 mod cas;
 mod close;
 mod copy;
@@ -33,6 +35,7 @@ mod unfit;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
+use self::calls::{Call, Calls, Purpose};
 use self::cas::Cas;
 use self::close::Closing;
 use self::copy::CopyJob;
@@ -49,7 +52,6 @@ pub use self::status::{Counters, ReplicaStatus, ResyncProgress, ScrubProgress, S
 pub use self::stop::Stop;
 use self::unfit::Fitness;
 pub use self::unfit::Unfit;
-use crate::alike::Aside;
 use crate::guest::{GuestError, GuestOp, GuestReply};
 use crate::id::{
     Conn, Epoch, InstanceId, NodeId, ReplicaId, RequestId, Revision, Seq, Tick, Token, VolumeId,
@@ -281,14 +283,14 @@ pub struct Params {
 }
 
 /// The primary of one attached volume.
-#[derive(Clone, Debug, Hash)]
+#[derive(Clone, Debug)]
 pub struct Primary {
     params: Params,
     phase: Phase,
     /// Time of the step under way.
     now: Tick,
     /// Effects of the step under way.
-    out: Aside<Effects>,
+    out: Effects,
     /// Why it was fenced.
     stopped: Option<Stop>,
     /// The highest epoch of others that a replica has promised, while we were claiming.
@@ -302,7 +304,7 @@ pub struct Primary {
     /// Connections to nodes, whether or not they hold a copy.
     conns: BTreeMap<NodeId, Conn>,
     /// Requests to one replica that wait for an answer.
-    calls: BTreeMap<Seq, Call>,
+    calls: Calls,
     /// Operations that go to every member.
     ops: Ops,
     locks: RangeLock,
@@ -319,53 +321,15 @@ pub struct Primary {
     /// Rewriting bad blocks.
     mending: Mending,
     /// How fast that may go.
-    pace: Aside<Pace>,
+    pace: Pace,
     /// While draining.
     closing: Option<Closing>,
     /// A member that answers is leaving.
     release: Option<Release>,
     /// Who is no good.
-    fitness: Aside<Fitness>,
+    fitness: Fitness,
     next_seq: Seq,
-    counters: Aside<Counters>,
-}
-
-/// A request to one replica.
-#[derive(Clone, Debug, Hash)]
-struct Call {
-    rid: ReplicaId,
-    purpose: Purpose,
-    /// Does it put an entry into the replica's ring?
-    mutates: bool,
-}
-
-/// What a call is for.
-#[derive(Clone, Debug, Hash)]
-enum Purpose {
-    /// Opens the session.
-    Promise,
-    /// A piece of a guest's read.
-    Read(guests::PieceId),
-    /// A step of the copy job.
-    Copy(copy::Step),
-    /// A step in mending the range under this lock.
-    Mend(crate::lock::LockId),
-    /// A step of a copy job or of mending that was aborted; its lock is held until it is answered.
-    Abandoned(crate::lock::LockId),
-    /// Renews the lease for reads.
-    Renew,
-    /// S1: asks the target's node for leave.
-    Enter,
-    /// P5: the source logs what will be repaired.
-    Mark,
-    /// P6: makes the promotion's result durable.
-    PromotionFlush,
-    /// S5: makes a caught-up target durable.
-    TargetFlush,
-    /// Makes durable on a member what one that leaves has.
-    ReleaseFlush(u64),
-    /// T8: the last flush, or emptying the activity log, of this attempt.
-    Close(u64),
+    counters: Counters,
 }
 
 impl Primary {
@@ -376,14 +340,14 @@ impl Primary {
             params,
             phase: Phase::Claiming,
             now: Tick(0),
-            out: Aside::default(),
+            out: Effects::new(),
             stopped: None,
             outbid: None,
             asked_since: false,
             cas: Cas::default(),
             peers: BTreeMap::new(),
             conns: BTreeMap::new(),
-            calls: BTreeMap::new(),
+            calls: Calls::default(),
             ops: Ops::default(),
             locks: RangeLock::default(),
             guests: Guests::default(),
@@ -392,12 +356,12 @@ impl Primary {
             copy: None,
             resync: Resync::default(),
             mending: Mending::default(),
-            pace: Aside::default(),
+            pace: Pace::default(),
             closing: None,
             release: None,
-            fitness: Aside::default(),
+            fitness: Fitness::default(),
             next_seq: Seq(1),
-            counters: Aside::default(),
+            counters: Counters::default(),
         }
     }
 
@@ -537,7 +501,7 @@ impl Primary {
             let listed = |rid| record.replica(rid).is_some();
             assert!(self.peers.keys().all(|rid| listed(*rid)), "a peer that the record lacks");
         }
-        for (seq, call) in &self.calls {
+        for (seq, call) in self.calls.iter() {
             assert!(*seq < self.next_seq, "a call from the future");
             let peer = self.peers.get(&call.rid);
             assert!(peer.is_some_and(Peer::is_connected), "a call without a connection");

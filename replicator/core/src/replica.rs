@@ -11,13 +11,14 @@ mod tests;
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::hash::{Hash, Hasher};
 
 use self::entry::Entry;
 use self::past::Past;
 use self::promise::PendingPromise;
 use self::pull::Pull;
 use self::ring::Ring;
-use crate::alike::Aside;
+use crate::alike::{Aside, Kind};
 use crate::id::{
     Conn, Epoch, Gen, Incarnation, InstanceId, Lineage, NodeId, RegionIndex, ReplicaId, Seq, Tick,
     Token, VolumeId,
@@ -198,11 +199,20 @@ pub struct Replica {
 }
 
 /// A primary's session.
-#[derive(Clone, Copy, Debug, Hash)]
+#[derive(Clone, Copy, Debug)]
 struct Session {
     conn: Conn,
     /// Number of its promise; everything in it has a higher one.
     first: Seq,
+}
+
+impl Hash for Session {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { conn, first } = self;
+        conn.hash(state);
+        // Compared with the writes in the ring.
+        Kind::Bound.hash(first.0, state);
+    }
 }
 
 /// What a store operation in flight is for.

@@ -77,6 +77,9 @@ impl Primary {
     /// A replica promised: from then on it answers nobody older. One that speaks the first
     /// version of the protocol does not say when it last did.
     pub(super) fn note_promise(&mut self, rid: ReplicaId, promised: &Promised) {
+        if self.phase != Phase::Recovering {
+            return;
+        }
         let silent_ms = promised.silent_ms.map_or(0, u64::from);
         let at = self.now.plus_ms(limits::LEASE_WAIT_MS.saturating_sub(silent_ms));
         let over = self.old_lease.over.entry(rid).or_insert(at);

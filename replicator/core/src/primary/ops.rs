@@ -3,9 +3,11 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use core::hash::{Hash, Hasher};
 
 use super::guests::PieceId;
 use super::{Phase, Primary};
+use crate::alike::{self, Kind};
 use crate::id::{ReplicaId, Seq, Tick};
 use crate::limits;
 use crate::message::{Payload, Request};
@@ -66,7 +68,7 @@ struct Op {
 }
 
 /// Operations in flight, by sequence number.
-#[derive(Clone, Debug, Default, Hash)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Ops {
     ops: BTreeMap<Seq, Op>,
     bytes: u64,
@@ -78,6 +80,16 @@ pub(super) struct Ops {
     last_mutation: Seq,
     /// Last watermark worked out while the record was settled.
     watermark: Seq,
+}
+
+impl Hash for Ops {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { ops, bytes, lagging, commit_due, last_mutation, watermark } = self;
+        (ops, bytes, lagging).hash(state);
+        alike::hash_due(*commit_due, state);
+        Kind::Bound.hash(last_mutation.0, state);
+        Kind::Bound.hash(watermark.0, state);
+    }
 }
 
 impl Ops {
@@ -326,14 +338,26 @@ impl Primary {
         self.ops.watermark
     }
 
+    /// Every mutation up to here is retired.
+    fn retired(&self) -> Seq {
+        let op = self.ops.ops.iter().find(|(_, op)| op.action.mutates()).map(|(seq, _)| *seq);
+        let call = self.calls.iter().find(|(_, c)| c.mutates).map(|(seq, _)| *seq);
+        let last = self.ops.last_mutation;
+        op.into_iter().chain(call).min().map_or(last, |s| last.min(Seq(s.0 - 1)))
+    }
+
+    /// Numbers between two mutations count for the watermark too: will it rise once more when
+    /// nothing is retired?
+    pub(super) fn watermark_gaps(&self) -> (bool, bool) {
+        let next = self.next_seq.0 - 1 > self.ops.last_mutation.0;
+        (self.retired() > self.ops.watermark, next)
+    }
+
     pub(super) fn note_watermark(&mut self) {
         if !self.is_open() || self.cas.proposed().is_some() {
             return;
         }
-        let op = self.ops.ops.iter().find(|(_, op)| op.action.mutates()).map(|(seq, _)| *seq);
-        let call = self.calls.iter().find(|(_, c)| c.mutates).map(|(seq, _)| *seq);
-        let last = self.ops.last_mutation;
-        let watermark = op.into_iter().chain(call).min().map_or(last, |s| last.min(Seq(s.0 - 1)));
+        let watermark = self.retired();
         assert!(watermark >= self.ops.watermark, "the commit watermark went backwards");
         self.ops.watermark = watermark;
         let behind = |p: &super::Peer| p.is_up() && p.commit_sent < watermark;

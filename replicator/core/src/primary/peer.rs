@@ -1,5 +1,7 @@
 //! One replica as its primary sees it: connection, session, and what waits for its answer.
 
+mod alike;
+
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
@@ -12,7 +14,7 @@ use crate::planted::Bug;
 use crate::record::Record;
 
 /// A request without an answer.
-#[derive(Clone, Copy, Debug, Hash)]
+#[derive(Clone, Copy, Debug)]
 struct Owed {
     /// When it was sent. A lease hangs on this, so nothing ever changes it.
     sent: Tick,
@@ -21,7 +23,7 @@ struct Owed {
 }
 
 /// One replica as its primary sees it.
-#[derive(Clone, Debug, Hash)]
+#[derive(Clone, Debug)]
 pub(super) struct Peer {
     node: NodeId,
     conn: Option<Conn>,

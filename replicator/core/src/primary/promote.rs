@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 
 use super::cas::Change;
 use super::copy::CopyJob;
+use super::lease::OldLease;
 use super::{Phase, Primary, Purpose, Stop};
 use crate::id::{ReplicaId, Tick};
 use crate::limits;
@@ -485,7 +486,7 @@ impl Primary {
             // The record is being read again, to learn by whom.
             return;
         }
-        self.promotion = Promotion::default();
+        (self.promotion, self.old_lease) = (Promotion::default(), OldLease::default());
         // A detach that was asked for before a promotion in place goes on after it.
         self.set_phase(if self.closing.is_some() { Phase::Draining } else { Phase::Active });
         self.announce_gen();

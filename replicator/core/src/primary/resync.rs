@@ -97,6 +97,8 @@ impl Primary {
     }
 
     pub(super) fn drive_resync(&mut self) {
+        let now = self.now;
+        self.resync.not_before.take_if(|at| *at <= now);
         while matches!(self.phase, Phase::Active | Phase::Suspended) {
             let before = self.resync.stage;
             self.advance_resync();

@@ -139,7 +139,7 @@ impl Primary {
             r#gen: record.map(|r| r.r#gen).unwrap_or_default(),
             record: record.cloned(),
             replicas: self.peers.iter().map(|(rid, peer)| (*rid, of(rid, peer))).collect(),
-            counters: *self.counters,
+            counters: self.counters,
             pending_requests: self.guests.len(),
             scrub: self.scrub_progress(),
         }
