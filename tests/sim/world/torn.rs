@@ -64,11 +64,6 @@ impl World {
         for block in torn {
             self.outcome.coverage.torn += 1;
             let members = self.in_sync(new).into_iter().filter(|(_, c)| old.is_in_sync(c.rid));
-            let torn_here = |c: &Copy| c.disk.durable_at_least(block) != c.disk.visible(block);
-            if !self.in_sync(new).iter().any(|(_, c)| torn_here(c)) {
-                // Whoever was torn has left, and handed it on before.
-                continue;
-            }
             let whole = members.filter(|(_, c)| c.whole.contains(&block)).map(|(n, _)| n).next();
             if let Some(node) = whole.filter(|_| told) {
                 let name = &self.nodes[node].name;
