@@ -1,11 +1,12 @@
 //! Checkers that see the whole world: what the record says against what the disks hold.
 
-use lockstep_core::id::InstanceId;
+use lockstep_core::id::{Gen, InstanceId};
 use lockstep_core::limits;
 use lockstep_core::primary::Phase;
 use lockstep_core::range::region_of;
 use lockstep_core::record::{Record, ReplicaState};
 use lockstep_core::wire::Kind;
+use lockstep_store::layout::File;
 use std::collections::BTreeSet;
 
 use super::{Event, MS, World};
@@ -212,7 +213,7 @@ impl World {
     }
 
     /// I5: a block in which a copy that is out differs from a member is among what a resync would
-    /// compare, region by region: stamped since then on the member, or active on either.
+    /// compare: stamped since then on the member, or active on either.
     fn check_missed(&self) -> Found {
         let record = self.meta.record();
         let members: Vec<_> = self.in_sync_now(record);
@@ -225,7 +226,8 @@ impl World {
                 for (block, a, b) in differing(&member.disk, &target.disk) {
                     let newest = host.store.newest_stamp(region_of(block));
                     let active = is_active(member, block) || is_active(target, block);
-                    if newest < since && !active {
+                    let lower = newest < since || stamp_of(&member.disk, block) < since;
+                    if lower && !active {
                         return Err(format!(
                             "block {block} is {a:?} on {} and {b:?} on {}, which is out since \
                              {since}, but no resync would find it",
@@ -364,6 +366,13 @@ fn differing(a: &Disk, b: &Disk) -> Vec<(u64, Value, Value)> {
             out.push((next, one, other));
         }
     }
+}
+
+/// The stamp of a block as its tag on the disk has it: in a region that is not active, no other is
+/// known.
+fn stamp_of(disk: &Disk, block: u64) -> Gen {
+    let tag = disk.read(File::Tags, block * 8, 8);
+    Gen(tag.get(4..8).and_then(|s| s.try_into().ok()).map_or(0, u32::from_le_bytes))
 }
 
 fn is_active(copy: &Copy, block: u64) -> bool {

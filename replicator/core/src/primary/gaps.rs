@@ -8,7 +8,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::copy::Step;
-use super::{Effect, Notice, Phase, Primary};
+use super::{Effect, Notice, Peer, Phase, Primary};
 use crate::gap;
 use crate::id::{ReplicaId, Tick};
 use crate::limits;
@@ -105,9 +105,11 @@ impl Primary {
         }
     }
 
-    /// Members that have not been asked yet for the block at hand.
+    /// Members that have not been asked yet for the block at hand, but for those that were put back
+    /// to an older image: they have nothing to tell (R7).
     pub(super) fn untried(&mut self, lock: LockId) -> Option<Vec<ReplicaId>> {
         let mut left = self.members();
+        left.retain(|rid| !self.peers.get(rid).is_some_and(Peer::is_put_back));
         let job = self.copy.as_mut()?;
         let source = job.source();
         let heal = &job.window(lock)?.heal;
