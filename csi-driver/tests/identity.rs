@@ -186,6 +186,8 @@ macro_rules! control {
 control! {
     list_nodes(ListNodesRequest) -> ListNodesResponse;
     set_volume(SetVolumeRequest) -> SetVolumeResponse;
+    scrub_volume(ScrubVolumeRequest) -> ScrubVolumeResponse;
+    forget_pool(ForgetPoolRequest) -> ForgetPoolResponse;
     evacuate_node(EvacuateNodeRequest) -> EvacuateNodeResponse;
     remove_node(RemoveNodeRequest) -> RemoveNodeResponse;
     recover_volume(RecoverVolumeRequest) -> RecoverVolumeResponse;

@@ -19,10 +19,12 @@ mod local;
 mod modify;
 mod names;
 mod peers;
+mod pools;
 mod recover;
 mod refuse;
 mod replicas;
 mod resolver;
+mod scrub;
 mod service;
 mod survey;
 #[cfg(test)]
@@ -35,6 +37,7 @@ pub use resolver::CatalogResolver;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -69,6 +72,8 @@ pub struct Parts<'a> {
     pub catalog: Catalog,
     /// Where others reach this daemon.
     pub addresses: Addresses,
+    /// Where the node stands, if copies are spread over zones.
+    pub zone: Option<String>,
     /// Directory for the sockets of attached volumes.
     pub nbd_dir: &'a Path,
     /// Listener for attached volumes over TCP, and the host and port that clients are told.
@@ -92,12 +97,15 @@ struct Inner {
     engine: Engine,
     catalog: Catalog,
     addresses: Addresses,
+    zone: Option<String>,
     peers: Peers,
     doors: Doors,
     clock: Clock,
     rebuild_after_ms: u64,
     forget_after_ms: u64,
     attachments: Mutex<BTreeMap<VolumeId, Attachment>>,
+    /// Has it joined the cluster?
+    introduced: AtomicBool,
     /// What is done about missing copies of volumes attached here.
     told: Mutex<BTreeMap<VolumeId, Told>>,
     /// Why the daemon is not ready; `None`: it is.
@@ -119,12 +127,14 @@ impl Admin {
             engine: parts.engine,
             catalog: parts.catalog,
             addresses: parts.addresses,
+            zone: parts.zone,
             peers: Peers::default(),
             doors: Doors::new(parts.nbd_dir, parts.nbd_tcp, stop.child_token())?,
             clock: Clock::start(),
             rebuild_after_ms: parts.rebuild_after_ms,
             forget_after_ms: parts.forget_after_ms,
             attachments: Mutex::new(BTreeMap::new()),
+            introduced: AtomicBool::new(false),
             told: Mutex::new(BTreeMap::new()),
             not_ready: Mutex::new(Some("the daemon is starting".to_owned())),
             tasks: TaskTracker::new(),

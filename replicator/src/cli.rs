@@ -9,6 +9,7 @@ mod leave;
 mod node;
 mod output;
 mod recover;
+mod scrub;
 mod status;
 mod table;
 mod volume;
@@ -47,6 +48,9 @@ async fn dispatch(args: Args, out: &Output) -> Result<ExitCode, Failure> {
             NodeCommand::Evacuate { name, undo, wait } => {
                 leave::evacuate(&server, out, name, undo, wait).await?;
             }
+            NodeCommand::ForgetPool { node, pool } => {
+                leave::forget_pool(&server, out, node, pool).await?;
+            }
             NodeCommand::Remove { name, force } => {
                 leave::remove(&server, out, name, force).await?;
             }
@@ -63,6 +67,9 @@ async fn dispatch(args: Args, out: &Output) -> Result<ExitCode, Failure> {
                 let replica = replica.unwrap_or_default();
                 let wanted = v1::RecoverVolumeRequest { name, replica, force, acknowledge };
                 recover::recover(&server, out, wanted, yes).await?;
+            }
+            VolumeCommand::Scrub { name, wait } => {
+                return scrub::scrub(&server, out, name, wait).await;
             }
             VolumeCommand::AddReplica { name, node } => {
                 volume::add_replica(&server, out, name, node).await?;

@@ -42,6 +42,8 @@ pub struct Config {
     pub admin_address: Option<String>,
     /// Unix socket of the admin API.
     pub socket: PathBuf,
+    /// Where this node stands: copies of a volume are spread over zones. `None`: not told.
+    pub zone: Option<String>,
     /// Where replicas are kept; their names differ. May be empty: a node without storage.
     pub pools: Vec<PoolConfig>,
     /// Where the record store is.
@@ -178,6 +180,7 @@ impl Config {
             socket: layers.with_default("socket", "/run/lockstep/lockstepd.sock", |text| {
                 socket_path(text, MAX_SOCKET_PATH)
             })?,
+            zone: layers.optional("zone", zone)?,
             pools: layers.pools()?,
             meta: layers.need("meta", "where the record store is", meta)?,
             nbd_dir: layers.with_default("nbd_dir", "/run/lockstep/nbd", |text| {
@@ -238,6 +241,14 @@ fn listen(text: &str) -> Result<SocketAddr, String> {
 
 fn milliseconds(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| "a whole number of milliseconds is needed".to_owned())
+}
+
+fn zone(text: &str) -> Result<String, String> {
+    // The same characters as in a node's name.
+    let legal = NodeId::new(text).filter(|_| text.len() <= 63);
+    legal.map(|name| name.to_string()).ok_or_else(|| {
+        "1 to 63 of the characters A-Z a-z 0-9 . _ - are needed, as in rack-7".to_owned()
+    })
 }
 
 fn resyncs(text: &str) -> Result<usize, String> {

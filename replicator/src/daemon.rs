@@ -57,6 +57,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         engine,
         catalog: catalog.clone(),
         addresses,
+        zone: config.zone.clone(),
         nbd_dir: &config.nbd_dir,
         nbd_tcp: listeners.nbd,
         rebuild_after_ms: config.rebuild_after_ms,
@@ -89,13 +90,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
 /// Joins the cluster and then waits for ever.
 async fn serve(admin: &Admin, catalog: &Catalog, config: &Config) -> anyhow::Result<()> {
-    let mut told = false;
+    let mut told: Option<String> = None;
     while let Err(status) = join(admin, catalog).await {
         // The name is taken by a living daemon: waiting would not help.
         anyhow::ensure!(status.code() != Code::FailedPrecondition, "{}", status.message());
-        if !told {
-            tracing::warn!(why = status.message(), "waiting for the record store");
-            told = true;
+        if told.as_deref() != Some(status.message()) {
+            let lost = status.code() == Code::DataLoss;
+            let what = if lost { "waiting for a pool" } else { "waiting for the record store" };
+            tracing::warn!(why = status.message(), "{what}");
+            admin.waits_for(status.message());
+            told = Some(status.message().to_owned());
         }
         tokio::time::sleep(META_PAUSE).await;
     }

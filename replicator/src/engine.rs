@@ -256,6 +256,16 @@ impl Engine {
         }
     }
 
+    /// Has the volume's primary on this node, if any, read every block of every member and mend
+    /// what is bad. Returns whether there is one. Nothing happens if it does so already.
+    pub fn scrub(&self, volume: VolumeId) -> bool {
+        let handle = self.attached(volume).filter(|handle| !handle.is_over());
+        if let Some(handle) = &handle {
+            handle.send(PrimaryInput::Scrub);
+        }
+        handle.is_some()
+    }
+
     /// Ends the attachment. Without `force`: finishes what is in flight, flushes, leaves the
     /// record clean; waits `limit` for that and goes on with it afterwards. With `force`: stops
     /// at once, as a crash would; the record still names this primary. The caller takes the doors

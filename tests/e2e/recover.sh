@@ -56,8 +56,10 @@ serve || die "not attached after recovery"
 check "the data of the chosen copy is there" same_data "$uri" "$CLUSTER_DIR/old"
 check "what may be missing is shown" says "recovered by force" lockstep_on 4 volume show v
 check "it takes writes" nbdcopy --flush "$CLUSTER_DIR/new" "$uri"
-node_start 1
-node_start 2
+for i in 1 2; do
+    check "the pool that n$i lost is forgotten" lockstep_on 4 node forget-pool n$i default
+    node_start $i
+done
 in_sync_n4() { [ "$(json | grep -o '"state":"in_sync"' | wc -l)" -eq "$1" ]; }
 check "it gets its copies back" until_true 60 in_sync_n4 3
 check "the new data is there" same_data "$uri" "$CLUSTER_DIR/new"

@@ -127,6 +127,8 @@ pub const RESYNC_UNREADABLE_MS: u64 = 30_000;
 /// How long a resync's target may owe an answer: writes of the guest that overlap wait for it.
 /// Less than [`OP_FAIL_MS`], since a target is no member yet.
 pub const RESYNC_LAG_MS: u64 = 2000;
+/// Blocks that no member can give which the report of a scrub counts, each once.
+pub const SCRUB_BLOCKS: usize = 1 << 16;
 /// Resyncs that the primaries of one node run at a time.
 pub const RESYNC_SLOTS: usize = 2;
 /// Pause before a primary asks again for a slot; it is forgotten if it does not for so long.

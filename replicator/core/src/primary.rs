@@ -23,6 +23,7 @@ mod proof;
 mod reads;
 mod release;
 mod resync;
+mod scrub;
 mod spoil;
 mod standstill;
 mod status;
@@ -48,6 +49,7 @@ use self::peer::Peer;
 use self::promote::Promotion;
 use self::release::Release;
 use self::resync::Resync;
+pub use self::scrub::ScrubReport;
 pub use self::status::{Counters, ReplicaStatus, ResyncProgress, ScrubProgress, Status};
 pub use self::stop::Stop;
 use self::unfit::Fitness;
@@ -320,6 +322,8 @@ pub struct Primary {
     resync: Resync,
     /// Rewriting bad blocks.
     mending: Mending,
+    /// What the last scrub found.
+    scrub: Option<scrub::Scrub>,
     /// How fast that may go.
     pace: Pace,
     /// While draining.
@@ -356,6 +360,7 @@ impl Primary {
             copy: None,
             resync: Resync::default(),
             mending: Mending::default(),
+            scrub: None,
             pace: Pace::default(),
             closing: None,
             release: None,
@@ -441,6 +446,7 @@ impl Primary {
         self.drive_release();
         self.drive_resync();
         self.drive_mend();
+        self.note_scrub();
         self.drive_guests();
         self.drop_lagging_target();
         self.drive_close();

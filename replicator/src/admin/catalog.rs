@@ -6,7 +6,7 @@
 //! - `evacuate/<node>`: a node that is being emptied.
 //! - `gone/<node>/<rid>`: a replica that its node is to remove.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -36,6 +36,12 @@ pub struct NodeObject {
     pub admin_address: String,
     /// Names of its pools.
     pub pools: Vec<String>,
+    /// The pools that it has had, by name.
+    #[serde(default)]
+    pub pool_uuids: BTreeMap<String, Uuid>,
+    /// Where it stands, as far as copies are spread over zones.
+    #[serde(default)]
+    pub zone: Option<String>,
     /// Random per process: tells a restart.
     pub process: Uuid,
     /// Version of its daemon.
@@ -47,7 +53,17 @@ impl NodeObject {
     pub fn new(name: NodeId, peer_address: String, admin_address: String, process: Uuid) -> Self {
         let daemon_version = env!("CARGO_PKG_VERSION").to_owned();
         let (version, pools) = (OBJECT_VERSION, Vec::new());
-        Self { version, name, peer_address, admin_address, pools, process, daemon_version }
+        Self {
+            version,
+            name,
+            peer_address,
+            admin_address,
+            pools,
+            pool_uuids: BTreeMap::new(),
+            zone: None,
+            process,
+            daemon_version,
+        }
     }
 }
 
@@ -250,6 +266,21 @@ impl Catalog {
             return Ok(());
         }
         self.put(&key, found.map(|stored| stored.revision), encode(node)?).await
+    }
+
+    /// Changes what is known of a node, if it is still as it was read.
+    pub(super) async fn replace_node(
+        &self,
+        before: &NodeObject,
+        after: &NodeObject,
+    ) -> Result<(), Status> {
+        let key = node_key(&before.name);
+        match self.get::<NodeObject>(&key).await? {
+            Some(found) if found.value == *before => {
+                self.put(&key, Some(found.revision), encode(after)?).await
+            }
+            _ => Err(Status::aborted("the node has just changed; try again")),
+        }
     }
 
     /// Forgets a node.

@@ -198,6 +198,14 @@ fn no_place(wanted: &Wanted, nodes: usize, error: &PlacementError) -> Status {
     } else {
         "add nodes, ask for fewer copies, or allow it to begin degraded".to_owned()
     };
+    let hint = if roomless {
+        format!(
+            "{hint}; or make room, or let pools promise more than they have (overcommit=PERCENT of \
+             --pool): what is free here is not promised to any copy"
+        )
+    } else {
+        hint
+    };
     let message = format!(
         "volume {} needs {} {copies} on as many nodes, and the cluster has {nodes}: {error}; \
          {hint}",

@@ -2,6 +2,7 @@
 //! gone, and reports replicas that nobody knows.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lockstep_core::id::ReplicaId;
@@ -11,6 +12,7 @@ use tonic::Status;
 use super::Admin;
 use super::catalog::NodeObject;
 use super::peers::{ASK_LIMIT, plain, within};
+use super::pools::known_pools;
 use crate::engine::ReplicaState;
 
 const PAUSE: Duration = Duration::from_secs(2);
@@ -21,7 +23,8 @@ impl Admin {
     /// Introduces this node to the cluster.
     ///
     /// # Errors
-    /// FAILED_PRECONDITION if another living daemon has this node's name; else the record store's.
+    /// FAILED_PRECONDITION if another living daemon has this node's name; DATA_LOSS if a pool is
+    /// another one than the node had; else the record store's.
     pub async fn introduce(&self) -> Result<(), Status> {
         let mut own = NodeObject::new(
             self.inner.node.clone(),
@@ -29,14 +32,30 @@ impl Admin {
             self.inner.addresses.admin.clone(),
             self.inner.process,
         );
-        own.pools = self.inner.engine.pools().await.into_iter().map(|pool| pool.name).collect();
-        if let Some(there) = self.inner.catalog.node(&own.name).await?
+        let pools = self.inner.engine.pools().await;
+        let there = self.inner.catalog.node(&own.name).await?;
+        if let Some(there) = &there
             && there.process != own.process
             && there.admin_address != own.admin_address
         {
-            self.refuse_twin(&there).await?;
+            self.refuse_twin(there).await?;
         }
-        self.inner.catalog.put_node(&own).await
+        own.pool_uuids = known_pools(there.as_ref(), &pools)?;
+        own.pools = pools.into_iter().map(|pool| pool.name).collect();
+        own.zone.clone_from(&self.inner.zone);
+        self.inner.catalog.put_node(&own).await?;
+        self.inner.introduced.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Has it joined the cluster? Until then nobody knows whether its pools are the right ones.
+    pub(super) fn is_introduced(&self) -> bool {
+        self.inner.introduced.load(Ordering::SeqCst)
+    }
+
+    /// What keeps it from joining, for those who ask.
+    pub fn waits_for(&self, why: &str) {
+        self.set_not_ready(why);
     }
 
     /// Fails if the daemon that introduced itself under this node's name is alive.

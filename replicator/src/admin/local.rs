@@ -1,7 +1,7 @@
 //! What this node tells of itself, and what it does with its own replicas.
 
-use lockstep_core::id::VolumeId;
-use lockstep_core::primary::{Phase, Stop};
+use lockstep_core::id::{ReplicaId, Tick, VolumeId};
+use lockstep_core::primary::{self, Phase, ScrubReport, Stop};
 use lockstep_core::replica::Role;
 use lockstep_proto::v1;
 use tonic::Status;
@@ -14,14 +14,20 @@ impl Admin {
     pub(super) async fn own_node(&self) -> v1::Node {
         let (ready, not_ready_reason) = self.readiness();
         let primaries = self.inner.engine.list_primaries().await;
+        let mut pools = self.inner.engine.pools().await;
+        if !self.is_introduced() {
+            // Nobody may take what is missing in them for lost.
+            pools.clear();
+        }
         v1::Node {
             name: self.inner.node.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: self.uptime_ms(),
             peer_address: self.inner.addresses.peer.clone(),
             admin_address: self.inner.addresses.admin.clone(),
-            pools: self.inner.engine.pools().await.iter().map(pool).collect(),
+            pools: pools.iter().map(pool).collect(),
             ready,
+            zone: self.inner.zone.clone().unwrap_or_default(),
             not_ready_reason,
             replicas: self.inner.engine.list_replicas().await.iter().map(replica).collect(),
             primaries: primaries.iter().map(|info| self.own_primary(info)).collect(),
@@ -65,6 +71,9 @@ impl Admin {
                 rebuild_bytes: core.counters.rebuild_bytes,
                 repair_bytes: core.counters.repair_bytes,
                 direct_bytes: core.counters.direct_bytes,
+                mended_blocks: core.counters.mended_blocks,
+                unreadable_blocks: core.counters.unreadable_blocks,
+                diverged_blocks: core.counters.diverged_blocks,
             }),
             resyncs: resyncs.collect(),
             connected_rids: connected.map(|(rid, _)| rid.to_string()).collect(),
@@ -74,6 +83,8 @@ impl Admin {
             copies_wait_ms: told.as_ref().and_then(|t| t.until).map(|at| at.ms_since(now)),
             missing: info.missing.iter().map(missing).collect(),
             record_put_back: matches!(core.stopped, Some(Stop::RecordPutBack { .. })),
+            scrub: core.scrubbed.as_ref().map(|report| scrub(report, now)),
+            mended: mended(&info.core),
             copies_reason: told.map(|t| t.what).unwrap_or_default(),
         }
     }
@@ -83,6 +94,10 @@ impl Admin {
         &self,
         request: v1::CreateReplicaRequest,
     ) -> Result<v1::LocalReplica, Status> {
+        if !self.is_introduced() {
+            let (_, why) = self.readiness();
+            return Err(Status::unavailable(format!("no copies are made here yet: {why}")));
+        }
         let new = NewReplica {
             volume: names::uid(&request.uid)?,
             replica: names::rid(&request.rid)?,
@@ -136,6 +151,27 @@ impl Admin {
     }
 }
 
+fn scrub(report: &ScrubReport, now: Tick) -> v1::Scrub {
+    v1::Scrub {
+        done_bytes: report.progress.done_bytes,
+        total_bytes: report.progress.total_bytes,
+        mended_blocks: report.mended_blocks,
+        unreadable_blocks: report.unreadable_blocks,
+        diverged_blocks: report.diverged_blocks,
+        took_ms: report.ended.unwrap_or(now).ms_since(report.began),
+        ended_ms: report.ended.map(|at| now.ms_since(at)),
+    }
+}
+
+fn mended(core: &primary::Status) -> Vec<v1::ReplicaMended> {
+    let had_any = core.replicas.iter().filter(|(_, replica)| replica.mended_blocks > 0);
+    let told = |(rid, replica): (&ReplicaId, &primary::ReplicaStatus)| v1::ReplicaMended {
+        rid: rid.to_string(),
+        blocks: replica.mended_blocks,
+    };
+    had_any.map(told).collect()
+}
+
 fn missing(missing: &Missing) -> v1::MissingReplica {
     v1::MissingReplica {
         rid: missing.replica.to_string(),
@@ -152,6 +188,8 @@ fn pool(pool: &PoolInfo) -> v1::Pool {
         capacity_bytes: pool.capacity_bytes,
         free_bytes: pool.free_bytes,
         reserved_bytes: pool.reserved_bytes,
+        room_bytes: pool.room_bytes,
+        uuid: pool.uuid.to_string(),
     }
 }
 

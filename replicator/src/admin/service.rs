@@ -168,6 +168,30 @@ impl Control for Admin {
         told("recover", &request.name, answer.await)
     }
 
+    async fn scrub_volume(
+        &self,
+        request: Request<v1::ScrubVolumeRequest>,
+    ) -> Result<Response<v1::ScrubVolumeResponse>, Status> {
+        let passed_on = was_passed_on(&request);
+        let request = request.into_inner();
+        let answer = async {
+            self.scrub_volume(&request, passed_on).await?;
+            let volume = Some(self.look_at(&request.name).await?);
+            Ok(v1::ScrubVolumeResponse { volume })
+        };
+        told("scrub", &request.name, answer.await)
+    }
+
+    async fn forget_pool(
+        &self,
+        request: Request<v1::ForgetPoolRequest>,
+    ) -> Result<Response<v1::ForgetPoolResponse>, Status> {
+        let request = request.into_inner();
+        let existed = self.forget_pool(&request).await;
+        let answer = existed.map(|existed| v1::ForgetPoolResponse { existed });
+        told("forget pool", &request.pool, answer)
+    }
+
     async fn evacuate_node(
         &self,
         request: Request<v1::EvacuateNodeRequest>,

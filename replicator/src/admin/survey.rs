@@ -58,6 +58,7 @@ impl Admin {
             name: node.name.to_string(),
             peer_address: node.peer_address.clone(),
             admin_address: node.admin_address.clone(),
+            zone: node.zone.clone().unwrap_or_default(),
             ..Default::default()
         };
         if node.name == self.inner.node {
@@ -141,16 +142,29 @@ pub(super) fn candidates(survey: &Survey, pool: &str) -> Vec<Candidate> {
     let mut all = Vec::new();
     for (name, status) in survey {
         let Some(node) = NodeId::new(name) else { continue };
+        // Its own word, or else what it said before.
+        let told = status.info.as_ref().map_or(&status.zone, |info| &info.zone);
+        let zone = Some(told.clone()).filter(|zone| !zone.is_empty());
         match &status.info {
+            // So that a refusal can name it.
+            Some(info) if info.pools.is_empty() => all.push(Candidate {
+                node,
+                pool: String::new(),
+                free_bytes: 0,
+                total_bytes: 0,
+                zone,
+                live: info.ready,
+                replicas: 0,
+            }),
             Some(info) => {
                 for pool in &info.pools {
                     let replicas = info.replicas.iter().filter(|r| r.pool == pool.name).count();
                     all.push(Candidate {
                         node: node.clone(),
                         pool: pool.name.clone(),
-                        free_bytes: pool.free_bytes,
+                        free_bytes: room(pool),
                         total_bytes: pool.capacity_bytes,
-                        zone: None,
+                        zone: zone.clone(),
                         live: info.ready,
                         replicas: u32::try_from(replicas).unwrap_or(u32::MAX),
                     });
@@ -161,11 +175,16 @@ pub(super) fn candidates(survey: &Survey, pool: &str) -> Vec<Candidate> {
                 pool: pool.to_owned(),
                 free_bytes: 0,
                 total_bytes: 0,
-                zone: None,
+                zone,
                 live: false,
                 replicas: 0,
             }),
         }
     }
     all
+}
+
+/// What a new copy may be promised in a pool: nothing in one that is full, whatever it may promise.
+fn room(pool: &v1::Pool) -> u64 {
+    if pool.free_bytes == 0 { 0 } else { pool.room_bytes }
 }

@@ -52,6 +52,7 @@ impl Node {
                 name: "default".to_owned(),
                 dir: dir.path().join("pool"),
                 capacity_bytes: None,
+                overcommit_percent: 100,
                 reserve_bytes: 0,
             }],
             incoming_resyncs: lockstep_core::limits::RESYNC_ENTRIES,
@@ -70,6 +71,7 @@ impl Node {
             nbd_tcp: None,
             rebuild_after_ms: 1000,
             forget_after_ms: 1000,
+            zone: None,
         })
         .unwrap();
         admin.introduce().await.unwrap();

@@ -83,6 +83,7 @@ fn join(
     status.replicas = replicas.map(|r| replica(&status.uid, r, primary, survey)).collect();
     if let Some(primary) = primary {
         status.counters = primary.counters;
+        status.scrub = primary.scrub;
         status.nbd_uri = Some(primary.nbd_uri.clone()).filter(|uri| !uri.is_empty());
         status.nbd_uri_tcp.clone_from(&primary.nbd_uri_tcp);
     }
@@ -106,7 +107,8 @@ fn replica(
     // A damaged replica cannot tell its id; a node has one of a volume at most.
     let same = |r: &&v1::LocalReplica| r.rid == rid || (r.rid.is_empty() && r.uid == uid);
     let live = info.and_then(|info| info.replicas.iter().find(same)).cloned();
-    let gone = info.is_some() && live.is_none();
+    // One that has not joined yet may have its disks elsewhere.
+    let gone = info.is_some_and(|info| info.ready) && live.is_none();
     let faulted = |r: &v1::LocalReplica| r.role == i32::from(v1::ReplicaRole::Faulted);
     let connected = match primary {
         Some(primary) => primary.connected_rids.contains(&rid),
@@ -121,6 +123,7 @@ fn replica(
         ReplicaState::Out { .. } => v1::ReplicaState::Out,
         ReplicaState::Leaving => v1::ReplicaState::Leaving,
     };
+    let mended = primary.and_then(|p| p.mended.iter().find(|m| m.rid == rid));
     v1::VolumeReplica {
         rid,
         node: entry.node.to_string(),
@@ -135,6 +138,7 @@ fn replica(
         bytes_used: live.as_ref().map_or(0, |live| live.bytes_used),
         live,
         gone,
+        mended_blocks: mended.map_or(0, |m| m.blocks),
         put_back: missing.is_some_and(|m| m.put_back),
         missing_ms: missing.map(|m| m.missing_ms),
         missing_reason: match missing.map(|m| m.reason.as_str()) {

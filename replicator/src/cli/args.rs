@@ -91,6 +91,13 @@ pub enum NodeCommand {
         #[arg(long)]
         wait: bool,
     },
+    /// Forget a pool that a node has lost for good; a new one may take its name
+    ForgetPool {
+        /// Name of the node
+        node: String,
+        /// Name of the pool
+        pool: String,
+    },
     /// Forget a node whose daemon has ended; its copies are built anew elsewhere
     Remove {
         /// Its name
@@ -145,6 +152,14 @@ pub enum VolumeCommand {
         /// Only take note: what may have been lost is known, and is shown no more
         #[arg(long, conflicts_with_all = ["replica", "force"])]
         acknowledge: bool,
+    },
+    /// Read every copy of an attached volume in full, mend bad blocks, compare the copies
+    Scrub {
+        /// Its name
+        name: String,
+        /// Keep running until it is done, and fail if something can't be mended
+        #[arg(long)]
+        wait: bool,
     },
     /// Build one more copy of a volume
     AddReplica {

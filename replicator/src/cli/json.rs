@@ -12,6 +12,7 @@ pub(super) fn node_status(node: &v1::NodeStatus) -> Value {
         "live": node.live,
         "unreachable_reason": node.unreachable_reason,
         "evacuating": node.evacuating,
+        "zone": node.zone,
         "peer_address": node.peer_address,
         "admin_address": node.admin_address,
         "info": node.info.as_ref().map(node_info),
@@ -24,6 +25,7 @@ pub(super) fn node_info(node: &v1::Node) -> Value {
         "name": node.name,
         "version": node.version,
         "uptime_ms": node.uptime_ms,
+        "zone": node.zone,
         "peer_address": node.peer_address,
         "admin_address": node.admin_address,
         "ready": node.ready,
@@ -41,6 +43,8 @@ fn pool(pool: &v1::Pool) -> Value {
         "capacity_bytes": pool.capacity_bytes,
         "free_bytes": pool.free_bytes,
         "reserved_bytes": pool.reserved_bytes,
+        "room_bytes": pool.room_bytes,
+        "uuid": pool.uuid,
     })
 }
 
@@ -117,6 +121,21 @@ fn counters(counters: &v1::Counters) -> Value {
         "rebuild_bytes": counters.rebuild_bytes,
         "repair_bytes": counters.repair_bytes,
         "direct_bytes": counters.direct_bytes,
+        "mended_blocks": counters.mended_blocks,
+        "unreadable_blocks": counters.unreadable_blocks,
+        "diverged_blocks": counters.diverged_blocks,
+    })
+}
+
+fn scrub(scrub: &v1::Scrub) -> Value {
+    json!({
+        "done_bytes": scrub.done_bytes,
+        "total_bytes": scrub.total_bytes,
+        "mended_blocks": scrub.mended_blocks,
+        "unreadable_blocks": scrub.unreadable_blocks,
+        "diverged_blocks": scrub.diverged_blocks,
+        "took_ms": scrub.took_ms,
+        "ended_ms": scrub.ended_ms,
     })
 }
 
@@ -140,6 +159,7 @@ pub(super) fn volume(volume: &v1::VolumeStatus) -> Value {
         "counters": volume.counters.as_ref().map(counters),
         "nbd_uri": volume.nbd_uri,
         "nbd_uri_tcp": volume.nbd_uri_tcp,
+        "scrub": volume.scrub.as_ref().map(scrub),
         "replicas": volume.replicas.iter().map(replica).collect::<Vec<_>>(),
     })
 }
@@ -153,6 +173,7 @@ fn replica(replica: &v1::VolumeReplica) -> Value {
         "since": replica.since,
         "connected": replica.connected,
         "bytes_used": replica.bytes_used,
+        "mended_blocks": replica.mended_blocks,
         "resync": replica.resync.as_ref().map(resync),
         "live": replica.live.as_ref().map(local_replica),
     })

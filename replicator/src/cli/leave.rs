@@ -102,6 +102,28 @@ pub(super) async fn remove(
     })
 }
 
+/// `node forget-pool`
+pub(super) async fn forget_pool(
+    server: &Server,
+    out: &Output,
+    node: String,
+    pool: String,
+) -> Result<(), Failure> {
+    let request = v1::ForgetPoolRequest { node: node.clone(), pool: pool.clone() };
+    let existed = server.control().await?.forget_pool(request).await?.into_inner().existed;
+    let value = json!({ "node": node, "pool": pool, "existed": existed });
+    out.answer(&value, || {
+        if existed {
+            format!(
+                "pool {pool} of node {node} is forgotten; copies that were in it are built anew \
+                 while their volumes are attached\nnext: start the daemon of {node}\n"
+            )
+        } else {
+            format!("node {node} had no pool {pool}\n")
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -33,6 +33,7 @@ pub(super) async fn show(
                 live: true,
                 peer_address: info.peer_address.clone(),
                 admin_address: info.admin_address.clone(),
+                zone: info.zone.clone(),
                 info: Some(info),
                 ..Default::default()
             }
@@ -55,8 +56,15 @@ async fn all(server: &Server) -> Result<Vec<v1::NodeStatus>, Failure> {
 
 /// One line per node.
 pub(super) fn table(nodes: &[v1::NodeStatus]) -> String {
-    let mut table =
-        Table::new(&["NODE", "STATE", "PEER ADDRESS", "REPLICAS", "ATTACHED", "POOLS (FREE)"]);
+    let mut table = Table::new(&[
+        "NODE",
+        "STATE",
+        "ZONE",
+        "PEER ADDRESS",
+        "REPLICAS",
+        "ATTACHED",
+        "POOLS (FREE)",
+    ]);
     for node in nodes {
         let (replicas, attached, pools) = match &node.info {
             Some(info) => {
@@ -72,7 +80,8 @@ pub(super) fn table(nodes: &[v1::NodeStatus]) -> String {
         };
         let state = state(node);
         let (name, address) = (node.name.clone(), node.peer_address.clone());
-        table.row(vec![name, state, address, replicas, attached, pools]);
+        let zone = if node.zone.is_empty() { "-" } else { node.zone.as_str() }.to_owned();
+        table.row(vec![name, state, zone, address, replicas, attached, pools]);
     }
     table.render("")
 }
@@ -94,6 +103,9 @@ fn details(node: &v1::NodeStatus) -> String {
         node.peer_address,
         node.admin_address
     );
+    if !node.zone.is_empty() {
+        text.push_str(&format!("  it stands in zone {}\n", node.zone));
+    }
     let Some(info) = &node.info else {
         return format!("{text}  why: {}\n", node.unreachable_reason);
     };
@@ -101,9 +113,10 @@ fn details(node: &v1::NodeStatus) -> String {
         text.push_str(&format!("  why: {}\n", info.not_ready_reason));
     }
     text.push_str(&format!("  version {}, up {} s\n", info.version, info.uptime_ms / 1000));
-    let mut pools = Table::new(&["POOL", "DIRECTORY", "CAPACITY", "FREE", "PROMISED"]);
+    let mut pools = Table::new(&["POOL", "DIRECTORY", "CAPACITY", "FREE", "PROMISED", "ROOM"]);
     for pool in &info.pools {
         let sizes = [pool.capacity_bytes, pool.free_bytes, pool.reserved_bytes];
+        let sizes = sizes.into_iter().chain([pool.room_bytes]);
         let mut row = vec![pool.name.clone(), pool.dir.clone()];
         row.extend(sizes.map(|bytes| Size(bytes).to_string()));
         pools.row(row);

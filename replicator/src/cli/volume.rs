@@ -8,7 +8,7 @@ use super::connect::Server;
 use super::failure::Failure;
 use super::output::Output;
 use super::table::Table;
-use super::{json, words};
+use super::{json, scrub, words};
 use crate::config::size::Size;
 
 /// `volume create`
@@ -216,6 +216,9 @@ fn details(volume: &v1::VolumeStatus) -> String {
         ]);
     }
     text.push_str(&table.render("  "));
+    if let Some(scrub) = &volume.scrub {
+        text.push_str(&format!("\n  {}\n", scrub::words(scrub)));
+    }
     if let Some(counters) = &volume.counters {
         text.push_str(&format!(
             "\n  since it was attached: {} writes and {} flushes acknowledged, \
@@ -227,6 +230,12 @@ fn details(volume: &v1::VolumeStatus) -> String {
             Size(counters.direct_bytes),
             Size(counters.repair_bytes)
         ));
+        if counters.mended_blocks + counters.unreadable_blocks > 0 {
+            text.push_str(&format!(
+                "  bad blocks: {} mended, {} times one was met that no copy can give\n",
+                counters.mended_blocks, counters.unreadable_blocks
+            ));
+        }
     }
     text
 }
@@ -252,6 +261,10 @@ fn reasons(volume: &v1::VolumeStatus) -> String {
 }
 
 fn remark(replica: &v1::VolumeReplica) -> String {
+    let mended = match replica.mended_blocks {
+        0 => None,
+        n => Some(format!("{n} bad blocks mended")),
+    };
     let Some(live) = &replica.live else {
         let remark = match (replica.connected, replica.gone) {
             (true, _) => "",
@@ -260,7 +273,7 @@ fn remark(replica: &v1::VolumeReplica) -> String {
         };
         return remark.to_owned();
     };
-    let mut remarks = Vec::new();
+    let mut remarks: Vec<String> = mended.into_iter().collect();
     if !live.fault.is_empty() {
         remarks.push(live.fault.clone());
     }

@@ -40,8 +40,14 @@ pub struct Flags {
     /// Unix socket of the admin API [default: /run/lockstep/lockstepd.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<String>,
+    /// Where this node stands: copies of a volume are spread over zones [default: none]
+    #[arg(long, value_name = "ZONE")]
+    pub zone: Option<String>,
     /// Where replicas are kept; may be repeated
-    #[arg(long = "pool", value_name = "NAME=DIR[,capacity=SIZE][,reserve=SIZE]")]
+    #[arg(
+        long = "pool",
+        value_name = "NAME=DIR[,capacity=SIZE][,reserve=SIZE][,overcommit=PERCENT]"
+    )]
     pub pool: Vec<String>,
     /// The record store: embedded:/path (owned and served by this daemon) or http://host:port
     #[arg(long, value_name = "WHERE")]
@@ -92,6 +98,7 @@ impl Flags {
             ("admin_listen", &self.admin_listen),
             ("admin_address", &self.admin_address),
             ("socket", &self.socket),
+            ("zone", &self.zone),
             ("meta", &self.meta),
             ("nbd_dir", &self.nbd_dir),
             ("nbd_listen", &self.nbd_listen),

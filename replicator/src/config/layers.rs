@@ -15,6 +15,7 @@ const KEYS: &[&str] = &[
     "admin_listen",
     "admin_address",
     "socket",
+    "zone",
     "pool",
     "meta",
     "nbd_dir",

@@ -6,8 +6,9 @@ use super::ConfigError;
 use super::size::parse_size;
 use crate::engine::PoolConfig;
 
-const SHAPE: &str = "NAME=DIR[,capacity=SIZE][,reserve=SIZE] is needed, with a name of 1 to 63 \
-    of a-z 0-9 - and an absolute directory";
+const SHAPE: &str = "NAME=DIR[,capacity=SIZE][,reserve=SIZE][,overcommit=PERCENT] is needed, with \
+    a name of 1 to 63 of a-z 0-9 - and an absolute directory";
+const OVERCOMMIT: &str = "overcommit is a whole number of percent from 100 to 10000, as in 200%";
 
 fn bad(source: &str, value: &str, why: &str) -> ConfigError {
     ConfigError::BadValue {
@@ -18,7 +19,7 @@ fn bad(source: &str, value: &str, why: &str) -> ConfigError {
     }
 }
 
-/// Reads texts of the form `NAME=DIR[,capacity=SIZE][,reserve=SIZE]`.
+/// Reads texts of the form `NAME=DIR[,capacity=SIZE][,reserve=SIZE][,overcommit=PERCENT]`.
 pub(super) fn read_texts<'a>(
     texts: impl Iterator<Item = &'a str>,
     source: &str,
@@ -37,9 +38,14 @@ fn read_text(text: &str, source: &str) -> Result<PoolConfig, ConfigError> {
         dir: PathBuf::from(dir),
         capacity_bytes: None,
         reserve_bytes: 0,
+        overcommit_percent: 100,
     };
     for part in parts {
         let (option, size) = part.split_once('=').ok_or_else(|| bad(source, text, SHAPE))?;
+        if option == "overcommit" {
+            pool.overcommit_percent = percent(size).ok_or_else(|| bad(source, text, OVERCOMMIT))?;
+            continue;
+        }
         let bytes = parse_size(size).map_err(|e| bad(source, text, &e.to_string()))?;
         match option {
             "capacity" => pool.capacity_bytes = Some(bytes),
@@ -50,7 +56,7 @@ fn read_text(text: &str, source: &str) -> Result<PoolConfig, ConfigError> {
     check(pool, source, text)
 }
 
-/// Reads `pool = ["…"]` or `[[pool]]` with the keys name, dir, capacity and reserve.
+/// Reads `pool = ["…"]` or `[[pool]]` with the keys name, dir, capacity, reserve and overcommit.
 pub(super) fn read_toml(value: &toml::Value, source: &str) -> Result<Vec<PoolConfig>, ConfigError> {
     let whole = value.to_string();
     match value {
@@ -69,7 +75,7 @@ pub(super) fn read_toml(value: &toml::Value, source: &str) -> Result<Vec<PoolCon
 
 fn read_table(table: &toml::Table, source: &str) -> Result<PoolConfig, ConfigError> {
     let whole = table.to_string().replace('\n', " ");
-    let known = ["name", "dir", "capacity", "reserve"];
+    let known = ["name", "dir", "capacity", "reserve", "overcommit"];
     if let Some(key) = table.keys().find(|key| !known.contains(&key.as_str())) {
         let why = format!("a pool has no key `{key}`; known are {}", known.join(", "));
         return Err(bad(source, &whole, &why));
@@ -93,8 +99,19 @@ fn read_table(table: &toml::Table, source: &str) -> Result<PoolConfig, ConfigErr
         dir: text("dir").ok_or_else(|| bad(source, &whole, "a pool needs a dir"))?.into(),
         capacity_bytes: size("capacity")?,
         reserve_bytes: size("reserve")?.unwrap_or(0),
+        overcommit_percent: match (table.contains_key("overcommit"), text("overcommit")) {
+            (false, _) => 100,
+            (true, told) => told
+                .and_then(|told| percent(&told))
+                .ok_or_else(|| bad(source, &whole, OVERCOMMIT))?,
+        },
     };
     check(pool, source, &whole)
+}
+
+fn percent(text: &str) -> Option<u32> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse().ok();
+    number.filter(|percent| (100..=10_000).contains(percent))
 }
 
 fn check(pool: PoolConfig, source: &str, text: &str) -> Result<PoolConfig, ConfigError> {

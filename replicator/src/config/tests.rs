@@ -47,6 +47,7 @@ fn defaults_fill_what_is_not_said() {
     assert_eq!(config.rebuild_after_ms, 600_000);
     assert_eq!(config.log_format, LogFormat::Text);
     assert_eq!(config.nbd_listen, None);
+    assert_eq!(config.zone, None);
     assert_eq!(config.incoming_resyncs, lockstep_core::limits::RESYNC_ENTRIES);
     assert!(config.direct_io);
     assert!(config.pools.is_empty());
@@ -61,7 +62,14 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     );
     let environment =
         [("LOCKSTEP_NODE", "env"), ("LOCKSTEP_REBUILD_AFTER_MS", "2"), ("LOCKSTEP_POOL", "e=/e")];
-    let flags = ["--node", "flag", "--pool", "a=/a,capacity=1GiB,reserve=1M", "--pool", "b=/b"];
+    let flags = [
+        "--node",
+        "flag",
+        "--pool",
+        "a=/a,capacity=1GiB,reserve=1M,overcommit=250%",
+        "--pool",
+        "b=/b",
+    ];
 
     let all = load(&flags, &environment, Some(&file)).unwrap();
     assert_eq!(all.node.as_str(), "flag");
@@ -73,6 +81,7 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
         dir: "/a".into(),
         capacity_bytes: Some(1 << 30),
         reserve_bytes: 1 << 20,
+        overcommit_percent: 250,
     };
     assert_eq!(all.pools.len(), 2);
     assert_eq!(all.pools.first(), Some(&pool));

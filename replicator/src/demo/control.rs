@@ -107,6 +107,16 @@ impl Control {
         answer.volume.ok_or_else(|| anyhow!("looking at the volume: the daemon tells nothing"))
     }
 
+    /// Forgets a pool that a node has lost.
+    ///
+    /// # Errors
+    /// As [`Control::create`].
+    pub async fn forget_pool(&self, node: &str, pool: &str) -> anyhow::Result<()> {
+        let wanted = v1::ForgetPoolRequest { node: node.to_owned(), pool: pool.to_owned() };
+        let call = async |mut c: ControlClient<Channel>| c.forget_pool(wanted).await;
+        self.call("forgetting the pool", ANSWER_LIMIT, call).await.map(drop)
+    }
+
     async fn call<T>(
         &self,
         what: &str,

@@ -38,6 +38,8 @@ pub struct PoolConfig {
     pub capacity_bytes: Option<u64>,
     /// Bytes to keep free on the file system, whatever the capacity.
     pub reserve_bytes: u64,
+    /// Percent of the capacity that replicas may be promised in all; 100: no more than there is.
+    pub overcommit_percent: u32,
 }
 
 /// Finds the peer address of a node, mostly by asking the record store.

@@ -60,6 +60,8 @@ pub(crate) enum Input {
     RecordChanged,
     /// A healthy member is to leave.
     Release(ReplicaId),
+    /// Every block of every member is to be read, and what is bad mended.
+    Scrub,
     /// Detach in good order.
     Close,
     /// Somebody wants to know how it is.
@@ -232,6 +234,7 @@ impl Driver {
             Input::Meta { token, result } => self.step(now, Event::Meta { token, result }),
             Input::RecordChanged => self.step(now, Event::RecordChanged),
             Input::Release(rid) => self.step(now, Event::Release(rid)),
+            Input::Scrub => self.step(now, Event::Scrub),
             Input::Close => self.step(now, Event::Close),
             Input::Status(asker) => {
                 // An asker that is gone needs no answer.

@@ -303,6 +303,7 @@ impl Replicas {
             capacity_bytes: space.capacity,
             free_bytes: space.free,
             reserved_bytes: space.reserved,
+            room_bytes: space.room(),
             replicas: self.in_pool(pool).len(),
         }
     }

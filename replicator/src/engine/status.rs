@@ -21,6 +21,8 @@ pub struct PoolInfo {
     pub free_bytes: u64,
     /// Promised to replicas but not taken by them yet.
     pub reserved_bytes: u64,
+    /// What new replicas may be promised.
+    pub room_bytes: u64,
     /// Replicas in it, damaged ones included.
     pub replicas: usize,
 }

@@ -72,8 +72,9 @@ pub enum PoolError {
     },
     /// Not enough space.
     #[error(
-        "pool {pool} has {free_bytes} bytes free, {needed_bytes} are needed; \
-         free some space or use another pool"
+        "pool {pool} has {free_bytes} bytes free that are not promised to copies, {needed_bytes} \
+         are needed; free some space, use another pool, or let it promise more than it has \
+         (overcommit=PERCENT of --pool)"
     )]
     Full {
         /// Its name.

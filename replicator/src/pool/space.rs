@@ -19,15 +19,20 @@ pub(crate) struct Space {
     pub(crate) free: u64,
     /// Promised to them but not taken yet.
     pub(crate) reserved: u64,
+    /// Percent of the capacity that may be taken or promised in all.
+    pub(crate) overcommit: u64,
 }
 
 impl Space {
     /// What a new replica may be promised.
     ///
     /// A configured capacity is a promise of the operator's: it may exceed what the file system
-    /// has now. Without one, no more is promised than there is.
+    /// has now. Without one, no more is promised than there is, unless the pool is set to: copies
+    /// take room only when they are written.
     pub(crate) fn room(&self) -> u64 {
-        self.capacity.saturating_sub(self.used.saturating_add(self.reserved))
+        let most = u128::from(self.capacity) * u128::from(self.overcommit) / 100;
+        let most = u64::try_from(most).unwrap_or(u64::MAX);
+        most.saturating_sub(self.used.saturating_add(self.reserved))
     }
 }
 
@@ -48,6 +53,7 @@ impl Pool {
             used,
             free: available.min(capacity.saturating_sub(used)),
             reserved: promised.saturating_sub(used),
+            overcommit: self.config.overcommit_percent.into(),
         })
     }
 }

@@ -15,6 +15,7 @@ fn config(dir: &Path) -> PoolConfig {
         name: "default".into(),
         dir: dir.to_owned(),
         capacity_bytes: None,
+        overcommit_percent: 100,
         reserve_bytes: 0,
     }
 }

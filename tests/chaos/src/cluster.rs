@@ -22,6 +22,8 @@ const ADMIN_PORT: u16 = 7171;
 const POOL_BYTES: &str = "1g";
 /// How long a daemon may take to answer a simple question before another one is asked.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
+/// How long it may take until some node can write to the record store.
+const FORGET_LIMIT: Duration = Duration::from_secs(60);
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -114,6 +116,26 @@ impl Cluster {
             }
         }
         None
+    }
+
+    /// Forgets the pool of a node that has lost it, as soon as some node can.
+    pub(crate) async fn forget_pool(&self, node: &str) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        loop {
+            for index in (0..NODES).rev() {
+                let Ok(control) = self.control(index) else { continue };
+                let asked = timeout(ASK_LIMIT, control.forget_pool(node, "default"));
+                match asked.await {
+                    Ok(Ok(())) => return Ok(()),
+                    Ok(Err(why)) if begin.elapsed() > FORGET_LIMIT => return Err(why),
+                    Ok(Err(_)) | Err(_) => {}
+                }
+            }
+            if begin.elapsed() > FORGET_LIMIT {
+                bail!("no node could forget the pool of {node} within {FORGET_LIMIT:?}");
+            }
+            wait_for(PAUSE).await;
+        }
     }
 
     /// The index of a node by its name.

@@ -223,7 +223,8 @@ impl Fault {
         let node = self.node();
         node.kill().await?;
         self.last().await;
-        if self.until_unneeded().await {
+        let emptied = self.until_unneeded().await;
+        if emptied {
             for entry in std::fs::read_dir(node.pool())? {
                 let path = entry?.path();
                 if path.is_dir() {
@@ -239,7 +240,12 @@ impl Fault {
             let words = format!("{} comes back as it was: its copies are needed", node.name);
             self.cluster.board.tell(&words);
         }
-        self.cluster.launch(node)
+        self.cluster.launch(node)?;
+        if emptied {
+            // Else the daemon takes the pool's disk for one that is not mounted.
+            self.cluster.forget_pool(&node.name).await?;
+        }
+        Ok(())
     }
 
     async fn until_unneeded(&self) -> bool {

@@ -27,6 +27,7 @@ impl Hash for Primary {
             copy,
             resync,
             mending,
+            scrub: _,
             pace: _,
             closing,
             release,

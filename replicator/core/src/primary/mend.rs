@@ -128,6 +128,11 @@ impl Primary {
         }
     }
 
+    /// Is a scrub under way, its last region included?
+    pub(super) fn is_scrubbing(&self) -> bool {
+        self.mending.scrub.is_some() || self.mending.job.as_ref().is_some_and(|job| job.compares)
+    }
+
     /// How far a scrub is.
     pub(super) fn scrub_progress(&self) -> Option<ScrubProgress> {
         let total_bytes = self.cas.record()?.blocks * u64::from(BLOCK_SIZE);
@@ -334,8 +339,7 @@ impl Primary {
                     job.todo.push(from(bad, block + 1));
                 }
                 if none_left {
-                    self.counters.unreadable_blocks += 1;
-                    self.out.push(Effect::Notice(Notice::Unreadable { block }));
+                    self.note_unreadable(block);
                 }
                 self.mend_next();
             }

@@ -2,7 +2,7 @@
 
 use alloc::collections::BTreeMap;
 
-use super::{Peer, Phase, Primary, Stop, Unfit};
+use super::{Peer, Phase, Primary, ScrubReport, Stop, Unfit};
 use crate::id::{Epoch, Gen, ReplicaId, Tick};
 use crate::message::Refusal;
 use crate::record::Record;
@@ -28,6 +28,8 @@ pub struct Status {
     pub pending_requests: usize,
     /// Progress of a scrub, if one runs.
     pub scrub: Option<ScrubProgress>,
+    /// What that has found, or the last one since the claim.
+    pub scrubbed: Option<ScrubReport>,
 }
 
 /// Progress of a scrub, in bytes of the volume.
@@ -142,6 +144,7 @@ impl Primary {
             counters: self.counters,
             pending_requests: self.guests.len(),
             scrub: self.scrub_progress(),
+            scrubbed: self.scrub_report(),
         }
     }
 }

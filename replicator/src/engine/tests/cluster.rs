@@ -66,6 +66,7 @@ impl Cluster {
                 name: "default".into(),
                 dir: self.pool_dir(i),
                 capacity_bytes: None,
+                overcommit_percent: 100,
                 reserve_bytes: 0,
             }],
             incoming_resyncs: lockstep_core::limits::RESYNC_ENTRIES,
