@@ -62,7 +62,9 @@ impl Primary {
         if self.guests.reads.in_flight >= MAX_READS {
             return false;
         }
-        if !self.may_read() {
+        // Late reads come here at any time. While it claims anew, what is reached may have lost
+        // what was acknowledged (G4): only the promotion can tell.
+        if !self.is_open() || !self.may_read() {
             self.guests.reads.parked.insert(id);
             return true;
         }
