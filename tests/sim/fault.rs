@@ -114,6 +114,10 @@ faults! {
     BookRot = "metadata-rot", 2500;
     /// The books of a copy are bad beyond repair when it is to be opened; it is replaced.
     RuinedReplica = "ruined-replica", 2500;
+    /// The record store is put back to an older state, which the copies prove.
+    MetaPutBack = "meta-put-back", 25;
+    /// All members lose their files; an older copy is there.
+    MembersLost = "members-lost", 25;
     /// A bit of a block flips at rest.
     BitRot = "bit-rot", 2500;
     /// A disk says that it has written a block, and has not.

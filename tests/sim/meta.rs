@@ -10,6 +10,13 @@ pub struct Meta {
     record: Record,
     bytes: Vec<u8>,
     revision: u64,
+    /// What it shows since it was put back. Until somebody has noticed, `record` is what was in
+    /// force.
+    shown: Option<Record>,
+    /// An older state of it.
+    pub kept: Option<Record>,
+    /// The volume was deleted.
+    pub is_deleted: bool,
     /// It can't be reached before then.
     pub down_until: u64,
     /// It answers slowly before then.
@@ -23,13 +30,59 @@ impl Meta {
     #[must_use]
     pub fn new(record: Record) -> Self {
         let bytes = record.to_bytes();
-        Self { record, bytes, revision: 1, down_until: 0, slow_until: 0, storm_until: 0 }
+        Self {
+            record,
+            bytes,
+            revision: 1,
+            shown: None,
+            kept: None,
+            is_deleted: false,
+            down_until: 0,
+            slow_until: 0,
+            storm_until: 0,
+        }
     }
 
     /// The record in force.
     #[must_use]
     pub fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// The record that whoever asks gets: an older one, if the store was put back.
+    #[must_use]
+    pub fn seen(&self) -> &Record {
+        self.shown.as_ref().unwrap_or(&self.record)
+    }
+
+    /// Was it put back to an older state?
+    #[must_use]
+    pub fn is_put_back(&self) -> bool {
+        self.shown.is_some()
+    }
+
+    /// It shows `older` from now on.
+    pub fn put_back(&mut self, older: Record) {
+        self.shown = Some(older);
+        self.changed();
+    }
+
+    /// It shows again what was in force.
+    pub fn restore(&mut self) {
+        self.shown = None;
+        self.changed();
+    }
+
+    /// An administrator puts a record in force.
+    pub fn replace(&mut self, record: Record) {
+        (self.record, self.shown) = (record, None);
+        self.changed();
+    }
+
+    /// What is put in place of something else has a revision of its own.
+    fn changed(&mut self) {
+        self.revision += 1;
+        self.bytes = self.seen().to_bytes();
     }
 
     /// The record as it is stored.
@@ -49,7 +102,7 @@ impl Meta {
     /// # Panics
     /// If the record can't be stored, or reads as another one than was put.
     pub fn put_if(&mut self, expected: Revision, record: Record) -> Option<Record> {
-        if expected.0 != self.revision {
+        if self.is_deleted || expected.0 != self.revision {
             return None;
         }
         self.revision += 1;
@@ -59,6 +112,6 @@ impl Meta {
         if record.validate().is_ok() {
             assert_eq!(read.as_ref(), Ok(&record), "a record reads as another one than was put");
         }
-        Some(std::mem::replace(&mut self.record, record))
+        Some(std::mem::replace(self.shown.as_mut().unwrap_or(&mut self.record), record))
     }
 }

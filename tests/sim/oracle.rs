@@ -186,6 +186,8 @@ pub struct Oracle {
     current: Option<InstanceId>,
     /// Clocks may have jumped: a deposed primary may believe in its lease.
     leases_may_lie: bool,
+    /// What the copy held from which somebody goes on by force; the next opening begins with that.
+    forced: Option<BTreeMap<u64, Value>>,
 }
 
 impl Oracle {
@@ -197,6 +199,30 @@ impl Oracle {
     /// Clocks jump: no lease means anything from now on.
     pub fn distrust_leases(&mut self) {
         self.leases_may_lie = true;
+    }
+
+    /// Somebody goes on from a copy with these contents: acknowledged writes may be lost, and
+    /// nothing else may take their place.
+    pub fn force(&mut self, contents: BTreeMap<u64, Value>) {
+        self.forced = Some(contents);
+    }
+
+    /// After a forced recovery each block is as the chosen copy had it then.
+    fn check_forced(
+        last: &Attachment,
+        kept: &BTreeMap<u64, Value>,
+        contents: &BTreeMap<u64, Value>,
+    ) -> Result<(), String> {
+        for block in kept.keys().chain(contents.keys()).chain(last.blocks.keys()) {
+            let found = contents.get(block).copied().unwrap_or(Value::ZERO);
+            let held = kept.get(block).copied().unwrap_or(Value::ZERO);
+            if found != held {
+                return Err(format!(
+                    "block {block} is {found:?}, but the copy that was gone on from had {held:?}"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The attachment that opened last.
@@ -233,7 +259,12 @@ impl Oracle {
         if self.current == Some(instance) {
             return self.reopen(instance, epoch, contents);
         }
-        if let Some(last) = self.current.and_then(|c| self.attachments.get_mut(&c)) {
+        let forced = self.forced.take();
+        let last = self.current.and_then(|c| self.attachments.get_mut(&c));
+        if let (Some(last), Some(kept)) = (last, forced) {
+            Self::check_forced(last, &kept, contents)?;
+            last.successor = Some((contents.clone(), true));
+        } else if let Some(last) = self.current.and_then(|c| self.attachments.get_mut(&c)) {
             last.check_opening(epoch, contents, lost_until)?;
             last.successor = Some((contents.clone(), lost_until.is_some()));
         } else if let Some((block, value)) = contents.iter().find(|(_, v)| **v != Value::ZERO) {

@@ -68,7 +68,31 @@ profiles! {
     PowerCuts = "power-cuts";
     /// Controllers look after the copies while nodes come, go and are emptied.
     Cluster = "cluster";
+    /// All members lose their files, and the record store what it knew.
+    Disaster = "disaster";
 }
+
+/// Faults in worlds of disasters.
+const DISASTER: &[(Fault, u64)] = &[
+    (Fault::MembersLost, 150),
+    (Fault::MetaPutBack, 300),
+    (Fault::Takeover, 900),
+    (Fault::ProcessKill, 2000),
+    (Fault::PowerLoss, 8000),
+    (Fault::BitRot, 2500),
+];
+
+/// Faults in worlds of controllers.
+const CLUSTER: &[(Fault, u64)] = &[
+    (Fault::ProcessKill, 3000),
+    (Fault::PowerLoss, 8000),
+    (Fault::Partition, 5000),
+    (Fault::WipedReplica, 2000),
+    (Fault::NodeEvacuate, 5000),
+    (Fault::NodeRemove, 1500),
+    (Fault::ControllerSetRepl, 6000),
+    (Fault::MetaUnknownLate, 100),
+];
 
 impl Profile {
     /// The name.
@@ -78,10 +102,13 @@ impl Profile {
     }
 
     fn draw(rng: &mut Rng) -> Self {
-        if rng.chance(850) {
+        if rng.chance(825) {
             return Self::Any;
         }
-        let directed: Vec<Self> = Self::ALL.iter().map(|(p, _)| *p).skip(1).collect();
+        // A disaster needs a quiet moment, which other worlds seldom have.
+        let disasters = [Self::Disaster; 2];
+        let directed = Self::ALL.iter().map(|(p, _)| *p).skip(1);
+        let directed: Vec<Self> = directed.chain(disasters).collect();
         rng.pick(&directed).unwrap_or(Self::Any)
     }
 
@@ -145,16 +172,8 @@ impl Profile {
                 (Fault::PrimaryRestart, 5000),
                 (Fault::ConnectionReset, 3000),
             ],
-            Self::Cluster => &[
-                (Fault::ProcessKill, 3000),
-                (Fault::PowerLoss, 8000),
-                (Fault::Partition, 5000),
-                (Fault::WipedReplica, 2000),
-                (Fault::NodeEvacuate, 5000),
-                (Fault::NodeRemove, 1500),
-                (Fault::ControllerSetRepl, 6000),
-                (Fault::MetaUnknownLate, 100),
-            ],
+            Self::Disaster => DISASTER,
+            Self::Cluster => CLUSTER,
         }
     }
 }
@@ -274,6 +293,7 @@ impl Plan {
                 self.habits.depth = self.habits.depth.min(4);
             }
             Profile::PowerCuts => self.habits.mix = [10, 50, 10, 30],
+            Profile::Disaster => (self.min_in_sync, self.chaos_ms) = (1, self.chaos_ms * 3),
             Profile::Cluster => {
                 (self.nodes, self.ambushes) = (6, 20);
                 self.detours = detours(self.nodes, rng);

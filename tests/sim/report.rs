@@ -74,6 +74,10 @@ pub struct Coverage {
     pub copies_vanished: u64,
     /// Healthy members that controllers had leave.
     pub copies_spared: u64,
+    /// Times that it was noticed that the record store was put back.
+    pub put_back_noticed: u64,
+    /// Volumes recovered by force (T11).
+    pub forced: u64,
 }
 
 impl Coverage {
@@ -120,7 +124,9 @@ impl Coverage {
             slow_removals,
             rot_removals,
             copies_vanished,
-            copies_spared
+            copies_spared,
+            put_back_noticed,
+            forced
         );
     }
 }

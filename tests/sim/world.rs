@@ -9,6 +9,7 @@ mod gaps;
 mod heal;
 mod host;
 mod keeper;
+mod operator;
 mod records;
 mod rot;
 mod ruin;
@@ -42,6 +43,7 @@ use crate::rng::Rng;
 use crate::schedule::Schedule;
 
 pub use heal::Stage;
+use operator::Crisis;
 use records::Put;
 pub(crate) use strangers::Mistake;
 
@@ -105,6 +107,8 @@ pub(crate) enum Event {
     Rival(slots::Rival),
     /// A node removes what is to go.
     KeepHouse(usize),
+    /// The operator looks at what is broken.
+    Operate,
     /// A fault is due.
     Planned(Fault),
     /// A fault strikes at a delicate moment.
@@ -151,6 +155,10 @@ pub struct World {
     pub(crate) spared_at: Option<u64>,
     /// When a copy last lost its files.
     pub(crate) files_lost_at: Option<u64>,
+    /// What only the operator can put right.
+    pub(crate) crisis: Option<Crisis>,
+    /// Since when there is, or was, such a thing.
+    pub(crate) crisis_since: u64,
     /// Puts that were asked for and may still be applied.
     pub(crate) puts_under_way: u64,
     /// The next frame is garbled.
@@ -200,6 +208,8 @@ impl World {
             served_at: 0,
             spared_at: None,
             files_lost_at: None,
+            crisis: None,
+            crisis_since: 0,
             puts_under_way: 0,
             garbles_next: false,
             mangles_next: false,
@@ -296,6 +306,7 @@ impl World {
             Event::KeepHouse(node) => self.keep_house(node),
             Event::Planned(fault) => self.planned(fault),
             Event::Ambush(fault, aim) => self.strike(fault, aim),
+            Event::Operate => self.operate(),
             Event::Boot(node) => self.boot(node),
             Event::Supervise => self.supervise(),
             Event::Look => self.look(),
@@ -333,6 +344,7 @@ impl World {
             | Event::Replace { .. }
             | Event::Planned(_)
             | Event::Ambush(..)
+            | Event::Operate
             | Event::Boot(_)
             | Event::Supervise
             | Event::Look

@@ -85,12 +85,6 @@ pub struct RangeLock {
 }
 
 impl RangeLock {
-    /// A lock that nobody holds.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self { claims: BTreeMap::new(), places: BTreeMap::new(), next_ticket: Aside(0) }
-    }
-
     /// Asks for `range`. True if it is held at once; otherwise `id` waits and is reported by the
     /// [`Self::release`] or [`Self::cancel`] that lets it in.
     ///
@@ -132,24 +126,6 @@ impl RangeLock {
     pub fn is_held(&self, id: LockId) -> Option<bool> {
         let place = self.places.get(&id)?;
         self.claims.get(place).map(|claim| claim.blockers == 0)
-    }
-
-    /// Is nothing held and does nothing wait?
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.claims.is_empty()
-    }
-
-    /// Requests that are held or wait.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.claims.len()
-    }
-
-    /// As [`Self::is_idle`].
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.is_idle()
     }
 
     /// Asserts every internal invariant; costs O(n k).

@@ -31,7 +31,8 @@ impl World {
     }
 
     pub(crate) fn strike(&mut self, fault: Fault, aim: Option<Aim>) {
-        if self.stage == Stage::Chaos && !self.is_bereft() && self.inject(fault, aim) {
+        let may = self.stage == Stage::Chaos && self.crisis.is_none() && !self.is_bereft();
+        if may && self.inject(fault, aim) {
             self.count(fault);
         }
     }
@@ -89,10 +90,10 @@ impl World {
             Fault::SlowDisk => raise(&mut self.nodes[node].slow_until, until),
             Fault::HungDisk => raise(&mut self.nodes[node].hung_until, until + 2000 * MS),
             Fault::DiskError => self.fail_disk(node),
-            Fault::BitRot => self.rot(node),
+            Fault::BitRot | Fault::ReadError => self.go_bad(fault, node),
             Fault::BookRot => self.rot_books(node),
             Fault::RuinedReplica => self.ruin(node),
-            Fault::ReadError => self.spoil(node),
+            Fault::MetaPutBack | Fault::MembersLost => self.break_down(fault),
             // Counted when they hit a write or a flush.
             Fault::LostWrite | Fault::MisdirectedWrite | Fault::FlushError => {
                 self.nodes[node].copy.iter_mut().for_each(|copy| copy.mishap = Some(fault));
@@ -295,7 +296,10 @@ impl World {
         let seats = self.seats();
         let Some((node, id)) = self.rng.pick(&seats) else { return false };
         let Some(seat) = self.nodes[node].seat(id) else { return false };
-        if seat.closing || !matches!(seat.phase, Phase::Active | Phase::Suspended) {
+        // One that was not opened yet ends at once.
+        let early = matches!(seat.phase, Phase::Claiming | Phase::Recovering);
+        let served = matches!(seat.phase, Phase::Active | Phase::Suspended);
+        if seat.closing || !(served || early && self.rng.chance(300)) {
             return false;
         }
         self.close(node, id);
@@ -377,6 +381,9 @@ impl World {
         }
         let delay = self.rng.between(100, 1000) * MS;
         self.schedule.after(delay, Event::Supervise);
+        if self.crisis.is_some() {
+            return;
+        }
         let waited = self.now().saturating_sub(self.served_at);
         if !self.seats().is_empty() && waited < self.plan.patience_ms * MS {
             return;

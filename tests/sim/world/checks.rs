@@ -242,7 +242,7 @@ impl World {
 
     /// I3: nobody promised an epoch that was not claimed.
     fn check_promises(&self) -> Found {
-        let claimed = self.meta.record().epoch;
+        let claimed = self.meta.record().epoch.max(self.meta.seen().epoch);
         for node in &self.nodes {
             let Some(host) = node.copy.as_ref().and_then(|c| c.host.as_ref()) else { continue };
             let promised = host.replica.status().promised;

@@ -28,7 +28,7 @@ pub enum Stage {
         /// Since when.
         since: u64,
     },
-    /// The volume is being closed.
+    /// The volume is being closed, or was deleted.
     Closing {
         /// Since when.
         since: u64,
@@ -52,6 +52,10 @@ const POLL: u64 = 20 * MS;
 impl World {
     /// All faults end; whatever is down starts; one primary attaches the volume.
     pub(crate) fn heal(&mut self) {
+        if self.crisis.is_some() {
+            self.schedule.after(100 * MS, Event::Heal);
+            return;
+        }
         self.say(|| "the faults end".to_owned());
         let now = self.now();
         (self.stage, self.healed_at) = (Stage::Healing { since: now }, now);
@@ -119,6 +123,10 @@ impl World {
             self.fail("converge", "the last primary vanished".to_owned());
             return;
         };
+        if phase == Phase::Fenced && self.meta.is_deleted {
+            self.stage = Stage::Done;
+            return;
+        }
         // A claim that was given up long ago came in late; or the device had to fail (G4), which
         // may be found only now. Another attempt is due.
         if phase == Phase::Fenced && (now < self.healed_at + LATE_LIMIT || self.lost_device(node)) {
@@ -207,7 +215,13 @@ impl World {
         if !busy && self.is_whole(node) && self.is_sound() {
             self.check_end();
             self.check_no_slots();
-            self.close(node, id);
+            if self.rng.chance(50) {
+                self.say(|| "the volume is deleted".to_owned());
+                self.meta.is_deleted = true;
+                self.tell_primary(node, id, PrimaryEvent::RecordChanged);
+            } else {
+                self.close(node, id);
+            }
             self.stage = Stage::Closing { since: now };
         } else if now - since > self.heal_limit() {
             self.fail("converge", "a block is still bad after 60 s of scrubbing".to_owned());

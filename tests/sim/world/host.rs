@@ -8,7 +8,7 @@ use lockstep_core::slots::Slots;
 use lockstep_core::wire::Frame;
 use lockstep_store::layout::{File, file_bytes};
 use lockstep_store::{
-    DiskError, DiskOp, DiskOpId, DiskOpKind, Identity, OpenParams, Store, format,
+    DiskError, DiskOp, DiskOpId, DiskOpKind, Identity, OpenParams, Store, Superblock, format,
 };
 
 use super::torn::whole_blocks;
@@ -59,7 +59,7 @@ impl World {
     pub(crate) fn open_copy(&mut self, node: usize, lost_cache: bool) {
         let open = self.fresh_id();
         let incarnation = Incarnation(self.rng.bits());
-        let (volume, lineage, planted) = (self.volume, self.lineage, self.planted);
+        let (volume, planted) = (self.volume, self.planted);
         let (blocks, tuning) = (self.plan.habits.blocks, self.plan.tuning);
         let now = self.now();
         if self.nodes[node].gone_until > now {
@@ -70,11 +70,12 @@ impl World {
         let Some(copy) = n.copy.as_mut() else { return };
         copy.reopening = false;
         let whole = |file| copy.disk.given(file, 0, file_bytes(file, blocks)).unwrap_or_default();
-        let identity = Identity { volume, replica: copy.rid, lineage };
+        let meta = whole(File::Meta);
+        let doubted = Superblock::good_copies(&meta) < 2;
         let params = OpenParams {
-            meta: &whole(File::Meta),
+            meta: &meta,
             regions: &whole(File::Regions),
-            expect: Some(identity),
+            expect: None,
             boot_id,
             lost_cache,
             tuning,
@@ -88,6 +89,8 @@ impl World {
                 return;
             }
         };
+        // After a forced recovery it may be of an older history, until it promises.
+        let lineage = opened.superblock.identity.lineage;
         let identity = replica::Identity { volume, replica: copy.rid, lineage, incarnation };
         let recovered = opened.recovered;
         let (unresolved, lossy) = (recovered.unresolved.len(), recovered.lossy);
@@ -107,8 +110,9 @@ impl World {
         self.outcome.coverage.lossy_opens += u64::from(lossy);
         self.say(|| {
             format!(
-                "{name}: copy opens, promised {promised}, {unresolved} regions unresolved{}",
-                if lossy { ", lossy" } else { "" }
+                "{name}: copy opens, promised {promised}, {unresolved} regions unresolved{}{}",
+                if lossy { ", lossy" } else { "" },
+                if doubted { ", one superblock is bad" } else { "" }
             )
         });
         self.pump(node, open);

@@ -66,8 +66,9 @@ impl World {
         }
         let result = match op {
             MetaOp::Get if self.answers_nonsense() => MetaResult::Unavailable,
+            MetaOp::Get if self.meta.is_deleted => MetaResult::Read(None),
             MetaOp::Get => {
-                let (record, revision) = (self.meta.record().clone(), self.meta.revision());
+                let (record, revision) = (self.meta.seen().clone(), self.meta.revision());
                 MetaResult::Read(Some((record, revision)))
             }
             MetaOp::PutIf { expected, record } => {
@@ -130,7 +131,7 @@ impl World {
     }
 
     fn fate(&mut self) -> Fate {
-        if self.stage != super::Stage::Chaos {
+        if self.stage != super::Stage::Chaos || self.crisis.is_some() {
             return Fate::Usual;
         }
         let fates = [
@@ -171,6 +172,7 @@ impl World {
         };
         self.say(|| format!("record: {name} writes {}", describe(&new)));
         match author {
+            Author::Primary if self.meta.is_put_back() => self.check_put_back(&old, &new),
             Author::Primary => self.check_put(&old, &new),
             Author::Controller => {
                 let judged = only_copies(&old, &new);

@@ -97,8 +97,13 @@ impl World {
         }
     }
 
+    /// Something at rest goes bad.
+    pub(super) fn go_bad(&mut self, fault: Fault, node: usize) -> bool {
+        if fault == Fault::BitRot { self.rot(node) } else { self.spoil(node) }
+    }
+
     /// A bit flips in a block that was written once.
-    pub(super) fn rot(&mut self, node: usize) -> bool {
+    fn rot(&mut self, node: usize) -> bool {
         let Some(block) = self.some_block(node) else { return false };
         let Some(copy) = self.nodes[node].copy.as_ref() else { return false };
         let mut bytes = copy.disk.read(File::Data, block * BLOCK as u64, BLOCK as u64).to_vec();
@@ -108,7 +113,7 @@ impl World {
     }
 
     /// A block, or the tags of two regions, can't be read any more.
-    pub(super) fn spoil(&mut self, node: usize) -> bool {
+    fn spoil(&mut self, node: usize) -> bool {
         let Some(block) = self.some_block(node) else { return false };
         if self.rng.chance(850) {
             return self.harm(node, block, Damage::Fails);

@@ -208,12 +208,14 @@ impl World {
         }
     }
 
-    /// Here the record store is never put back, no volume is deleted, and no number is used up.
+    /// Here no number is used up.
     fn fenced(&mut self, node: usize, seat: u64) {
         self.outcome.coverage.fenced += 1;
         let Some(s) = self.nodes[node].seat(seat) else { return };
         match s.primary.status().stopped {
             Some(Stop::TakenOver | Stop::DataLost) => {}
+            Some(Stop::Deleted) if self.meta.is_deleted => {}
+            Some(Stop::RecordPutBack { .. }) if self.was_put_back() => {}
             why => self.fail("fencing", format!("primary {seat} stops without a reason: {why:?}")),
         }
     }

@@ -74,7 +74,7 @@ impl World {
     }
 
     pub(crate) fn cut(&mut self, from: usize, to: usize, until: u64) {
-        if self.stage == Stage::Chaos {
+        if self.stage == Stage::Chaos && self.crisis.is_none() {
             let blocked = self.net.blocked.entry((from, to)).or_default();
             *blocked = until.max(*blocked);
         }
@@ -145,7 +145,7 @@ impl World {
     }
 
     /// Does a process stand still, or is a network cut? A primary may not know then who is there.
-    fn is_disturbed(&self) -> bool {
+    pub(super) fn is_disturbed(&self) -> bool {
         let now = self.now();
         self.nodes.iter().any(|n| n.paused_until > now)
             || self.net.blocked.values().any(|until| *until > now)
@@ -162,7 +162,8 @@ impl World {
     /// A copy may lose its files just when a primary that can't know it yet removes the last other
     /// member. Then an administrator has to decide, and the world ends here.
     pub(crate) fn give_up_if_lost(&mut self, record: &Record) {
-        if self.lost_files_lately() && self.in_sync_now(record).is_empty() {
+        let lost = self.lost_files_lately() && self.crisis.is_none();
+        if lost && self.in_sync_now(record).is_empty() {
             self.say(|| "all members have lost their files: beyond repair".to_owned());
             self.outcome.coverage.beyond_repair += 1;
             self.stage = Stage::Done;
@@ -197,6 +198,10 @@ impl World {
 
     /// A controller forgets a copy without files once it is no member, and puts a new one there.
     pub(crate) fn replace(&mut self, node: usize, rid: ReplicaId) {
+        if self.crisis.is_some() {
+            self.schedule.after(1000 * MS, Event::Replace { node, rid });
+            return;
+        }
         let entry = self.meta.record().replica(rid).cloned();
         let taken = self.nodes[node].copy.as_ref().is_some_and(|c| c.rid != rid);
         // Controllers see that the files are gone, but not that they are old.

@@ -22,20 +22,20 @@ fn release(lock: &mut RangeLock, id: u64) -> Vec<LockId> {
 
 #[test]
 fn touching_ranges_do_not_wait_for_each_other() {
-    let mut lock = RangeLock::new();
+    let mut lock = RangeLock::default();
     assert!(ask(&mut lock, exclusive(1, 0, 8)));
     assert!(ask(&mut lock, exclusive(2, 8, 8)));
     assert!(!ask(&mut lock, exclusive(3, 7, 2)));
     assert!(release(&mut lock, 1).is_empty());
     assert_eq!(release(&mut lock, 2), [LockId(3)]);
-    assert_eq!((lock.len(), lock.is_held(LockId(3))), (1, Some(true)));
+    assert_eq!((lock.claims.len(), lock.is_held(LockId(3))), (1, Some(true)));
     assert!(release(&mut lock, 3).is_empty());
-    assert!(lock.is_idle() && lock.is_empty());
+    assert!(lock.claims.is_empty() && lock.places.is_empty());
 }
 
 #[test]
 fn readers_share_but_do_not_overtake_a_waiting_writer() {
-    let mut lock = RangeLock::new();
+    let mut lock = RangeLock::default();
     assert!(ask(&mut lock, shared(1, 0, 4)));
     assert!(ask(&mut lock, shared(2, 0, 4)));
     assert!(!ask(&mut lock, exclusive(3, 0, 4)));
@@ -48,7 +48,7 @@ fn readers_share_but_do_not_overtake_a_waiting_writer() {
 
 #[test]
 fn a_withdrawn_request_lets_those_behind_it_in() {
-    let mut lock = RangeLock::new();
+    let mut lock = RangeLock::default();
     assert!(ask(&mut lock, shared(1, 0, 4)));
     assert!(!ask(&mut lock, exclusive(2, 0, 4)));
     assert!(!ask(&mut lock, shared(3, 0, 4)));
@@ -60,7 +60,7 @@ fn a_withdrawn_request_lets_those_behind_it_in() {
 
 #[test]
 fn the_longest_range_is_found_from_its_last_block() {
-    let mut lock = RangeLock::new();
+    let mut lock = RangeLock::default();
     assert!(ask(&mut lock, exclusive(1, 0, MAX_OP_BLOCKS)));
     assert!(!ask(&mut lock, shared(2, u64::from(MAX_OP_BLOCKS) - 1, 1)));
     assert!(ask(&mut lock, shared(3, u64::from(MAX_OP_BLOCKS), 1)));
@@ -69,7 +69,7 @@ fn the_longest_range_is_found_from_its_last_block() {
 #[test]
 #[should_panic(expected = "not held")]
 fn releasing_a_lock_that_waits_is_a_bug() {
-    let mut lock = RangeLock::new();
+    let mut lock = RangeLock::default();
     assert!(ask(&mut lock, exclusive(1, 0, 1)));
     assert!(!ask(&mut lock, exclusive(2, 0, 1)));
     release(&mut lock, 2);
@@ -78,7 +78,7 @@ fn releasing_a_lock_that_waits_is_a_bug() {
 #[test]
 #[should_panic(expected = "present already")]
 fn an_id_is_used_once() {
-    let mut lock = RangeLock::new();
+    let mut lock = RangeLock::default();
     assert!(ask(&mut lock, exclusive(1, 0, 1)));
     let _ = ask(&mut lock, exclusive(1, 5, 1));
 }
@@ -86,7 +86,7 @@ fn an_id_is_used_once() {
 #[test]
 #[should_panic(expected = "too long")]
 fn a_range_longer_than_one_operation_is_a_bug() {
-    let _ = ask(&mut RangeLock::new(), exclusive(1, 0, MAX_OP_BLOCKS + 1));
+    let _ = ask(&mut RangeLock::default(), exclusive(1, 0, MAX_OP_BLOCKS + 1));
 }
 
 /// The naive twin: all requests in order of arrival, every question a scan.
@@ -131,7 +131,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #[test]
     fn the_range_lock_equals_its_naive_twin(steps in steps()) {
-        let (mut lock, mut twin) = (RangeLock::new(), Twin::default());
+        let (mut lock, mut twin) = (RangeLock::default(), Twin::default());
         for (id, step) in (0_u64..).zip(steps) {
             match step {
                 Step::Acquire { start, count, exclusive } => {
@@ -155,7 +155,7 @@ proptest! {
                 Step::Drop { .. } => {}
             }
             lock.check();
-            prop_assert_eq!(lock.len(), twin.0.len());
+            prop_assert_eq!(lock.claims.len(), twin.0.len());
             for (at, (id, ..)) in twin.0.iter().enumerate() {
                 prop_assert_eq!(lock.is_held(*id), Some(twin.is_held(at)));
             }
