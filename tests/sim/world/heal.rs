@@ -212,9 +212,10 @@ impl World {
         let now = self.now();
         self.forget_leaving();
         let busy = self.nodes[node].seat(id).is_some_and(|s| s.primary.status().scrub.is_some());
-        if !busy && self.is_whole(node) && self.is_sound() {
+        let good = !busy && self.is_whole(node) && self.is_sound();
+        let holders = self.slot_holders();
+        if good && holders.is_empty() {
             self.check_end();
-            self.check_no_slots();
             if self.rng.chance(50) {
                 self.say(|| "the volume is deleted".to_owned());
                 self.meta.is_deleted = true;
@@ -223,9 +224,11 @@ impl World {
                 self.close(node, id);
             }
             self.stage = Stage::Closing { since: now };
+        } else if now - since > self.heal_limit() && good {
+            self.fail("limits", format!("{holders:?} keep slots for no resync"));
         } else if now - since > self.heal_limit() {
             self.fail("converge", "a block is still bad after 60 s of scrubbing".to_owned());
-        } else if !busy {
+        } else if !busy && !good {
             self.tell_primary(node, id, PrimaryEvent::Scrub);
         }
     }
