@@ -121,10 +121,11 @@ impl State {
         } else if new.open_epoch > old.open_epoch {
             self.judge_opening(seat, old, new)?;
         } else {
-            // Whoever joins holds what a member must.
+            // Whoever joins holds what a member must. While a write is under way it may have done
+            // that, and have lost it since: then nothing is known yet.
             for copy in (0u8..).zip(&self.copies) {
                 let joins = members(new) & !members(old) & 1 << copy.0 != 0;
-                if joins && self.judge.readable & bit(copy.1.disk.content) != 0 {
+                if joins && self.judge.readable == bit(copy.1.disk.content) {
                     self.judge.lost &= !(1 << copy.0);
                 }
             }
