@@ -111,11 +111,14 @@ impl Store {
             fresh: unresolved.is_empty() && regions.is_untouched(),
             unresolved,
         };
+        // One place that says so may rot before the next promise.
+        let says_so = |copy: &Superblock| copy.lossy || copy.boot_id != params.boot_id;
+        let unmarked = Superblock::copies(params.meta).filter(says_so).count() < 2;
         let superblock =
             Superblock { boot_id: params.boot_id, lossy: recovered.lossy, ..found.clone() };
         let store = Self::new(Parts {
             superblock,
-            unmarked: params.lost_cache && recovered.lossy && !found.lossy,
+            unmarked: recovered.lossy && unmarked,
             log: Log::new(found.identity.replica, in_log.seq, in_log.named),
             last_record: in_log.last,
             activity,

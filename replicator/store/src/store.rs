@@ -133,7 +133,7 @@ pub struct Status {
 /// What [`Store::open`] found, as parts of a store.
 pub(crate) struct Parts {
     pub(crate) superblock: Superblock,
-    /// Was it told of a lost cache that the superblock on the disk says nothing of?
+    /// Is it lossy, and does the disk not say so in both places of the superblock?
     pub(crate) unmarked: bool,
     pub(crate) log: Log,
     pub(crate) last_record: Option<Record>,

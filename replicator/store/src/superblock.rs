@@ -92,8 +92,13 @@ impl Superblock {
     /// a warning. The next promise writes both.
     #[must_use]
     pub fn good_copies(meta: &[u8]) -> usize {
-        let size = SUPERBLOCK_BYTES as usize;
-        meta.chunks_exact(size).take(2).filter(|copy| Self::decode(copy).is_ok()).count()
+        Self::copies(meta).count()
+    }
+
+    /// Those of the two copies that are good.
+    pub(crate) fn copies(meta: &[u8]) -> impl Iterator<Item = Self> {
+        let places = meta.chunks_exact(SUPERBLOCK_BYTES as usize).take(2);
+        places.filter_map(|copy| Self::decode(copy).ok())
     }
 
     /// Where the copy with this write's number goes.

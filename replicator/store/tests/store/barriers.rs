@@ -4,7 +4,7 @@ use lockstep_core::id::{Epoch, Gen, RegionIndex, Token};
 use lockstep_core::message::{Payload, ResyncBlock, ResyncContent};
 use lockstep_core::range::BlockRange;
 use lockstep_core::store::{StoreError, StoreNote, StoreOp, StoreReply};
-use lockstep_store::{DiskError, Tuning};
+use lockstep_store::{DiskError, File, Tuning};
 
 use crate::driver::{Driver, blocks, done, write};
 use crate::world::identity;
@@ -432,6 +432,23 @@ fn a_lost_cache_is_remembered_though_it_cannot_be_marked() {
     assert!(!driver.store.status().lost_cache);
     driver.open_again(plain());
     assert!(!driver.recovered.lossy);
+}
+
+/// What is said in one place of the superblock only is said in the other before that one can rot.
+#[test]
+fn a_lost_cache_is_remembered_though_one_place_of_its_mark_rots() {
+    for offset in [200, 4096 + 200] {
+        let mut driver = cleaned(plain());
+        assert_eq!(driver.get(write(0, 1, 4, 8)), Ok(StoreReply::Done));
+        driver.ask(1, StoreOp::Flush);
+        driver.fail("flush data", DiskError::Io);
+        driver.run("superblock");
+        driver.open_again(plain());
+        driver.settle();
+        driver.disk.flip(File::Meta, offset);
+        driver.open_again(plain());
+        assert!(driver.recovered.lossy, "forgotten when the place at {offset} rots");
+    }
 }
 
 #[test]
