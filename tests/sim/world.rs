@@ -19,6 +19,7 @@ mod story;
 mod strangers;
 mod torn;
 mod transport;
+mod twice;
 mod wild;
 
 use lockstep_core::cluster::trim::Wanted;

@@ -208,6 +208,10 @@ impl World {
         self.judge("missed", judged);
         let judged = self.check_promises();
         self.judge("fencing", judged);
+        if (self.now() / LOOK).is_multiple_of(16) {
+            let judged = self.check_twice();
+            self.judge("twice", judged);
+        }
         self.note_states();
         self.schedule.after(LOOK, Event::Look);
     }
