@@ -117,7 +117,7 @@ faults! {
     /// The record store is put back to an older state, which the copies prove.
     MetaPutBack = "meta-put-back", 25;
     /// All members lose their files; an older copy is there.
-    MembersLost = "members-lost", 25;
+    MembersLost = "members-lost", 10;
     /// A bit of a block flips at rest.
     BitRot = "bit-rot", 2500;
     /// A disk says that it has written a block, and has not.

@@ -74,7 +74,7 @@ profiles! {
 
 /// Faults in worlds of disasters.
 const DISASTER: &[(Fault, u64)] = &[
-    (Fault::MembersLost, 150),
+    (Fault::MembersLost, 40),
     (Fault::MetaPutBack, 300),
     (Fault::Takeover, 900),
     (Fault::ProcessKill, 2000),
@@ -102,11 +102,11 @@ impl Profile {
     }
 
     fn draw(rng: &mut Rng) -> Self {
-        if rng.chance(825) {
+        if rng.chance(810) {
             return Self::Any;
         }
         // A disaster needs a quiet moment, which other worlds seldom have.
-        let disasters = [Self::Disaster; 2];
+        let disasters = [Self::Disaster; 4];
         let directed = Self::ALL.iter().map(|(p, _)| *p).skip(1);
         let directed: Vec<Self> = directed.chain(disasters).collect();
         rng.pick(&directed).unwrap_or(Self::Any)
