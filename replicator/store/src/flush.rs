@@ -63,7 +63,7 @@ impl Store {
 
     /// Remembered before it is answered: the process may end at any time.
     fn completed(&mut self, token: Token) {
-        (self.lost_cache, self.unmarked) = (false, false);
+        (self.lost_cache, self.marks_left) = (false, 0);
         if core::mem::take(&mut self.superblock.lossy) {
             self.persist_for(token);
         } else {

@@ -51,7 +51,7 @@ impl Store {
 
     pub(crate) fn resolve(&mut self) {
         self.activity.resolve(self.now);
-        (self.lost_cache, self.unmarked) = (false, false);
+        (self.lost_cache, self.marks_left) = (false, 0);
         if core::mem::take(&mut self.superblock.lossy) {
             self.persist_superblock();
         }

@@ -57,8 +57,8 @@ pub struct Store {
     faulted: bool,
     /// Did a flush of the data fail, and is that not resolved?
     pub(crate) lost_cache: bool,
-    /// Is that still to be written into the superblock?
-    pub(crate) unmarked: bool,
+    /// In how many places of the superblock that is still to be written.
+    pub(crate) marks_left: u8,
     /// Regions whose tags can't be read: when the first of them is in the log, the store latches.
     pub(crate) unreadable: BTreeSet<RegionIndex>,
 }
@@ -168,7 +168,7 @@ impl Store {
             replies: VecDeque::new(),
             faulted: false,
             lost_cache: unmarked,
-            unmarked,
+            marks_left: 0,
             unreadable: BTreeSet::new(),
         };
         // At once: until it is there, only this process knows.
@@ -248,7 +248,7 @@ impl Store {
         assert!(purpose.is_some(), "disk operation {id:?} was not under way");
         if self.faulted {
             if purpose == Some(Purpose::FlushData) && result.is_err() {
-                (self.lost_cache, self.unmarked) = (true, true);
+                (self.lost_cache, self.marks_left) = (true, 2);
             }
             return self.mark_if_quiet();
         }
@@ -470,15 +470,16 @@ impl Store {
         if self.planted.has(Bug::RetryFailedFlush) {
             return self.issue(Purpose::FlushData, DiskOpKind::Sync { file: File::Data });
         }
-        (self.lost_cache, self.unmarked) = (true, true);
+        (self.lost_cache, self.marks_left) = (true, 2);
         self.latch(error);
     }
 
-    /// Notes in the superblock that un-flushed data may be gone, if no promise is being written.
+    /// Notes in the superblock that un-flushed data may be gone, if nothing is being written there:
+    /// in both places, since one may rot before the files are opened again.
     fn mark_if_quiet(&mut self) {
         let busy = self.in_flight.values().any(|purpose| *purpose == Purpose::Superblock);
-        if self.unmarked && !busy {
-            self.unmarked = false;
+        if self.marks_left > 0 && !busy {
+            self.marks_left -= 1;
             self.superblock.lossy = true;
             self.write_superblock();
         }

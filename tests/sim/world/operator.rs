@@ -127,15 +127,22 @@ impl World {
 
     /// A node with a copy that is no member and can be gone on from.
     fn stale_copy(&self) -> Option<usize> {
+        self.usable_copy(|state| matches!(state, ReplicaState::Out { .. } | ReplicaState::Leaving))
+    }
+
+    /// A node with a copy in such a state that can be gone on from. What is on its way to a paused
+    /// one may yet be written.
+    fn usable_copy(&self, fits: fn(ReplicaState) -> bool) -> Option<usize> {
         let record = self.meta.record();
         let usable = |copy: &Copy| {
-            let state = record.replica(copy.rid).map(|entry| entry.state);
-            let filled = matches!(state, Some(ReplicaState::Out { .. } | ReplicaState::Leaving));
             let works = |h: &Host| h.replica.status().role != Role::Faulted;
-            filled && !copy.is_old && copy.host.as_ref().is_some_and(works)
+            let state = record.replica(copy.rid).map(|entry| entry.state);
+            state.is_some_and(fits) && !copy.is_old && copy.host.as_ref().is_some_and(works)
         };
         let now = self.now();
-        let well = |n: &crate::node::Node| n.hung_until.max(n.full_until).max(n.gone_until) <= now;
+        let well = |n: &crate::node::Node| {
+            n.hung_until.max(n.full_until).max(n.gone_until).max(n.paused_until) <= now
+        };
         self.nodes.iter().position(|n| well(n) && n.copy.as_ref().is_some_and(usable))
     }
 
@@ -256,10 +263,11 @@ impl World {
         }
     }
 
-    /// The operator stops whoever tries to serve the volume, and goes on from a copy that is out,
-    /// unless one became a member just before.
+    /// The operator stops whoever tries to serve the volume, and goes on from a copy that is out;
+    /// if one became a member just before, from that, unless the volume opens with it by itself.
     fn go_on_from_stale(&mut self) {
-        if !self.in_sync_now(self.meta.record()).is_empty() {
+        let record = self.meta.record();
+        if self.in_sync_now(record).len() >= usize::from(record.min_in_sync) {
             self.crisis = None;
             return;
         }
@@ -268,7 +276,8 @@ impl World {
         if self.now() < self.crisis_since + UNDER_WAY {
             return;
         }
-        let Some(node) = self.stale_copy() else {
+        let member = self.usable_copy(|state| state == ReplicaState::InSync);
+        let Some(node) = member.or_else(|| self.stale_copy()) else {
             return self.no_way_out("no copy is left to go on from");
         };
         let Some(copy) = self.nodes[node].copy.as_ref() else { return };

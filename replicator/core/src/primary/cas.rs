@@ -224,6 +224,13 @@ impl Primary {
         if let Some(stop) = self.put_back_by(&record) {
             return self.fence_put_back(stop, &record, revision);
         }
+        if record.put_back > Epoch(0) {
+            // An administrator has to decide; a claim would count up to what proves it. Whoever
+            // serves by this record has been overtaken by what it forgot.
+            let stop = Stop::RecordPutBack { epoch: record.put_back, r#gen: Gen(0) };
+            self.cas.in_force = Some((record, revision));
+            return self.fence(stop);
+        }
         let Some(proposal) = self.cas.proposal.clone() else {
             return self.on_refreshed(record, revision);
         };
@@ -282,12 +289,6 @@ impl Primary {
         let first = self.cas.in_force.is_none();
         if !first && self.is_deposed_by(&record) {
             return self.fence(Stop::TakenOver);
-        }
-        let epoch = record.put_back;
-        if first && epoch > Epoch(0) {
-            // An administrator has to decide; a claim would count up to what proves it.
-            self.cas.in_force = Some((record, revision));
-            return self.fence(Stop::RecordPutBack { epoch, r#gen: Gen(0) });
         }
         self.cas.in_force = Some((record, revision));
         if first {
