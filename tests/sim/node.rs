@@ -198,6 +198,8 @@ pub struct Seat {
     pub armed: Option<u64>,
     /// When each node promised it the epoch, in a session that still lives.
     pub answered: BTreeMap<usize, u64>,
+    /// The nodes that refused its epoch.
+    pub refused_by: BTreeSet<usize>,
     /// Was it asked to close?
     pub closing: bool,
     /// What it wants of its node's slots for resyncs.
@@ -257,6 +259,7 @@ impl Seat {
             flows: BTreeMap::new(),
             armed: None,
             answered: BTreeMap::new(),
+            refused_by: BTreeSet::new(),
             closing: false,
             wish: Wish::Nothing,
             asks_at: None,

@@ -361,7 +361,21 @@ impl World {
         self.crisis == Some(Crisis::PutBack) || lately
     }
 
+    /// Has a copy that can prove that the record store was put back answered this primary?
+    fn was_told(&self, record: &Record) -> bool {
+        let instance = record.primary.as_ref().map(|p| p.instance);
+        let mut seats = self.nodes.iter().filter_map(|n| n.seat.as_ref());
+        let Some(seat) = seats.find(|s| Some(s.instance) == instance) else { return true };
+        let ahead = |host: &Host| {
+            let status = host.replica.status();
+            status.role == Role::Member && status.r#gen > record.r#gen
+        };
+        let mut hosts = self.hosts().filter(|(node, _)| seat.answered.contains_key(node));
+        !seat.refused_by.is_empty() || hosts.any(|(_, host)| ahead(host))
+    }
+
     /// What primaries may do to a record that was put back: claim, and say what is wrong with it.
+    /// If those that can prove it do not answer in time, it is taken for good.
     pub(super) fn check_put_back(&mut self, old: &Record, new: &Record) {
         let same = Record {
             epoch: old.epoch,
@@ -373,7 +387,9 @@ impl World {
             txn: old.txn,
             ..new.clone()
         };
-        if same != *old {
+        if same != *old && !self.was_told(new) {
+            self.no_way_out("no copy that knows better answered");
+        } else if same != *old {
             let what = super::records::describe(new);
             self.fail("forced", format!("a record that was put back is taken for good: {what}"));
         }

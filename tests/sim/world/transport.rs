@@ -248,10 +248,14 @@ impl World {
                 let Some(seat) = self.nodes[node].seat.as_mut() else { return };
                 let judged = seat.flows.entry(conn).or_default().is_answered(&message);
                 let id = seat.id;
-                if matches!(message.body, Reply::Promised(_)) {
-                    let now = self.schedule.now();
-                    let other = seat.wires.iter().find(|(_, w)| **w == wire).map(|(to, _)| *to);
-                    seat.answered.extend(other.map(|to| (to, now)));
+                let other = seat.wires.iter().find(|(_, w)| **w == wire).map(|(to, _)| *to);
+                match message.body {
+                    Reply::Promised(_) => {
+                        let now = self.schedule.now();
+                        seat.answered.extend(other.map(|to| (to, now)));
+                    }
+                    Reply::Refused(Refusal::Epoch { .. }) => seat.refused_by.extend(other),
+                    _ => {}
                 }
                 self.judge("honest", judged);
                 self.primary_event(node, id, primary::Event::Reply { conn, message });
