@@ -263,6 +263,11 @@ impl World {
         }
     }
 
+    /// Have all members lost their files?
+    pub(super) fn is_without_members(&self) -> bool {
+        self.crisis == Some(Crisis::Bereft)
+    }
+
     /// The operator stops whoever tries to serve the volume, and goes on from a copy that is out;
     /// if one became a member just before, from that, unless the volume opens with it by itself.
     fn go_on_from_stale(&mut self) {
