@@ -20,7 +20,7 @@ check "and its socket" not test -e "$(node_dir 1)/sock"
 node_kill 3
 node_launch 1
 check "without the record store it answers" until_true 10 lockstep_on 1 node show
-check "that it is not ready" says "the daemon is starting" lockstep_on 1 node show
+check "that it is not ready" says "not ready" lockstep_on 1 node show
 check "and does not say that it is" not test -e "$(node_dir 1)/ready"
 node_start 3
 check "once the record store is there it is ready" node_ready 1
