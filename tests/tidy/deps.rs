@@ -31,9 +31,10 @@ pub(crate) const EDGES: &[Edges] = &[
         others: Some(&["blake3", "bytes", "crc32c", "thiserror", "tracing", "uuid"]),
         never: &[],
     },
+    Edges { package: "lockstep-kernel", ours: &[], others: None, never: &["tokio", "serde"] },
     Edges {
         package: "lockstep-attach",
-        ours: &["lockstep-core"],
+        ours: &["lockstep-core", "lockstep-kernel"],
         others: None,
         never: &["tonic", "prost"],
     },
@@ -48,6 +49,7 @@ pub(crate) const EDGES: &[Edges] = &[
         ours: &[
             "lockstep-attach",
             "lockstep-core",
+            "lockstep-kernel",
             "lockstep-meta",
             "lockstep-proto",
             "lockstep-store",
@@ -160,7 +162,7 @@ pub(crate) fn wrong_declarations(package: &Package, manifest: &str) -> Vec<Strin
         .split("[lints]")
         .nth(1)
         .is_some_and(|rest| rest.trim_start().starts_with("workspace = true"));
-    let own_lints = manifest.contains("[lints.") && name.as_str() == "lockstep-attach";
+    let own_lints = manifest.contains("[lints.") && name.as_str() == "lockstep-kernel";
     if !inherits && !own_lints {
         wrong.push(format!("{name}: write [lints] workspace = true, which forbids unsafe"));
     }

@@ -217,8 +217,8 @@ fn unsafe_in_one_room(source: &Source) -> Vec<Finding> {
         }
         let above = source.comments.iter().take(index + 1).rev().take(6);
         let explained = above.into_iter().any(|c| c.contains("SAFETY:"));
-        if !source.path.starts_with("replicator/attach/") {
-            let message = format!("line {}: unsafe belongs to replicator/attach only", index + 1);
+        if !source.path.starts_with("replicator/kernel/") {
+            let message = format!("line {}: unsafe belongs to replicator/kernel only", index + 1);
             found.push(finding("unsafe_in_one_room", source, "unsafe", message));
         } else if !explained {
             let message = format!("line {}: unsafe without a // SAFETY: comment", index + 1);
@@ -327,7 +327,7 @@ mod tests {
         let block = "unsafe { a() }";
         let reason = format!("// SAFETY: a takes no pointer\n{block}");
         assert!(breaks(unsafe_in_one_room, "replicator/src/a.rs", &reason));
-        assert!(breaks(unsafe_in_one_room, "replicator/attach/src/a.rs", block));
-        assert!(!breaks(unsafe_in_one_room, "replicator/attach/src/a.rs", &reason));
+        assert!(breaks(unsafe_in_one_room, "replicator/kernel/src/a.rs", block));
+        assert!(!breaks(unsafe_in_one_room, "replicator/kernel/src/a.rs", &reason));
     }
 }

@@ -3,10 +3,12 @@
 //! A door turns somebody's block protocol into calls on one trait, [`Backend`]. The daemon
 //! implements that trait once; every door serves it.
 //!
+//! - [`device`]: block devices of the node's kernel: ublk, NBD, FUSE with loop.
 //! - [`nbd`]: a complete NBD server over unix sockets and TCP, and a small NBD client.
 //! - [`memory`]: a back end that lives in memory, for tests and measurements.
 
 pub mod backend;
+pub mod device;
 pub mod memory;
 pub mod nbd;
 

@@ -1,0 +1,7 @@
+//! Safe calls for what a kernel offers to those who make block devices.
+//!
+//! The one room of the project with `unsafe` in it: each call is as thin as it can be, checks what
+//! it is given, and knows nothing of volumes.
+#![expect(unsafe_code, reason = "the kernel is touched here, and nowhere else")]
+
+pub mod memory;

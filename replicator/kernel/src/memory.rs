@@ -1,0 +1,35 @@
+//! Keeping a process able to run while the machine's memory is full of pages that only this
+//! process can write back.
+
+use std::io;
+
+use nix::sys::mman::{MlockAllFlags, mlockall};
+
+/// `PR_SET_IO_FLUSHER` of `linux/prctl.h`, since Linux 5.6.
+const PR_SET_IO_FLUSHER: nix::libc::c_int = 57;
+
+/// Tells the kernel that this thread, and those it starts from now on, write back pages of others:
+/// their allocations never wait for write-back, and they are throttled by their own devices only.
+///
+/// # Errors
+/// `EPERM` without `CAP_SYS_RESOURCE`, `EINVAL` before Linux 5.6.
+pub fn become_io_flusher() -> io::Result<()> {
+    let (set, unused) = (1 as nix::libc::c_ulong, 0 as nix::libc::c_ulong);
+    // SAFETY: this prctl takes plain numbers and touches no memory of the process.
+    let outcome = unsafe { nix::libc::prctl(PR_SET_IO_FLUSHER, set, unused, unused, unused) };
+    nix::errno::Errno::result(outcome)?;
+    Ok(())
+}
+
+/// Keeps all memory of the process, present and future, from being swapped out. Pages count once
+/// they are touched, not when they are mapped.
+///
+/// # Errors
+/// `EPERM` or `ENOMEM` beyond `RLIMIT_MEMLOCK`, `EINVAL` before Linux 4.4.
+pub fn lock_memory() -> io::Result<()> {
+    let all = MlockAllFlags::MCL_CURRENT
+        | MlockAllFlags::MCL_FUTURE
+        | MlockAllFlags::from_bits_retain(nix::libc::MCL_ONFAULT);
+    mlockall(all)?;
+    Ok(())
+}
