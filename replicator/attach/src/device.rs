@@ -8,7 +8,9 @@
 //! |---|---|---|
 //! | [`Kind::Ublk`] | `ublk_drv`, from Linux 6.0 | `USER_RECOVERY` with `REISSUE` |
 //! | [`Kind::Nbd`] | `nbd`, told over netlink | `RECONFIGURE` with a new socket |
-//! | [`Kind::Fuse`] | `fuse` and `loop` | the connection waits at the keeper; `NOTIFY_RESEND`, from Linux 6.9 |
+//! | [`Kind::Fuse`] | `fuse` and `loop` | gets the connection from the keeper; `NOTIFY_RESEND` |
+//!
+//! `NOTIFY_RESEND` is there from Linux 6.9.
 //!
 //! # No stalled write
 //!
