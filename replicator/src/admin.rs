@@ -9,6 +9,7 @@ mod catalog;
 mod create;
 mod delete;
 mod detach;
+mod devices;
 mod doors;
 mod evacuate;
 mod explain;
@@ -48,6 +49,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::clock::Clock;
+use crate::devices::Devices;
 use crate::engine::Engine;
 use attach::Attachment;
 use doors::Doors;
@@ -78,6 +80,8 @@ pub struct Parts<'a> {
     pub nbd_dir: &'a Path,
     /// Listener for attached volumes over TCP, and the host and port that clients are told.
     pub nbd_tcp: Option<(TcpListener, String, u16)>,
+    /// Block devices of attached volumes.
+    pub devices: Devices,
     /// How long a copy may be lost before a new one is built elsewhere.
     pub rebuild_after_ms: u64,
     /// How long a copy that is one too many is kept.
@@ -100,6 +104,7 @@ struct Inner {
     zone: Option<String>,
     peers: Peers,
     doors: Doors,
+    devices: Devices,
     clock: Clock,
     rebuild_after_ms: u64,
     forget_after_ms: u64,
@@ -130,6 +135,7 @@ impl Admin {
             zone: parts.zone,
             peers: Peers::default(),
             doors: Doors::new(parts.nbd_dir, parts.nbd_tcp, stop.child_token())?,
+            devices: parts.devices,
             clock: Clock::start(),
             rebuild_after_ms: parts.rebuild_after_ms,
             forget_after_ms: parts.forget_after_ms,
@@ -147,15 +153,17 @@ impl Admin {
     /// [`Admin::introduce`] succeeded.
     pub fn begin(&self) {
         self.set_ready();
+        self.inner.tasks.spawn(self.clone().resume_devices());
         self.inner.tasks.spawn(self.clone().keep_house());
         self.inner.tasks.spawn(self.clone().keep_copies());
     }
 
-    /// Closes the doors, then the primaries in good order for at most `limit`. Returns the volumes
-    /// that had to be cut off.
+    /// Leaves the devices to the next daemon, closes the doors, then the primaries in good order
+    /// for at most `limit`. Returns the volumes that had to be cut off.
     pub async fn end(&self, limit: Duration) -> Vec<VolumeId> {
         self.set_not_ready("the daemon is stopping");
         self.inner.stop.cancel();
+        self.release_devices().await;
         self.inner.doors.close_all().await;
         let cut_off = self.inner.engine.shutdown(limit).await;
         self.inner.tasks.close();

@@ -16,6 +16,7 @@ pub use flags::Flags;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use lockstep_attach::device::Choice;
 use lockstep_core::id::NodeId;
 use uuid::Uuid;
 
@@ -50,6 +51,13 @@ pub struct Config {
     pub meta: MetaConfig,
     /// Directory of the unix sockets of attached volumes.
     pub nbd_dir: PathBuf,
+    /// Directory for what must outlive the daemon but not the machine's next start. Daemons that
+    /// share a machine need one each.
+    pub run_dir: PathBuf,
+    /// Directory for names of block devices that stay.
+    pub device_dir: PathBuf,
+    /// How block devices are made if a volume does not say.
+    pub door: Choice,
     /// Where attached volumes are served over TCP; `None`: nowhere.
     pub nbd_listen: Option<SocketAddr>,
     /// `host:port` under which clients reach that; `None`: the address listened on.
@@ -187,6 +195,14 @@ impl Config {
                 // Room for "/<uid>.sock".
                 socket_path(text, MAX_SOCKET_PATH - 42)
             })?,
+            run_dir: layers.with_default("run_dir", "/run/lockstep", |text| {
+                // Room for "/keeper.sock".
+                socket_path(text, MAX_SOCKET_PATH - 12)
+            })?,
+            device_dir: layers.with_default("device_dir", "/dev/lockstep", |text| {
+                socket_path(text, MAX_SOCKET_PATH)
+            })?,
+            door: layers.with_default("door", "auto", str::parse)?,
             nbd_listen: layers.optional("nbd_listen", listen)?,
             nbd_address: layers.optional("nbd_address", address)?,
             rebuild_after_ms: layers.with_default("rebuild_after_ms", "600000", milliseconds)?,

@@ -19,6 +19,7 @@ use tonic::Code;
 
 use crate::admin::{Addresses, Admin, Catalog, CatalogResolver, Parts};
 use crate::config::{Config, MetaConfig};
+use crate::devices::{DeviceConfig, Devices};
 use crate::engine::{Engine, EngineConfig};
 use listen::Listeners;
 
@@ -53,6 +54,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         version = env!("CARGO_PKG_VERSION"),
         "started"
     );
+    let devices = devices(&config).await?;
     let admin = Admin::new(Parts {
         engine,
         catalog: catalog.clone(),
@@ -60,6 +62,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         zone: config.zone.clone(),
         nbd_dir: &config.nbd_dir,
         nbd_tcp: listeners.nbd,
+        devices,
         rebuild_after_ms: config.rebuild_after_ms,
         forget_after_ms: config.forget_after_ms,
     })
@@ -154,6 +157,21 @@ fn engine_config(config: &Config) -> EngineConfig {
         direct_io: config.direct_io,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
+}
+
+/// The doors of this node, and the devices that the daemon before this one left.
+async fn devices(config: &Config) -> anyhow::Result<Devices> {
+    let wanted = DeviceConfig {
+        run_dir: config.run_dir.clone(),
+        device_dir: config.device_dir.clone(),
+        door: config.door,
+    };
+    let owner = format!("{}/{}", config.cluster, config.node);
+    let devices = tokio::task::spawn_blocking(move || Devices::new(&wanted, &owner)).await??;
+    for probe in devices.probes() {
+        tracing::debug!(door = %probe.kind, usable = probe.usable, why = probe.why, "probed");
+    }
+    Ok(devices)
 }
 
 fn remove_socket(path: &Path) {

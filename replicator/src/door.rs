@@ -1,7 +1,7 @@
 //! An attached volume as doors see it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,6 +37,7 @@ struct Shared {
     phase: watch::Receiver<Phase>,
     inputs: mpsc::UnboundedSender<PrimaryInput>,
     size_bytes: Arc<AtomicU64>,
+    write_through: AtomicBool,
     requests: Arc<Semaphore>,
     blocks: Arc<Semaphore>,
 }
@@ -52,8 +53,20 @@ impl VolumeHandle {
     ) -> Self {
         let requests = Arc::new(Semaphore::new(MAX_QUEUED_REQUESTS));
         let blocks = Arc::new(Semaphore::new(BLOCKS_MAX as usize));
-        let shared = Shared { volume, instance, phase, inputs, size_bytes, requests, blocks };
+        let write_through = AtomicBool::new(false);
+        let shared =
+            Shared { volume, instance, phase, inputs, size_bytes, write_through, requests, blocks };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Whether each write is durable when it is answered, whatever the client asks for.
+    pub(crate) fn set_write_through(&self, write_through: bool) {
+        self.shared.write_through.store(write_through, Ordering::Relaxed);
+    }
+
+    /// Whether a change that asks for `fua` or not is to be durable when it is answered.
+    fn durable(&self, fua: bool) -> bool {
+        fua || self.shared.write_through.load(Ordering::Relaxed)
     }
 
     /// Which volume.
@@ -180,6 +193,7 @@ impl Backend for VolumeHandle {
         let range = range(offset, data.len() as u64)?;
         // The door's buffer is private and nobody writes to it any more: no copy is needed.
         let payload = Payload::checksummed(data);
+        let fua = self.durable(fua);
         self.change(GuestOp::Write { range, fua, payload }, range.count).await
     }
 
@@ -190,12 +204,13 @@ impl Backend for VolumeHandle {
     async fn zero(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<(), Errno> {
         let range = range(offset, len)?;
         // Zeroing is always fast: it moves no data.
-        let deallocate = !mode.no_hole;
-        self.change(GuestOp::Zero { range, fua: mode.fua, deallocate }, 0).await
+        let (fua, deallocate) = (self.durable(mode.fua), !mode.no_hole);
+        self.change(GuestOp::Zero { range, fua, deallocate }, 0).await
     }
 
     async fn discard(&self, offset: u64, len: u64, fua: bool) -> Result<(), Errno> {
         let range = range(offset, len)?;
+        let fua = self.durable(fua);
         self.change(GuestOp::Zero { range, fua, deallocate: true }, 0).await
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! - [`engine`]: the data path of one node: its replicas, its primaries, the links between nodes.
 //! - [`door`]: an attached volume as doors see it.
+//! - [`devices`]: block devices of attached volumes.
 //! - [`pool`]: directories that hold replicas.
 //! - [`admin`]: what the daemon answers people and other daemons, and does for the cluster.
 //! - [`config`], [`logging`], [`daemon`]: what the daemon is told, how it tells, how it lives.
@@ -16,6 +17,7 @@ pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod demo;
+pub mod devices;
 pub(crate) mod disk;
 pub mod door;
 pub mod engine;

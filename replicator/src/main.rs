@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use lockstep_kernel::memory;
 use lockstep_replicator::config::{Config, Flags};
 use lockstep_replicator::{daemon, logging};
 
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     }
     logging::start(config.log_format, &config.log_level);
     die_on_panic();
+    hold_memory();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -48,6 +50,17 @@ fn main() -> ExitCode {
 fn complain(text: &str) {
     // Nobody is left to hear it if this fails.
     let _ = writeln!(std::io::stderr().lock(), "lockstepd: {text}");
+}
+
+/// When memory is full of pages that wait to be written through this daemon's devices, the daemon
+/// must not wait for memory itself. Inherited by the threads that are started later.
+fn hold_memory() {
+    if let Err(error) = memory::lock_memory() {
+        tracing::info!(%error, "cannot keep the daemon's memory from being swapped out");
+    }
+    if let Err(error) = memory::become_io_flusher() {
+        tracing::info!(%error, "cannot tell the kernel that this daemon writes back for others");
+    }
 }
 
 /// A broken invariant in one task must not leave a half-dead daemon that others wait for: its

@@ -11,7 +11,7 @@ use tonic::Status;
 use super::catalog::{Stage, VolumeObject};
 use super::liveness::Liveness;
 use super::peers::{at, pass_on, within};
-use super::{Admin, names, refuse};
+use super::{Admin, devices, names, refuse};
 use crate::engine::{EngineError, VolumeHandle};
 
 /// How long an attachment is waited for if the caller does not say.
@@ -86,7 +86,7 @@ impl Admin {
             Some(name) => names::node(name)?,
         };
         if node == self.inner.node {
-            return self.attach_here(&request.name, request.force, wait).await;
+            return self.attach_here(&request, wait).await;
         }
         let object = self.inner.catalog.known_node(&node).await?;
         let request = v1::AttachRequest { node: Some(node.to_string()), ..request };
@@ -100,17 +100,18 @@ impl Admin {
 
     async fn attach_here(
         &self,
-        name: &str,
-        force: bool,
+        request: &v1::AttachRequest,
         wait: Duration,
     ) -> Result<v1::AttachResponse, Status> {
+        let name = request.name.as_str();
         let deadline = Instant::now() + wait;
         let volume = self.ready_volume(name).await?;
+        let device = request.device.as_ref().map(|d| devices::wanted(&volume, d)).transpose()?;
         let served_here = || {
             let attached = self.inner.engine.attached(volume.uid);
             attached.is_some_and(|handle| !is_over(*handle.phase().borrow()))
         };
-        if !served_here() && !force {
+        if !served_here() && !request.force {
             self.wait_until_free(&volume, deadline).await?;
         }
         let (handle, mut door) = self.claim(&volume)?;
@@ -124,7 +125,10 @@ impl Admin {
             Err(_) => DoorState::Waiting,
         };
         match state {
-            DoorState::Open => self.attached_here(volume.uid).await,
+            DoorState::Open => {
+                self.open_device(&volume, &handle, device.as_ref()).await?;
+                self.attached_here(volume.uid).await
+            }
             DoorState::Failed(why) => Err(Status::internal(format!(
                 "volume {name} is served, but no client can reach it: {why}; then detach it and \
                  attach it again"
@@ -178,12 +182,14 @@ impl Admin {
     }
 
     /// Starts the attachment, or finds the one that is there.
-    fn claim(
+    pub(super) fn claim(
         &self,
         volume: &VolumeObject,
     ) -> Result<(VolumeHandle, watch::Receiver<DoorState>), Status> {
+        let write_through = names::write_through(&volume.write_cache)?;
         let mut attachments = self.attachments();
         let handle = self.inner.engine.attach(volume.uid).map_err(|e| refuse::engine(&e))?;
+        handle.set_write_through(write_through);
         if let Some(there) = attachments.get(&volume.uid)
             && there.handle.instance() == handle.instance()
         {
@@ -227,6 +233,7 @@ impl Admin {
             tracing::warn!(volume = name, "taken over or failed; its I/O fails from now on");
         }
         if !self.is_replaced(&handle) {
+            self.inner.devices.fail(handle.volume()).await;
             self.inner.doors.close(handle.volume()).await;
         }
         tell.send_replace(DoorState::Closed);
@@ -270,6 +277,7 @@ impl Admin {
             nbd_uri_tcp: door.uri_tcp,
             node: self.inner.node.to_string(),
             epoch: status.core.epoch.0,
+            device: self.device(volume),
         })
     }
 

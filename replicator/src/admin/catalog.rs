@@ -99,6 +99,12 @@ pub(super) struct VolumeObject {
     pub(super) stage: Stage,
     /// Where the first copies are made. Kept, so that a retry makes the same.
     pub(super) placement: Vec<Place>,
+    /// How its block devices are made.
+    #[serde(default = "super::names::any_door")]
+    pub(super) door: String,
+    /// When a write is durable.
+    #[serde(default = "super::names::volatile")]
+    pub(super) write_cache: String,
 }
 
 impl VolumeObject {
@@ -116,6 +122,8 @@ impl VolumeObject {
             asked_nodes: wanted.nodes.clone(),
             stage: Stage::Creating,
             placement,
+            door: wanted.door.clone(),
+            write_cache: wanted.write_cache.clone(),
         }
     }
 

@@ -173,6 +173,8 @@ fn differences(wanted: &Wanted, there: &VolumeObject) -> Result<(), Status> {
     compare("repl", wanted.repl.to_string(), there.repl.to_string());
     compare("min_in_sync", wanted.min_in_sync.to_string(), there.min_in_sync.to_string());
     compare("pool", wanted.pool.clone(), there.pool.clone());
+    compare("door", wanted.door.clone(), there.door.clone());
+    compare("write_cache", wanted.write_cache.clone(), there.write_cache.clone());
     if !wanted.nodes.is_empty() {
         let names = |nodes: BTreeSet<&NodeId>| {
             nodes.into_iter().map(NodeId::as_str).collect::<Vec<_>>().join(" ")
@@ -231,6 +233,8 @@ mod tests {
             pool: "default".to_owned(),
             nodes: Vec::new(),
             allow_degraded: false,
+            door: names::any_door(),
+            write_cache: names::volatile(),
         }
     }
 

@@ -58,6 +58,7 @@ impl Admin {
     async fn detach_here(&self, volume: &VolumeObject, force: bool) -> Result<bool, Status> {
         let Some(handle) = self.inner.engine.attached(volume.uid) else { return Ok(false) };
         let over = is_over(*handle.phase().borrow());
+        self.close_device(volume, force || over).await?;
         if !over && !force {
             self.wait_until_left(volume).await?;
         }

@@ -31,6 +31,7 @@ impl Admin {
             not_ready_reason,
             replicas: self.inner.engine.list_replicas().await.iter().map(replica).collect(),
             primaries: primaries.iter().map(|info| self.own_primary(info)).collect(),
+            doors: self.own_doors(),
         }
     }
 
@@ -85,6 +86,7 @@ impl Admin {
             record_put_back: matches!(core.stopped, Some(Stop::RecordPutBack { .. })),
             scrub: core.scrubbed.as_ref().map(|report| scrub(report, now)),
             mended: mended(&info.core),
+            device: self.device(volume),
             copies_reason: told.map(|t| t.what).unwrap_or_default(),
         }
     }

@@ -1,5 +1,6 @@
 //! Checks of what callers send.
 
+use lockstep_attach::device::Choice;
 use lockstep_core::id::{Lineage, NodeId, ReplicaId, VolumeId};
 use lockstep_core::limits::{MAX_REPL, MAX_VOLUME_BLOCKS};
 use lockstep_core::range::BLOCK_SIZE;
@@ -27,6 +28,8 @@ pub(super) struct Wanted {
     /// Where its copies are to be; empty: anywhere.
     pub(super) nodes: Vec<NodeId>,
     pub(super) allow_degraded: bool,
+    pub(super) door: String,
+    pub(super) write_cache: String,
 }
 
 impl Wanted {
@@ -67,7 +70,48 @@ impl Wanted {
         }
         let pool = pool(&request.pool);
         let allow_degraded = request.allow_degraded;
-        Ok(Self { name, size_bytes, repl, min_in_sync, pool, nodes, allow_degraded })
+        let or_default = |text: String, default| if text.is_empty() { default } else { text };
+        let door_name = or_default(request.door, any_door());
+        door(&door_name)?;
+        let write_cache = or_default(request.write_cache, volatile());
+        write_through(&write_cache)?;
+        Ok(Self {
+            name,
+            size_bytes,
+            repl,
+            min_in_sync,
+            pool,
+            nodes,
+            allow_degraded,
+            door: door_name,
+            write_cache,
+        })
+    }
+}
+
+/// The door of volumes that ask for none.
+pub(super) fn any_door() -> String {
+    Choice::Auto.to_string()
+}
+
+/// What a volume's write cache is if nobody says.
+pub(super) fn volatile() -> String {
+    "volatile".to_owned()
+}
+
+/// Checks the name of a door.
+pub(super) fn door(name: &str) -> Result<Choice, Status> {
+    name.parse().map_err(|why| Status::invalid_argument(format!("door = {name:?}: {why}")))
+}
+
+/// Checks what a write cache is to be: whether a write is durable when it is answered.
+pub(super) fn write_through(name: &str) -> Result<bool, Status> {
+    match name {
+        "volatile" => Ok(false),
+        "through" => Ok(true),
+        _ => Err(Status::invalid_argument(format!(
+            "write_cache = {name:?}: volatile and through are allowed"
+        ))),
     }
 }
 

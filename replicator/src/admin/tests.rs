@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_attach::Backend as _;
+use lockstep_attach::device::Choice;
 use lockstep_core::id::{Epoch, ReplicaId};
 use lockstep_meta::faulty::{Faulty, WriteFault};
 use lockstep_meta::list_all;
@@ -12,6 +13,7 @@ use tempfile::TempDir;
 use tonic::{Code, Status};
 
 use super::*;
+use crate::devices::{DeviceConfig, Devices};
 use crate::engine::{EngineConfig, PoolConfig};
 
 /// Longer than anything takes unless it hangs.
@@ -63,12 +65,19 @@ impl Node {
         let engine = Engine::start(config, store, resolver).await.unwrap();
         let addresses =
             Addresses { peer: engine.peer_addr().to_string(), admin: "127.0.0.1:1".to_owned() };
+        let wanted = DeviceConfig {
+            run_dir: dir.path().join("run"),
+            device_dir: dir.path().join("dev"),
+            door: Choice::Auto,
+        };
+        let devices = Devices::new(&wanted, "test").unwrap();
         let admin = Admin::new(Parts {
             engine,
             catalog,
             addresses,
             nbd_dir: &dir.path().join("nbd"),
             nbd_tcp: None,
+            devices,
             rebuild_after_ms: 1000,
             forget_after_ms: 1000,
             zone: None,

@@ -23,6 +23,8 @@ pub(super) fn volume(
         phase: i32::from(v1::AttachPhase::Detached),
         health: i32::from(v1::Health::Unavailable),
         lineage: object.lineage.to_string(),
+        door: object.door.clone(),
+        write_cache: object.write_cache.clone(),
         ..Default::default()
     };
     let unfinished = match object.stage {
@@ -84,6 +86,7 @@ fn join(
     if let Some(primary) = primary {
         status.counters = primary.counters;
         status.scrub = primary.scrub;
+        status.device.clone_from(&primary.device);
         status.nbd_uri = Some(primary.nbd_uri.clone()).filter(|uri| !uri.is_empty());
         status.nbd_uri_tcp.clone_from(&primary.nbd_uri_tcp);
     }

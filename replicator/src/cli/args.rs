@@ -194,6 +194,13 @@ pub struct Create {
     /// Make it with fewer copies if there are too few nodes
     #[arg(long)]
     pub allow_degraded: bool,
+    /// How its block devices are made: auto, ublk, nbd or fuse [default: auto]
+    #[arg(long, value_name = "DOOR")]
+    pub door: Option<String>,
+    /// When a write is durable: volatile, when it is flushed; through, when it is written
+    /// [default: volatile]
+    #[arg(long, value_name = "WHEN")]
+    pub write_cache: Option<String>,
 }
 
 /// A volume to be attached.
@@ -213,6 +220,24 @@ pub struct Attach {
     /// Keep running until Ctrl-C and then detach it
     #[arg(long)]
     pub export: bool,
+    /// Make a block device of it and print its path; the flags below imply this
+    #[arg(long)]
+    pub device: bool,
+    /// Through this door: auto, ublk, nbd or fuse [default: as the volume says, then the node]
+    #[arg(long, value_name = "DOOR")]
+    pub door: Option<String>,
+    /// The device refuses writes
+    #[arg(long)]
+    pub ro: bool,
+    /// Make a file system of this type, ext4 or xfs, if the device is blank
+    #[arg(long, value_name = "TYPE")]
+    pub fs: Option<String>,
+    /// Mount its file system there; detaching unmounts it
+    #[arg(long, value_name = "DIR")]
+    pub mount: Option<String>,
+    /// Mount it with this option; may be repeated
+    #[arg(long, value_name = "OPTION", requires = "mount")]
+    pub mount_option: Vec<String>,
 }
 
 fn size(text: &str) -> Result<u64, String> {

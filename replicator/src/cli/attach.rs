@@ -1,12 +1,13 @@
 //! `lockstep attach` and `lockstep detach`
 
 use lockstep_proto::v1;
-use serde_json::json;
+use serde_json::json as value;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::Attach;
 use super::connect::Server;
 use super::failure::Failure;
+use super::json;
 use super::output::Output;
 
 /// Longest `--wait`.
@@ -16,6 +17,7 @@ const MAX_WAIT_S: f64 = 3600.0;
 pub(super) async fn attach(server: &Server, out: &Output, wanted: Attach) -> Result<(), Failure> {
     let request = v1::AttachRequest {
         name: wanted.name.clone(),
+        device: device(&wanted)?,
         node: wanted.node,
         force: wanted.force,
         wait_ms: wait_ms(wanted.wait)?,
@@ -23,14 +25,18 @@ pub(super) async fn attach(server: &Server, out: &Output, wanted: Attach) -> Res
     // Listened for before the volume is attached, so that no Ctrl-C leaves it behind.
     let mut stop = if wanted.export { Some(Stop::listen()?) } else { None };
     let attached = server.control().await?.attach(request).await?.into_inner();
-    let value = json!({
+    let value = value!({
         "name": wanted.name,
         "node": attached.node,
         "epoch": attached.epoch,
         "nbd_uri": attached.nbd_uri,
         "nbd_uri_tcp": attached.nbd_uri_tcp,
+        "device": attached.device.as_ref().map(json::device),
     });
-    out.answer(&value, || attached.nbd_uri.clone())?;
+    out.answer(&value, || match &attached.device {
+        Some(device) => device.path.clone(),
+        None => attached.nbd_uri.clone(),
+    })?;
     if let Some(uri) = attached.nbd_uri_tcp.as_ref().filter(|_| !out.json) {
         Output::remark(&format!("over TCP: {uri}"));
     }
@@ -47,6 +53,32 @@ pub(super) async fn attach(server: &Server, out: &Output, wanted: Attach) -> Res
     Ok(())
 }
 
+/// The block device that is asked for, if one is.
+fn device(wanted: &Attach) -> Result<Option<v1::DeviceRequest>, Failure> {
+    let implied = wanted.door.is_some() || wanted.ro || wanted.fs.is_some();
+    if !(wanted.device || implied || wanted.mount.is_some()) {
+        return Ok(None);
+    }
+    if wanted.fs.is_some() && wanted.ro {
+        return Err(Failure::usage("--fs makes a file system, --ro refuses writes: give one"));
+    }
+    let mount_dir = match &wanted.mount {
+        None => String::new(),
+        // The daemon's working directory is not the caller's.
+        Some(dir) => std::path::absolute(dir)
+            .map_err(|e| Failure::usage(format!("--mount {dir}: {e}")))?
+            .display()
+            .to_string(),
+    };
+    Ok(Some(v1::DeviceRequest {
+        door: wanted.door.clone().unwrap_or_default(),
+        read_only: wanted.ro,
+        fs: wanted.fs.clone().unwrap_or_default(),
+        mount_dir,
+        mount_options: wanted.mount_option.clone(),
+    }))
+}
+
 /// `detach`
 pub(super) async fn detach(
     server: &Server,
@@ -56,7 +88,7 @@ pub(super) async fn detach(
 ) -> Result<(), Failure> {
     let request = v1::DetachRequest { name: name.clone(), force };
     let answer = server.control().await?.detach(request).await?.into_inner();
-    let value = json!({ "name": name, "was_attached": answer.was_attached });
+    let value = value!({ "name": name, "was_attached": answer.was_attached });
     out.answer(&value, || match answer.was_attached {
         true => format!("volume {name} is detached"),
         false => format!("volume {name} was not attached"),

@@ -33,6 +33,28 @@ pub(super) fn node_info(node: &v1::Node) -> Value {
         "pools": node.pools.iter().map(pool).collect::<Vec<_>>(),
         "replicas": node.replicas.iter().map(local_replica).collect::<Vec<_>>(),
         "primaries": node.primaries.iter().map(local_primary).collect::<Vec<_>>(),
+        "doors": node.doors.iter().map(door).collect::<Vec<_>>(),
+    })
+}
+
+fn door(door: &v1::Door) -> Value {
+    json!({
+        "kind": door.kind,
+        "usable": door.usable,
+        "chosen": door.chosen,
+        "reason": door.reason,
+        "restartable": door.restartable,
+    })
+}
+
+/// A block device.
+pub(super) fn device(device: &v1::Device) -> Value {
+    json!({
+        "path": device.path,
+        "kernel_path": device.kernel_path,
+        "door": device.door,
+        "read_only": device.read_only,
+        "mount_dir": device.mount_dir,
     })
 }
 
@@ -93,6 +115,7 @@ fn local_primary(primary: &v1::LocalPrimary) -> Value {
         "connected_rids": primary.connected_rids,
         "nbd_uri": primary.nbd_uri,
         "nbd_uri_tcp": primary.nbd_uri_tcp,
+        "device": primary.device.as_ref().map(device),
     })
 }
 
@@ -159,6 +182,9 @@ pub(super) fn volume(volume: &v1::VolumeStatus) -> Value {
         "counters": volume.counters.as_ref().map(counters),
         "nbd_uri": volume.nbd_uri,
         "nbd_uri_tcp": volume.nbd_uri_tcp,
+        "device": volume.device.as_ref().map(device),
+        "door": volume.door,
+        "write_cache": volume.write_cache,
         "scrub": volume.scrub.as_ref().map(scrub),
         "replicas": volume.replicas.iter().map(replica).collect::<Vec<_>>(),
     })

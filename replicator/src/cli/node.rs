@@ -144,10 +144,19 @@ fn details(node: &v1::NodeStatus) -> String {
             words::phase(primary.phase).to_owned(),
             primary.epoch.to_string(),
             primary.clients.to_string(),
-            primary.nbd_uri.clone(),
+            primary.device.as_ref().map_or_else(|| primary.nbd_uri.clone(), words::device),
         ]);
     }
-    for table in [pools, replicas, attached].iter().filter(|t| !t.is_empty()) {
+    let mut doors = Table::new(&["DOOR", "STATE", "WHY"]);
+    for door in &info.doors {
+        let state = match (door.chosen, door.usable) {
+            (true, _) => "chosen",
+            (false, true) => "usable",
+            (false, false) => "not usable",
+        };
+        doors.row(vec![door.kind.clone(), state.to_owned(), door.reason.clone()]);
+    }
+    for table in [pools, doors, replicas, attached].iter().filter(|t| !t.is_empty()) {
         text.push('\n');
         text.push_str(&table.render("  "));
     }

@@ -21,6 +21,8 @@ pub(super) async fn create(server: &Server, out: &Output, wanted: Create) -> Res
         pool: wanted.pool,
         nodes: wanted.nodes,
         allow_degraded: wanted.allow_degraded,
+        door: wanted.door.unwrap_or_default(),
+        write_cache: wanted.write_cache.unwrap_or_default(),
     };
     if request.repl == 0 {
         return Err(Failure::usage("--repl 0: a volume has 1 to 5 copies"));
@@ -200,6 +202,9 @@ fn details(volume: &v1::VolumeStatus) -> String {
     );
     for uri in volume.nbd_uri.iter().chain(&volume.nbd_uri_tcp) {
         text.push_str(&format!("  {uri}\n"));
+    }
+    if let Some(device) = &volume.device {
+        text.push_str(&format!("  {}\n", words::device(device)));
     }
     text.push_str(&reasons(volume));
     let mut table =

@@ -1,6 +1,6 @@
 //! The words for enums: the same in tables and in JSON.
 
-use lockstep_proto::v1::{AttachPhase, Health, ReplicaRole, ReplicaState};
+use lockstep_proto::v1::{AttachPhase, Device, Health, ReplicaRole, ReplicaState};
 
 /// The word for an attachment's phase.
 pub(super) fn phase(number: i32) -> &'static str {
@@ -36,6 +36,19 @@ pub(super) fn state(number: i32) -> &'static str {
         Ok(ReplicaState::Leaving) => "leaving",
         Ok(ReplicaState::Unspecified) | Err(_) => "unknown",
     }
+}
+
+/// A block device: where it is, and what it is.
+pub(super) fn device(device: &Device) -> String {
+    let mut text = format!("{} ({}, {}", device.path, device.kernel_path, device.door);
+    if device.read_only {
+        text.push_str(", read-only");
+    }
+    text.push(')');
+    if !device.mount_dir.is_empty() {
+        text.push_str(&format!(", mounted at {}", device.mount_dir));
+    }
+    text
 }
 
 /// The word for what a replica is doing.

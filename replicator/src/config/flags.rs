@@ -55,6 +55,15 @@ pub struct Flags {
     /// Directory for the unix sockets of attached volumes [default: /run/lockstep/nbd]
     #[arg(long, value_name = "DIR")]
     pub nbd_dir: Option<String>,
+    /// Directory for what must outlive the daemon, not the machine [default: /run/lockstep]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<String>,
+    /// Directory for names of block devices that stay [default: /dev/lockstep]
+    #[arg(long, value_name = "DIR")]
+    pub device_dir: Option<String>,
+    /// How block devices are made: auto, ublk, nbd or fuse [default: auto]
+    #[arg(long, value_name = "DOOR")]
+    pub door: Option<String>,
     /// Where attached volumes are also served over TCP [default: nowhere]
     #[arg(long, value_name = "IP:PORT")]
     pub nbd_listen: Option<String>,
@@ -101,6 +110,9 @@ impl Flags {
             ("zone", &self.zone),
             ("meta", &self.meta),
             ("nbd_dir", &self.nbd_dir),
+            ("run_dir", &self.run_dir),
+            ("device_dir", &self.device_dir),
+            ("door", &self.door),
             ("nbd_listen", &self.nbd_listen),
             ("nbd_address", &self.nbd_address),
             ("rebuild_after_ms", &self.rebuild_after_ms),

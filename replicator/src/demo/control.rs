@@ -79,6 +79,7 @@ impl Control {
             node: Some(node.to_owned()),
             force,
             wait_ms: u64::try_from(wait.as_millis())?,
+            device: None,
         };
         let call = async |mut c: ControlClient<Channel>| c.attach(wanted).await;
         let limit = wait + ANSWER_LIMIT;

@@ -23,6 +23,8 @@ fn setting() -> (VolumeObject, Record) {
         pool: "default".to_owned(),
         nodes: Vec::new(),
         allow_degraded: false,
+        door: crate::admin::names::any_door(),
+        write_cache: crate::admin::names::volatile(),
     };
     let places = (1..=3).map(|i| Place { rid: rid(i), node: node(i) }).collect();
     let mut object = VolumeObject::new(&wanted, places);

@@ -1,0 +1,212 @@
+//! Block devices: made for those who ask, and taken over from the daemon before this one.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lockstep_attach::device::Choice;
+use lockstep_core::id::VolumeId;
+use lockstep_proto::v1;
+use tonic::Status;
+
+use super::catalog::VolumeObject;
+use super::{Admin, names, refuse};
+use crate::devices::{DevicesError, Kept, WantedDevice};
+use crate::engine::{EngineError, VolumeHandle};
+
+/// Pause before the next attempt to serve a device's volume again.
+const RESUME_PAUSE: Duration = Duration::from_millis(50);
+/// How long a volume is waited for before it is looked at anew.
+const SERVED_LIMIT: Duration = Duration::from_secs(5);
+/// How long requests under way on devices may take when the daemon stops. What takes longer is
+/// done once more by the next daemon.
+const RELEASE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Why a volume is not served again.
+enum NotServed {
+    /// It may be, later.
+    Yet(String),
+    /// It is not this node's any more.
+    Ever(String),
+}
+
+impl From<Status> for NotServed {
+    fn from(status: Status) -> Self {
+        Self::Yet(status.message().to_owned())
+    }
+}
+
+/// Checks what is asked of a device.
+pub(super) fn wanted(
+    volume: &VolumeObject,
+    request: &v1::DeviceRequest,
+) -> Result<WantedDevice, Status> {
+    let door = match request.door.as_str() {
+        "" => names::door(&volume.door)?,
+        door => names::door(door)?,
+    };
+    let fs = match request.fs.as_str() {
+        "" => None,
+        "ext4" | "xfs" => Some(request.fs.clone()),
+        other => {
+            let why = format!("fs = {other:?}: ext4 and xfs are allowed");
+            return Err(Status::invalid_argument(why));
+        }
+    };
+    let mount_dir = Some(PathBuf::from(&request.mount_dir)).filter(|d| !d.as_os_str().is_empty());
+    let absolute = |dir: &PathBuf| {
+        let up = |part| part == std::path::Component::ParentDir;
+        dir.is_absolute() && !dir.components().any(up)
+    };
+    if let Some(dir) = mount_dir.as_ref().filter(|dir| !absolute(dir)) {
+        let why = format!("mount_dir = {}: an absolute path without .. is needed", dir.display());
+        return Err(Status::invalid_argument(why));
+    }
+    if mount_dir.is_none() && !request.mount_options.is_empty() {
+        return Err(Status::invalid_argument("mount_options without mount_dir: name a directory"));
+    }
+    Ok(WantedDevice {
+        door,
+        read_only: request.read_only,
+        write_through: names::write_through(&volume.write_cache)?,
+        fs,
+        mount_dir,
+        mount_options: request.mount_options.clone(),
+    })
+}
+
+/// The refusal for a device that cannot be had.
+pub(super) fn refused(name: &str, error: &DevicesError) -> Status {
+    use lockstep_attach::device::DeviceError;
+    let why = format!("volume {name}: {error}");
+    match error {
+        DevicesError::TakingOver => Status::aborted(why),
+        DevicesError::Differs(_)
+        | DevicesError::FileSystem(_)
+        | DevicesError::Door(DeviceError::Busy { .. } | DeviceError::Unavailable { .. }) => {
+            Status::failed_precondition(why)
+        }
+        DevicesError::Files { .. }
+        | DevicesError::Door(DeviceError::Refused { .. } | DeviceError::Lost { .. }) => {
+            Status::internal(why)
+        }
+    }
+}
+
+impl Admin {
+    /// Makes the device that is asked for, if one is.
+    pub(super) async fn open_device(
+        &self,
+        volume: &VolumeObject,
+        handle: &VolumeHandle,
+        wanted: Option<&WantedDevice>,
+    ) -> Result<(), Status> {
+        let Some(wanted) = wanted else { return Ok(()) };
+        let devices = &self.inner.devices;
+        let opened = devices.open(&volume.name, handle, volume.size_bytes, wanted).await;
+        opened.map(|_| ()).map_err(|error| refused(&volume.name, &error))
+    }
+
+    /// A volume's device, as told to others.
+    pub(super) fn device(&self, volume: VolumeId) -> Option<v1::Device> {
+        let kept = self.inner.devices.find(volume)?;
+        let shown = |path: PathBuf| path.display().to_string();
+        Some(v1::Device {
+            path: shown(self.inner.devices.path(&kept)),
+            kernel_path: shown(kept.token.device.clone()),
+            door: kept.token.kind().to_string(),
+            read_only: kept.token.read_only,
+            mount_dir: kept.mount.map(|mount| shown(mount.dir)).unwrap_or_default(),
+        })
+    }
+
+    /// The doors of this node, as told to others.
+    pub(super) fn own_doors(&self) -> Vec<v1::Door> {
+        let chosen = self.inner.devices.chosen(Choice::Auto);
+        let door = |probe: &lockstep_attach::device::Probe| v1::Door {
+            kind: probe.kind.to_string(),
+            usable: probe.usable,
+            chosen: chosen == Some(probe.kind),
+            reason: probe.why.clone(),
+            restartable: probe.restartable,
+        };
+        self.inner.devices.probes().iter().map(door).collect()
+    }
+
+    /// Stops serving all devices, for the next daemon.
+    pub(super) async fn release_devices(&self) {
+        self.inner.devices.release_all(RELEASE_LIMIT).await;
+    }
+
+    /// Takes over all devices that the daemon before this one left.
+    pub(super) async fn resume_devices(self) {
+        let left = self.inner.devices.left();
+        let resumed = left.iter().map(|kept| async {
+            tokio::select! {
+                biased;
+                () = self.inner.stop.cancelled() => {}
+                () = self.resume_device(kept) => {}
+            }
+        });
+        futures::future::join_all(resumed).await;
+    }
+
+    async fn resume_device(&self, kept: &Kept) {
+        let mut told = String::new();
+        loop {
+            match self.serve_again(kept).await {
+                Ok(handle) => {
+                    match self.inner.devices.resume(kept, &handle).await {
+                        Ok(()) => tracing::info!(volume = kept.name, "its device goes on"),
+                        Err(error) => {
+                            tracing::error!(volume = kept.name, %error, "its device is ended");
+                        }
+                    }
+                    return;
+                }
+                Err(NotServed::Ever(why)) => {
+                    tracing::warn!(volume = kept.name, why, "its device is ended");
+                    self.inner.devices.abandon(kept).await;
+                    return;
+                }
+                Err(NotServed::Yet(why)) => {
+                    if why != told {
+                        tracing::warn!(volume = kept.name, why, "its device waits");
+                        told = why;
+                    }
+                    tokio::time::sleep(RESUME_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Makes this node the primary again of a volume whose device waits, unless it is another's
+    /// by now.
+    async fn serve_again(&self, kept: &Kept) -> Result<VolumeHandle, NotServed> {
+        let found = self.inner.catalog.volume(&kept.name).await?;
+        let Some(volume) = found.map(|found| found.value).filter(|v| v.uid == kept.volume) else {
+            return Err(NotServed::Ever("the volume is gone".to_owned()));
+        };
+        let record = self.inner.catalog.record(volume.uid).await?;
+        if let Some(primary) = record.and_then(|record| record.value.primary)
+            && primary.node != self.inner.node
+        {
+            return Err(NotServed::Ever(format!("node {} took it over", primary.node)));
+        }
+        let (handle, _) = self.claim(&volume)?;
+        match handle.served(SERVED_LIMIT).await {
+            Ok(()) => Ok(handle),
+            Err(error @ EngineError::Fenced { .. }) => Err(NotServed::Ever(error.to_string())),
+            Err(error) => Err(NotServed::Yet(refuse::engine(&error).message().to_owned())),
+        }
+    }
+
+    /// Removes a volume's device, before the volume is detached.
+    pub(super) async fn close_device(
+        &self,
+        volume: &VolumeObject,
+        force: bool,
+    ) -> Result<(), Status> {
+        let closed = self.inner.devices.close(volume.uid, force).await;
+        closed.map_err(|error| refused(&volume.name, &error))
+    }
+}

@@ -1,0 +1,417 @@
+//! Block devices of volumes attached to this node.
+//!
+//! Of each device a small file is kept, so that the next daemon finds it. The order is the same
+//! always: the device, its file, its name that stays, its mount; undone the other way round. Then
+//! a daemon that dies in between leaves nothing that its successor does not know of.
+
+mod door;
+mod kept;
+mod link;
+mod mount;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lockstep_attach::device::{Choice, Device, DeviceError, Door, Kind, Probe, Shape};
+use lockstep_core::id::VolumeId;
+
+use crate::door::VolumeHandle;
+use kept::Files;
+pub use kept::{Kept, Mounted};
+use link::Links;
+
+/// Queues, or connections, of a device.
+const QUEUES: u16 = 2;
+
+/// Where devices and what belongs to them are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// Directory for what must outlive the daemon but not the machine's next start.
+    pub run_dir: PathBuf,
+    /// Directory for names that stay, `/dev/lockstep`.
+    pub device_dir: PathBuf,
+    /// Which door this node takes if a volume does not say.
+    pub door: Choice,
+}
+
+/// The device that somebody wants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WantedDevice {
+    /// Which door.
+    pub door: Choice,
+    /// Refuses writes.
+    pub read_only: bool,
+    /// Durable when written.
+    pub write_through: bool,
+    /// Makes a file system of this type if the device is blank.
+    pub fs: Option<String>,
+    /// Mounts it there.
+    pub mount_dir: Option<PathBuf>,
+    /// With these options.
+    pub mount_options: Vec<String>,
+}
+
+/// Why there is no device as wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum DevicesError {
+    /// A door said no.
+    #[error(transparent)]
+    Door(#[from] DeviceError),
+    /// A file, a name or a directory could not be made.
+    #[error("{what}: {source}")]
+    Files {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A file system could not be made, mounted or unmounted; says why and what to do.
+    #[error("{0}")]
+    FileSystem(String),
+    /// There is one already, which is another.
+    #[error("it has a device already, {0}; detach the volume first")]
+    Differs(String),
+    /// The device of the daemon before this one is being taken over.
+    #[error("its device is being taken over from the daemon before this one; try again")]
+    TakingOver,
+}
+
+/// A device that is served.
+struct Open {
+    device: Arc<dyn Device>,
+    kept: Kept,
+}
+
+/// All block devices of this node. Clones are the same.
+#[derive(Clone)]
+pub struct Devices {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    files: Files,
+    links: Links,
+    doors: Vec<Box<dyn Door<VolumeHandle>>>,
+    choice: Choice,
+    probes: Vec<Probe>,
+    open: Mutex<BTreeMap<VolumeId, Open>>,
+    /// Of the daemon before this one, and not taken over yet.
+    left: Mutex<BTreeMap<VolumeId, Kept>>,
+    /// One operation on a volume's device at a time; failing it does not wait.
+    turns: Mutex<BTreeMap<VolumeId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl std::fmt::Debug for Devices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Devices").field("choice", &self.inner.choice).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Devices {
+    /// Asks the kernel what it offers, and reads what the daemon before this one left. Blocks.
+    ///
+    /// # Errors
+    /// If what was left cannot be read.
+    pub fn new(config: &DeviceConfig, owner: &str) -> Result<Self, DevicesError> {
+        let doors = door::all(&config.run_dir);
+        let files = Files::new(config.run_dir.join("devices"), owner);
+        let left = files.read_all()?;
+        let inner = Inner {
+            probes: doors.iter().map(|door| door.probe()).collect(),
+            files,
+            links: Links::new(config.device_dir.clone()),
+            doors,
+            choice: config.door,
+            open: Mutex::default(),
+            left: Mutex::new(left.into_iter().map(|kept| (kept.volume, kept)).collect()),
+            turns: Mutex::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What the kernel offers, the best first.
+    #[must_use]
+    pub fn probes(&self) -> &[Probe] {
+        &self.inner.probes
+    }
+
+    /// The door that `choice` leads to, after the node's own choice.
+    #[must_use]
+    pub fn chosen(&self, choice: Choice) -> Option<Kind> {
+        let choice = if choice == Choice::Auto { self.inner.choice } else { choice };
+        let mut usable = self.inner.probes.iter().filter(|probe| probe.usable).map(|p| p.kind);
+        match choice {
+            Choice::Auto => usable.next(),
+            Choice::Only(kind) => usable.find(|usable| *usable == kind),
+        }
+    }
+
+    /// The device of a volume, if it is served.
+    #[must_use]
+    pub fn find(&self, volume: VolumeId) -> Option<Kept> {
+        lock(&self.inner.open).get(&volume).map(|open| open.kept.clone())
+    }
+
+    /// Where a volume's device is, under its name that stays.
+    #[must_use]
+    pub fn path(&self, kept: &Kept) -> PathBuf {
+        self.inner.links.path(&kept.name)
+    }
+
+    /// What the daemon before this one left, and is not taken over yet.
+    #[must_use]
+    pub fn left(&self) -> Vec<Kept> {
+        lock(&self.inner.left).values().cloned().collect()
+    }
+
+    fn turn(&self, volume: VolumeId) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(lock(&self.inner.turns).entry(volume).or_default())
+    }
+
+    fn device(&self, volume: VolumeId) -> Option<Arc<dyn Device>> {
+        lock(&self.inner.open).get(&volume).map(|open| Arc::clone(&open.device))
+    }
+
+    fn door(&self, kind: Kind) -> Result<&dyn Door<VolumeHandle>, DeviceError> {
+        let found = self.inner.doors.iter().find(|door| door.kind() == kind);
+        let none = || DeviceError::Unavailable { kind, why: "it is not built in".to_owned() };
+        found.map(AsRef::as_ref).ok_or_else(none)
+    }
+
+    /// Makes a device for a served volume, with file system and mount as wanted; or finds the one
+    /// that is there. What was begun is undone if it fails.
+    ///
+    /// # Errors
+    /// [`DevicesError`] says what to do.
+    pub async fn open(
+        &self,
+        name: &str,
+        handle: &VolumeHandle,
+        size_bytes: u64,
+        wanted: &WantedDevice,
+    ) -> Result<Kept, DevicesError> {
+        let volume = handle.volume();
+        let turn = self.turn(volume);
+        let _turn = turn.lock().await;
+        if lock(&self.inner.left).contains_key(&volume) {
+            return Err(DevicesError::TakingOver);
+        }
+        if let Some(kept) = self.find(volume) {
+            kept.check(wanted)?;
+            return self.dress(kept, wanted).await;
+        }
+        let kept = self.make(name, handle, size_bytes, wanted).await?;
+        match self.dress(kept, wanted).await {
+            Ok(kept) => Ok(kept),
+            Err(error) => {
+                if let Err(why) = self.undo(volume).await {
+                    tracing::warn!(volume = name, %why, "a device is left over; detach it");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The device, its file and its name.
+    async fn make(
+        &self,
+        name: &str,
+        handle: &VolumeHandle,
+        size_bytes: u64,
+        wanted: &WantedDevice,
+    ) -> Result<Kept, DevicesError> {
+        let kind = self.chosen(wanted.door).ok_or_else(|| self.no_door(wanted.door))?;
+        let shape = Shape {
+            name: handle.volume().to_string(),
+            size_bytes,
+            read_only: wanted.read_only,
+            write_through: wanted.write_through,
+            queues: QUEUES,
+        };
+        let device = self.door(kind)?.open(shape, Arc::new(handle.clone())).await?;
+        let kept = Kept::new(&self.inner.files, handle.volume(), name, device.token().clone());
+        let noted = self.note(&kept);
+        if let Err(error) = noted {
+            device.fail().await;
+            return Err(error);
+        }
+        let device: Arc<dyn Device> = Arc::from(device);
+        tracing::info!(volume = name, device = %device.path().display(), "has a device");
+        lock(&self.inner.open).insert(handle.volume(), Open { device, kept: kept.clone() });
+        Ok(kept)
+    }
+
+    fn note(&self, kept: &Kept) -> Result<(), DevicesError> {
+        self.inner.files.write(kept)?;
+        self.inner.links.make(&kept.name, &kept.token.device)
+    }
+
+    fn no_door(&self, choice: Choice) -> DevicesError {
+        let choice = if choice == Choice::Auto { self.inner.choice } else { choice };
+        let asked = |probe: &&Probe| choice == Choice::Auto || choice == Choice::Only(probe.kind);
+        let why = self.inner.probes.iter().filter(asked);
+        let why: Vec<_> = why.map(|probe| format!("{}: {}", probe.kind, probe.why)).collect();
+        let kind = match choice {
+            Choice::Auto => Kind::Fuse,
+            Choice::Only(kind) => kind,
+        };
+        DeviceError::Unavailable { kind, why: why.join("; ") }.into()
+    }
+
+    /// Makes and mounts the file system that is wanted, if it is not there yet.
+    async fn dress(&self, mut kept: Kept, wanted: &WantedDevice) -> Result<Kept, DevicesError> {
+        let there = kept.mount.as_ref().map(|mount| &mount.dir);
+        if (wanted.fs.is_none() && wanted.mount_dir.is_none())
+            || (there.is_some() && there == wanted.mount_dir.as_ref())
+        {
+            return Ok(kept);
+        }
+        let mounted = mount::prepare(&kept, wanted).await?;
+        if mounted.is_none() {
+            return Ok(kept);
+        }
+        kept.mount = mounted;
+        self.inner.files.write(&kept)?;
+        if let Some(open) = lock(&self.inner.open).get_mut(&kept.volume) {
+            open.kept = kept.clone();
+        }
+        mount::mount(&kept).await?;
+        Ok(kept)
+    }
+
+    /// Removes the device of a volume, if it has one: unmounts what was mounted by
+    /// [`Devices::open`]. With `force` also while it is in use: then all I/O on it fails.
+    ///
+    /// # Errors
+    /// [`DeviceError::Busy`] and what unmounting it says; it is then served as before.
+    pub async fn close(&self, volume: VolumeId, force: bool) -> Result<(), DevicesError> {
+        if force {
+            self.fail(volume).await;
+            return Ok(());
+        }
+        let turn = self.turn(volume);
+        let _turn = turn.lock().await;
+        if lock(&self.inner.left).contains_key(&volume) {
+            return Err(DevicesError::TakingOver);
+        }
+        self.undo(volume).await
+    }
+
+    async fn undo(&self, volume: VolumeId) -> Result<(), DevicesError> {
+        let (Some(device), Some(kept)) = (self.device(volume), self.find(volume)) else {
+            return Ok(());
+        };
+        if kept.mount.is_some() {
+            mount::unmount(&kept).await?;
+            let kept = Kept { mount: None, ..kept.clone() };
+            self.inner.files.write(&kept)?;
+            if let Some(open) = lock(&self.inner.open).get_mut(&volume) {
+                open.kept = kept;
+            }
+        }
+        device.close().await?;
+        lock(&self.inner.open).remove(&volume);
+        self.forget(&kept);
+        Ok(())
+    }
+
+    /// The name that stays, then the file.
+    fn forget(&self, kept: &Kept) {
+        self.inner.links.remove(&kept.name, &kept.token.device);
+        if let Err(error) = self.inner.files.remove(kept.volume) {
+            tracing::warn!(volume = kept.name, %error, "a device that is gone is still noted");
+        }
+    }
+
+    /// Fails all I/O on a volume's device with `EIO`, at once, and removes it. Waits for no
+    /// operation on it that is under way.
+    pub async fn fail(&self, volume: VolumeId) {
+        let open = lock(&self.inner.open).remove(&volume);
+        if let Some(open) = open {
+            tracing::warn!(volume = open.kept.name, "its device fails from now on");
+            open.device.fail().await;
+            self.bury(&open.kept).await;
+        }
+        let left = lock(&self.inner.left).remove(&volume);
+        if let Some(kept) = left {
+            self.end(&kept).await;
+        }
+    }
+
+    /// Clears up after a device that is gone.
+    async fn bury(&self, kept: &Kept) {
+        if kept.mount.is_some() {
+            mount::detach(kept).await;
+        }
+        self.forget(kept);
+    }
+
+    async fn end(&self, kept: &Kept) {
+        let outcome = match self.door(kept.token.kind()) {
+            Ok(door) => door.end(kept.token.clone()).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(volume = kept.name, %error, "cannot end a device that was left");
+        }
+        self.bury(kept).await;
+    }
+
+    /// Takes over the device that the daemon before this one left for a volume, which is served
+    /// again.
+    ///
+    /// # Errors
+    /// If it cannot be taken over; then it is ended.
+    pub async fn resume(&self, kept: &Kept, handle: &VolumeHandle) -> Result<(), DevicesError> {
+        let turn = self.turn(kept.volume);
+        let _turn = turn.lock().await;
+        if !lock(&self.inner.left).contains_key(&kept.volume) {
+            return Ok(());
+        }
+        let backend = Arc::new(handle.clone());
+        let resumed = match self.door(kept.token.kind()) {
+            Ok(door) => door.resume(kept.token.clone(), backend).await,
+            Err(error) => Err(error),
+        };
+        let device = match resumed {
+            Ok(device) => device,
+            Err(error) => {
+                self.abandon(kept).await;
+                return Err(error.into());
+            }
+        };
+        let kept = Kept { token: device.token().clone(), ..kept.clone() };
+        if let Err(error) = self.note(&kept) {
+            tracing::warn!(volume = kept.name, %error, "a device lacks its name or its file");
+        }
+        let open = Open { device: Arc::from(device), kept: kept.clone() };
+        lock(&self.inner.open).insert(kept.volume, open);
+        lock(&self.inner.left).remove(&kept.volume);
+        Ok(())
+    }
+
+    /// Ends a device that the daemon before this one left and that cannot be served again.
+    pub async fn abandon(&self, kept: &Kept) {
+        let left = lock(&self.inner.left).remove(&kept.volume);
+        if let Some(kept) = left {
+            self.end(&kept).await;
+        }
+    }
+
+    /// Stops serving all devices, for the next daemon: what is under way gets `limit` to finish,
+    /// the rest waits in the kernel.
+    pub async fn release_all(&self, limit: Duration) {
+        let open = std::mem::take(&mut *lock(&self.inner.open));
+        let released = open.values().map(|open| open.device.release());
+        if tokio::time::timeout(limit, futures::future::join_all(released)).await.is_err() {
+            tracing::info!("requests under way are left to the next daemon");
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The doors of this build.
+
+use std::path::Path;
+
+use lockstep_attach::device::Door;
+
+use crate::door::VolumeHandle;
+
+/// All of them, the best first.
+pub(super) fn all(_run_dir: &Path) -> Vec<Box<dyn Door<VolumeHandle>>> {
+    Vec::new()
+}

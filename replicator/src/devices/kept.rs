@@ -1,0 +1,200 @@
+//! What is kept of each device while it exists: one file, in a directory that the machine's next
+//! start empties.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use lockstep_attach::device::{Choice, Token};
+use lockstep_core::id::VolumeId;
+use serde::{Deserialize, Serialize};
+
+use super::{DevicesError, WantedDevice};
+
+/// Version of the files that this build writes. A higher one is not touched.
+const VERSION: u32 = 1;
+
+/// A device as the next daemon needs to know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    pub(super) version: u32,
+    /// Which daemon's it is.
+    pub(super) owner: String,
+    /// Of which volume.
+    pub volume: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// What the kernel knows it by.
+    pub token: Token,
+    /// Where it was mounted, or was to be.
+    pub mount: Option<Mounted>,
+}
+
+/// A mount made along with a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mounted {
+    /// Where.
+    pub dir: PathBuf,
+    /// Type of the file system.
+    pub fs: String,
+    /// Options.
+    pub options: Vec<String>,
+}
+
+impl Kept {
+    pub(super) fn new(files: &Files, volume: VolumeId, name: &str, token: Token) -> Self {
+        let (owner, name) = (files.owner.clone(), name.to_owned());
+        Self { version: VERSION, owner, volume, name, token, mount: None }
+    }
+
+    /// Whether it is what is wanted.
+    pub(super) fn check(&self, wanted: &WantedDevice) -> Result<(), DevicesError> {
+        let kind = self.token.kind();
+        let mut differs = Vec::new();
+        if wanted.door != Choice::Auto && wanted.door != Choice::Only(kind) {
+            differs.push(format!("through {kind}"));
+        }
+        if wanted.read_only != self.token.read_only {
+            differs.push(if self.token.read_only { "read-only" } else { "writable" }.to_owned());
+        }
+        if let (Some(mount), Some(dir)) = (&self.mount, &wanted.mount_dir)
+            && mount.dir != *dir
+        {
+            differs.push(format!("mounted at {}", mount.dir.display()));
+        }
+        match differs.as_slice() {
+            [] => Ok(()),
+            some => Err(DevicesError::Differs(some.join(", "))),
+        }
+    }
+}
+
+/// The directory of these files.
+#[derive(Debug)]
+pub(super) struct Files {
+    dir: PathBuf,
+    owner: String,
+}
+
+impl Files {
+    pub(super) fn new(dir: PathBuf, owner: &str) -> Self {
+        Self { dir, owner: owner.to_owned() }
+    }
+
+    fn path(&self, volume: VolumeId) -> PathBuf {
+        self.dir.join(format!("{volume}.json"))
+    }
+
+    /// What the daemons before this one left. Files of others and of later versions stay as they
+    /// are.
+    pub(super) fn read_all(&self) -> Result<Vec<Kept>, DevicesError> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed("cannot read", &self.dir, error)),
+        };
+        let mut all = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(|e| failed("cannot read", &self.dir, e))?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            let text = fs::read(&path).map_err(|e| failed("cannot read", &path, e))?;
+            match serde_json::from_slice::<Kept>(&text) {
+                Ok(kept) if kept.owner != self.owner => {}
+                Ok(kept) if kept.version <= VERSION => all.push(kept),
+                Ok(kept) => {
+                    let version = kept.version;
+                    tracing::error!(path = %path.display(), version, "from a later version");
+                }
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "cannot be understood");
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Writes the file anew, whole or not at all.
+    pub(super) fn write(&self, kept: &Kept) -> Result<(), DevicesError> {
+        let path = self.path(kept.volume);
+        let write = || -> io::Result<()> {
+            fs::create_dir_all(&self.dir)?;
+            let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
+            file.write_all(&serde_json::to_vec_pretty(kept)?)?;
+            file.persist(&path)?;
+            Ok(())
+        };
+        write().map_err(|e| failed("cannot write", &path, e))
+    }
+
+    /// Removes the file, if it is there.
+    pub(super) fn remove(&self, volume: VolumeId) -> Result<(), DevicesError> {
+        let path = self.path(volume);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("cannot remove", &path, e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+pub(super) fn failed(what: &str, path: &Path, source: io::Error) -> DevicesError {
+    DevicesError::Files { what: format!("{what} {}", path.display()), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_attach::device::{Kind, Place};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn kept(files: &Files) -> Kept {
+        let token = Token {
+            name: "n".to_owned(),
+            device: "/dev/ublkb3".into(),
+            size_bytes: 1 << 30,
+            read_only: false,
+            write_through: false,
+            queues: 2,
+            place: Place::Ublk { id: 3, mark: 7 },
+        };
+        Kept::new(files, VolumeId(Uuid::from_u128(5)), "v", token)
+    }
+
+    #[test]
+    fn what_is_written_is_found_by_its_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path().join("devices"), "a");
+        assert_eq!(files.read_all().unwrap(), []);
+        let kept = kept(&files);
+        files.write(&kept).unwrap();
+        assert_eq!(files.read_all().unwrap(), std::slice::from_ref(&kept));
+        assert_eq!(Files::new(dir.path().join("devices"), "b").read_all().unwrap(), []);
+        files.remove(kept.volume).unwrap();
+        files.remove(kept.volume).unwrap();
+        assert_eq!(files.read_all().unwrap(), []);
+    }
+
+    #[test]
+    fn files_that_are_torn_or_from_the_future_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path().to_owned(), "a");
+        let later = Kept { version: VERSION + 1, ..kept(&files) };
+        files.write(&later).unwrap();
+        fs::write(dir.path().join("x.json"), "{").unwrap();
+        assert_eq!(files.read_all().unwrap(), []);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_device_that_is_not_as_wanted_is_told() {
+        let files = Files::new("/nowhere".into(), "a");
+        let kept = kept(&files);
+        let wanted = WantedDevice::default();
+        assert!(kept.check(&wanted).is_ok());
+        let nbd = WantedDevice { door: Choice::Only(Kind::Nbd), read_only: true, ..wanted };
+        let told = kept.check(&nbd).unwrap_err().to_string();
+        assert!(told.contains("through ublk, writable"), "{told}");
+    }
+}
