@@ -242,10 +242,18 @@ impl Devices {
             device.fail().await;
             return Err(error);
         }
-        let device: Arc<dyn Device> = Arc::from(device);
         tracing::info!(volume = name, device = %device.path().display(), "has a device");
-        lock(&self.inner.open).insert(handle.volume(), Open { device, kept: kept.clone() });
+        self.put(device, &kept);
+        if handle.is_over() {
+            // Who failed its device meanwhile did not find this one.
+            self.fail(handle.volume()).await;
+        }
         Ok(kept)
+    }
+
+    fn put(&self, device: Box<dyn Device>, kept: &Kept) {
+        let open = Open { device: Arc::from(device), kept: kept.clone() };
+        lock(&self.inner.open).insert(kept.volume, open);
     }
 
     fn note(&self, kept: &Kept) -> Result<(), DevicesError> {
@@ -391,9 +399,11 @@ impl Devices {
         if let Err(error) = self.note(&kept) {
             tracing::warn!(volume = kept.name, %error, "a device lacks its name or its file");
         }
-        let open = Open { device: Arc::from(device), kept: kept.clone() };
-        lock(&self.inner.open).insert(kept.volume, open);
-        lock(&self.inner.left).remove(&kept.volume);
+        self.put(device, &kept);
+        let wanted = lock(&self.inner.left).remove(&kept.volume).is_some();
+        if !wanted || handle.is_over() {
+            self.fail(kept.volume).await;
+        }
         Ok(())
     }
 
@@ -408,6 +418,8 @@ impl Devices {
     /// Stops serving all devices, for the next daemon: what is under way gets `limit` to finish,
     /// the rest waits in the kernel.
     pub async fn release_all(&self, limit: Duration) {
+        // From now on nobody fails a device because its volume is closed here.
+        lock(&self.inner.left).clear();
         let open = std::mem::take(&mut *lock(&self.inner.open));
         let released = open.values().map(|open| open.device.release());
         if tokio::time::timeout(limit, futures::future::join_all(released)).await.is_err() {

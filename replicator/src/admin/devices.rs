@@ -1,7 +1,7 @@
 //! Block devices: made for those who ask, and taken over from the daemon before this one.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lockstep_attach::device::Choice;
 use lockstep_core::id::VolumeId;
@@ -20,6 +20,9 @@ const SERVED_LIMIT: Duration = Duration::from_secs(5);
 /// How long requests under way on devices may take when the daemon stops. What takes longer is
 /// done once more by the next daemon.
 const RELEASE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long somebody who wants a device waits for the one that is being taken over.
+const TAKE_OVER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a volume is not served again.
 enum NotServed {
@@ -101,9 +104,17 @@ impl Admin {
         wanted: Option<&WantedDevice>,
     ) -> Result<(), Status> {
         let Some(wanted) = wanted else { return Ok(()) };
-        let devices = &self.inner.devices;
-        let opened = devices.open(&volume.name, handle, volume.size_bytes, wanted).await;
-        opened.map(|_| ()).map_err(|error| refused(&volume.name, &error))
+        let deadline = Instant::now() + TAKE_OVER_LIMIT;
+        loop {
+            let devices = &self.inner.devices;
+            match devices.open(&volume.name, handle, volume.size_bytes, wanted).await {
+                Ok(_) => return Ok(()),
+                Err(DevicesError::TakingOver) if Instant::now() < deadline => {
+                    tokio::time::sleep(RESUME_PAUSE).await;
+                }
+                Err(error) => return Err(refused(&volume.name, &error)),
+            }
+        }
     }
 
     /// A volume's device, as told to others.
