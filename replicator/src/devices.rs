@@ -8,6 +8,8 @@ mod door;
 mod kept;
 mod link;
 mod mount;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -120,7 +122,14 @@ impl Devices {
     /// # Errors
     /// If what was left cannot be read.
     pub fn new(config: &DeviceConfig, owner: &str) -> Result<Self, DevicesError> {
-        let doors = door::all(&config.run_dir);
+        Self::with_doors(config, owner, door::all(&config.run_dir))
+    }
+
+    fn with_doors(
+        config: &DeviceConfig,
+        owner: &str,
+        doors: Vec<Box<dyn Door<VolumeHandle>>>,
+    ) -> Result<Self, DevicesError> {
         let files = Files::new(config.run_dir.join("devices"), owner);
         let left = files.read_all()?;
         let inner = Inner {
