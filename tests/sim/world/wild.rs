@@ -246,6 +246,10 @@ impl World {
             return false;
         }
         self.nodes[node].speaks = other;
+        // A promotion that was not told what is whole may have copied over it, and not opened.
+        for copy in self.nodes.iter_mut().filter_map(|n| n.copy.as_mut()) {
+            copy.whole.clear();
+        }
         let name = self.nodes[node].name.clone();
         self.say(|| format!("{name}: speaks version {other} from now on"));
         true
