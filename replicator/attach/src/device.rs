@@ -22,9 +22,11 @@
 //! requests, before a later one.
 
 mod kind;
+mod known_bad;
 mod probe;
 mod shape;
 mod token;
+pub mod ublk;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,6 +36,7 @@ use futures::future::BoxFuture;
 use crate::backend::Backend;
 
 pub use kind::{Choice, Kind};
+pub use known_bad::{kernel_release, known_bad};
 pub use probe::Probe;
 pub use shape::Shape;
 pub use token::{Place, Token};

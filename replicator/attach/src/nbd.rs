@@ -34,6 +34,7 @@ mod server;
 mod transmit;
 mod uri;
 
+pub(crate) use buffer::aligned;
 pub use client::{Client, ClientError, ConnectOptions};
 pub use export::Export;
 pub use limits::Limits;

@@ -5,3 +5,5 @@
 #![expect(unsafe_code, reason = "the kernel is touched here, and nowhere else")]
 
 pub mod memory;
+pub mod privilege;
+pub mod ublk;
