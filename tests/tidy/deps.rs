@@ -75,6 +75,12 @@ pub(crate) const EDGES: &[Edges] = &[
         others: None,
         never: &[],
     },
+    Edges {
+        package: "lockstep-vm",
+        ours: &["lockstep-attach", "lockstep-kernel"],
+        others: None,
+        never: &["lockstep-replicator"],
+    },
 ];
 
 /// Our packages and what they link outside of their tests: `(package, dependency)`.

@@ -4,6 +4,7 @@
 //! it is given, and knows nothing of volumes.
 #![expect(unsafe_code, reason = "the kernel is touched here, and nowhere else")]
 
+pub mod map;
 pub mod memory;
 pub mod privilege;
 pub mod ublk;

@@ -1,0 +1,51 @@
+//! `lockstep-vm`: what the tests in virtual machines need and no tool has. Each is a subcommand.
+
+mod disk;
+mod exercise;
+mod files;
+mod pattern;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Programs for tests of devices and file systems in virtual machines.
+#[derive(Debug, Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Random operations on a file, compared with a model of it.
+    Exercise(exercise::Args),
+    /// Writes files and tells of each that is durable, until it is stopped.
+    Files(files::Args),
+    /// Compares files with what was told of them.
+    Check(files::CheckArgs),
+    /// Serves a disk over NBD that loses what was not flushed.
+    Disk(disk::Args),
+}
+
+/// Prints a line, also when nobody reads it any more.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+fn main() -> ExitCode {
+    let outcome = match Args::parse().command {
+        Command::Exercise(args) => exercise::run(&args),
+        Command::Files(args) => files::run(&args),
+        Command::Check(args) => files::check(&args),
+        Command::Disk(args) => disk::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("lockstep-vm: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
