@@ -1,0 +1,223 @@
+//! File systems on block devices of the node: made, checked, mounted and unmounted.
+//!
+//! Nothing is ever made over anything: a device gets a file system only if [`content`] finds it
+//! blank. All calls here block, some for as long as the device does: call them where that may be.
+//! A device that fails ends them with an error.
+
+mod content;
+mod mount;
+mod options;
+mod programs;
+mod table;
+mod users;
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+pub use content::{Content, content};
+pub use mount::{Mount, detach, mount, mounted_at, unmount};
+pub use options::Options;
+pub use table::{MountPoint, mounts};
+pub use users::{User, users};
+
+/// Smallest device on which `mkfs.xfs` makes a file system, since xfsprogs 6.0.
+const XFS_BYTES_MIN: u64 = 300 << 20;
+/// `e2fsck`: all is well, or was mended.
+const E2FSCK_FINE: [i32; 4] = [0, 1, 2, 3];
+
+/// Types of file systems that are made here. Others are mounted if they are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FileSystem {
+    /// ext4, by `mkfs.ext4`.
+    Ext4,
+    /// XFS, by `mkfs.xfs`; at least 300 MiB.
+    Xfs,
+}
+
+impl FileSystem {
+    /// Its name, as typed, shown, and known to kernels and `blkid`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+        }
+    }
+}
+
+impl fmt::Display for FileSystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for FileSystem {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Ext4, Self::Xfs];
+        let found = all.into_iter().find(|fs| fs.name() == text);
+        found.ok_or_else(|| format!("{text:?}: ext4 and xfs are allowed"))
+    }
+}
+
+/// Why a file system could not be made, checked, mounted or unmounted; says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum FileSystemError {
+    /// A program is needed that is not installed.
+    #[error("{program} is needed and was not found; install the package {package}")]
+    Missing {
+        /// Which.
+        program: &'static str,
+        /// The Debian package it is in.
+        package: &'static str,
+    },
+    /// A program failed.
+    #[error("{program} {device} ended with {status}: {said}")]
+    Failed {
+        /// Which.
+        program: &'static str,
+        /// On what.
+        device: PathBuf,
+        /// How it ended.
+        status: String,
+        /// The end of what it said.
+        said: String,
+    },
+    /// The kernel said no.
+    #[error("{what}: {source}")]
+    Kernel {
+        /// What was tried, and what to do.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// There is something on the device.
+    #[error(
+        "{device} is not blank: {found} is on it; nothing was written. \
+         If that may go, make the device blank first, as with blkdiscard -z"
+    )]
+    NotBlank {
+        /// Which.
+        device: PathBuf,
+        /// What.
+        found: Content,
+    },
+    /// Nothing that could be mounted is on the device.
+    #[error("{device} has no file system to mount: {found} is on it; say which to make")]
+    Nothing {
+        /// Which.
+        device: PathBuf,
+        /// What is there.
+        found: Content,
+    },
+    /// The file system is damaged beyond what is mended without being asked.
+    #[error(
+        "the {fs} on {device} is damaged: {said}; \
+         look at it with {program} while the volume is attached without a mount"
+    )]
+    Damaged {
+        /// Which.
+        device: PathBuf,
+        /// Its type.
+        fs: String,
+        /// What was said of it.
+        said: String,
+        /// What mends it.
+        program: &'static str,
+    },
+    /// It cannot be made or mounted as asked.
+    #[error("{0}")]
+    Unfit(String),
+    /// Somebody uses it.
+    #[error("{what} is in use: {by}; end that first, or force it")]
+    Busy {
+        /// A device or directory.
+        what: PathBuf,
+        /// By whom.
+        by: String,
+    },
+}
+
+/// A call on a file that failed.
+fn failed(what: impl fmt::Display, path: &Path, source: io::Error) -> FileSystemError {
+    FileSystemError::Kernel { what: format!("{what} {}", path.display()), source }
+}
+
+/// Makes a file system on a blank device. One of the same type that is there already is left as it
+/// is: then this returns false.
+///
+/// # Errors
+/// [`FileSystemError::NotBlank`] if anything else is there, and what kept it from being made.
+pub fn make(device: &Path, fs: FileSystem) -> Result<bool, FileSystemError> {
+    match content(device)? {
+        Content::Blank => {}
+        Content::FileSystem(there) if there == fs.name() => return Ok(false),
+        found => return Err(FileSystemError::NotBlank { device: device.to_owned(), found }),
+    }
+    let size_bytes = content::size_bytes(device)?;
+    match fs {
+        // 4096 also where it is small. A fresh volume needs no discard, and takes zeroes without
+        // storing them: so inode tables are zeroed now, and nothing is left to do for the kernel
+        // once it is mounted. Root's share is for systems, not for volumes.
+        FileSystem::Ext4 => programs::run(
+            &programs::MKFS_EXT4,
+            &["-q", "-b", "4096", "-m", "0"],
+            &["-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"],
+            device,
+        )?
+        .success()?,
+        FileSystem::Xfs if size_bytes < XFS_BYTES_MIN => {
+            return Err(FileSystemError::Unfit(format!(
+                "xfs needs at least {} MiB, and {} has {} MiB; \
+                 take ext4, or a larger volume",
+                XFS_BYTES_MIN >> 20,
+                device.display(),
+                size_bytes >> 20,
+            )));
+        }
+        FileSystem::Xfs => {
+            programs::run(&programs::MKFS_XFS, &["-q", "-K"], &[], device)?.success()?
+        }
+    }
+    Ok(true)
+}
+
+/// Brings a file system that was not unmounted cleanly into order, as far as that needs no
+/// decision: the journal of ext2 to ext4 is replayed and small damage mended. Any other type is
+/// left to its mount, which replays the journal. The device must be writable and not mounted.
+///
+/// # Errors
+/// [`FileSystemError::Damaged`] if somebody has to look at it.
+pub fn repair(device: &Path, fs: &str) -> Result<(), FileSystemError> {
+    if !matches!(fs, "ext2" | "ext3" | "ext4") {
+        return Ok(());
+    }
+    let ended = programs::run(&programs::E2FSCK, &["-p"], &[], device)?;
+    match ended.code {
+        Some(code) if E2FSCK_FINE.contains(&code) => Ok(()),
+        // 4: left as it was. The others tell that it could not even be looked at.
+        Some(code) if code & 4 != 0 => Err(FileSystemError::Damaged {
+            device: device.to_owned(),
+            fs: fs.to_owned(),
+            said: ended.said,
+            program: "e2fsck",
+        }),
+        _ => ended.success(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_are_read_as_they_are_shown() {
+        for name in ["ext4", "xfs"] {
+            assert_eq!(name.parse::<FileSystem>().unwrap().to_string(), name);
+        }
+        assert!("btrfs".parse::<FileSystem>().unwrap_err().contains("ext4"));
+    }
+}
