@@ -19,6 +19,10 @@ pub(crate) struct Twin {
     /// Lost what was not flushed, and has not got it back.
     lossy: bool,
     stamps: BTreeMap<u64, Gen>,
+    /// What is known of each block's checksum on disk: as it was when its region was cleaned last.
+    tagged: BTreeMap<u64, u8>,
+    /// Blocks that were written since it was opened, and not got from another copy since.
+    settled: BTreeSet<u64>,
     /// Blocks that do not match their checksum until they are written again.
     bad: BTreeSet<u64>,
     /// The activity log, with pins.
@@ -40,6 +44,7 @@ impl Twin {
     /// Opens it after a kill: whatever was logged is in doubt.
     pub(crate) fn reopen(&mut self) -> Recovered {
         self.unresolved = self.log.keys().copied().collect();
+        self.settled.clear();
         self.log.values_mut().for_each(|pins| *pins = 0);
         self.lossy &= !self.unresolved.is_empty();
         Recovered {
@@ -69,6 +74,22 @@ impl Twin {
 
     fn flush(&mut self) {
         self.durable = self.content.clone();
+    }
+
+    /// The checksums of regions that are not active are on disk.
+    fn tag(&mut self) {
+        let active = |block: &u64| self.log.contains_key(&region_of(*block));
+        let content = self.content.iter().filter(|(block, _)| !active(block));
+        let mut tagged: BTreeMap<u64, u8> = content.map(|(block, byte)| (*block, *byte)).collect();
+        tagged.extend(self.tagged.iter().filter(|(block, _)| active(block)));
+        self.tagged = tagged;
+    }
+
+    /// May a power cut have torn it, as far as its checksum can tell?
+    fn is_doubtful(&self, block: u64) -> bool {
+        let proven = self.tagged.get(&block) == self.content.get(&block);
+        let whole = proven || self.settled.contains(&block);
+        self.unresolved.contains(&region_of(block)) && !whole
     }
 
     /// The disk rots under a block.
@@ -114,6 +135,7 @@ impl Twin {
                 self.pin(&range.into());
                 for (i, block) in range.blocks().enumerate() {
                     self.set(block, payload.data[i * 4096], stamp);
+                    self.settled.insert(block);
                     if durable {
                         self.durable.insert(block, payload.data[i * 4096]);
                     }
@@ -122,11 +144,13 @@ impl Twin {
             StoreOp::Zero { range, stamp, .. } => {
                 self.pin(&range.into());
                 range.blocks().for_each(|block| self.set(block, 0, stamp));
+                self.settled.extend(range.blocks());
             }
             StoreOp::Resync { blocks, payload } => {
                 self.pin(&blocks.iter().map(|b| BlockRange::new(b.block, 1)).collect());
                 let mut data = payload.data.chunks(4096);
                 for b in blocks {
+                    self.settled.remove(&b.block);
                     let content = match b.content {
                         ResyncContent::Data => data.next().expect("data for the block"),
                         ResyncContent::Zero => &[0],
@@ -150,6 +174,7 @@ impl Twin {
             StoreOp::CleanAll => {
                 self.flush();
                 self.log.retain(|_, pins| *pins > 0);
+                self.tag();
             }
             StoreOp::Read { blocks } => return self.read(&blocks),
             StoreOp::Scan { since, .. } => return Ok(self.scan(since)),
@@ -182,7 +207,7 @@ impl Twin {
         self.check(wanted())?;
         let of = |block| {
             let byte = self.content.get(&block).copied().unwrap_or(0);
-            let doubtful = self.unresolved.contains(&region_of(block));
+            let doubtful = self.is_doubtful(block);
             BlockDigest {
                 block,
                 stamp: self.stamp(block),

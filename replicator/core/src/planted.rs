@@ -114,6 +114,8 @@ bugs! {
         "put a change over a record that somebody else changed";
     ForgetLateCas = "forget-late-cas", "S7":
         "take a change with an unknown outcome for one that was not made";
+    ServePutBack = "serve-put-back", "T3":
+        "go on by a record that is marked as put back";
     KeepProposal = "keep-proposal", "T5":
         "put a change again although its reason is gone";
     ServeBeforeOpen = "serve-before-open", "P7": "serve before the opening is in force";
@@ -125,6 +127,8 @@ bugs! {
     ReleaseUnflushed = "release-unflushed", "T5":
         "let a healthy member go before what it has is durable on the others";
     NoReadLease = "no-read-lease", "G1": "serve reads without the lease";
+    LateReadInClaim = "late-read-in-claim", "G4":
+        "ask for what is late while the primary claims anew";
     CountStandstill = "count-standstill", "T5":
         "take the time in which the primary's process stood still for silence of its members";
     StretchLease = "stretch-lease", "G1":
@@ -146,6 +150,8 @@ bugs! {
         "take a damaged log record for one that was not written";
     NoTornHeal = "no-torn-heal", "P5":
         "copy a block that may be torn over one that is whole, when all lost power";
+    HealedAsWhole = "healed-as-whole", "P5":
+        "take a block that a member which lost power gave the source for one that can't be torn";
     NoImageCheck = "no-image-check", "R7":
         "take a replica for what it says although it was put back to an older image";
 }

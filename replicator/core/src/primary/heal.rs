@@ -13,6 +13,7 @@ use super::{Phase, Primary};
 use crate::id::ReplicaId;
 use crate::lock::LockId;
 use crate::message::{Payload, Refusal, Reply, Request, ResyncBlock, ResyncContent};
+use crate::planted::Bug;
 use crate::range::{BlockRange, BlockSet};
 
 /// What is known of the source's bad blocks in a window.
@@ -134,7 +135,8 @@ impl Primary {
     ) -> Option<()> {
         let source = self.copy.as_ref()?.source();
         let lost_power = self.peers.get(&from).and_then(|p| p.session()).is_none_or(|s| s.lossy);
-        if self.phase == Phase::Recovering && lost_power {
+        let trusts = self.has(Bug::HealedAsWhole);
+        if self.phase == Phase::Recovering && lost_power && !trusts {
             let stamp = self.cas.record()?.r#gen;
             let entry = ResyncBlock { block, stamp, content: ResyncContent::Data };
             let request = Request::Resync { blocks: Vec::from([entry]), payload: data };

@@ -11,6 +11,7 @@ use crate::id::{ReplicaId, Tick};
 use crate::limits;
 use crate::lock::Mode;
 use crate::message::{Refusal, Reply, Request};
+use crate::planted::Bug;
 use crate::range::BlockRange;
 
 /// Reads in flight; together with half the credit for operations it stays within the credit.
@@ -64,7 +65,8 @@ impl Primary {
         }
         // Late reads come here at any time. While it claims anew, what is reached may have lost
         // what was acknowledged (G4): only the promotion can tell.
-        if !self.is_open() || !self.may_read() {
+        let open = self.is_open() || self.has(Bug::LateReadInClaim);
+        if !open || !self.may_read() {
             self.guests.reads.parked.insert(id);
             return true;
         }
