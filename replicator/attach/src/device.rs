@@ -7,7 +7,7 @@
 //! | Door | In the kernel | A restarted daemon |
 //! |---|---|---|
 //! | [`Kind::Ublk`] | `ublk_drv`, from Linux 6.0 | `USER_RECOVERY` with `REISSUE` |
-//! | [`Kind::Nbd`] | `nbd`, told over netlink | `RECONFIGURE` with a new socket |
+//! | [`Kind::Nbd`] | `nbd`, told over netlink, from Linux 5.14 | `RECONFIGURE` with a new socket |
 //! | [`Kind::Fuse`] | `fuse` and `loop` | gets the connection from the keeper; `NOTIFY_RESEND` |
 //!
 //! `NOTIFY_RESEND` is there from Linux 6.9.
@@ -23,6 +23,7 @@
 
 mod kind;
 mod known_bad;
+pub mod nbd;
 mod probe;
 mod shape;
 mod token;

@@ -4,7 +4,10 @@
 //! it is given, and knows nothing of volumes.
 #![expect(unsafe_code, reason = "the kernel is touched here, and nowhere else")]
 
+pub mod block;
 pub mod map;
 pub mod memory;
+pub mod nbd;
+mod netlink;
 pub mod privilege;
 pub mod ublk;

@@ -34,7 +34,8 @@ pub fn kernel_release() -> String {
     release.trim().to_owned()
 }
 
-fn series(release: &str) -> Option<(u32, u32)> {
+/// First and second number of a release.
+pub(super) fn series(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }

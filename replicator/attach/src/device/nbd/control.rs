@@ -1,0 +1,119 @@
+//! What a device asks of the kernel's driver.
+
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lockstep_kernel::nbd::Driver;
+
+/// Pauses between offers of a socket: the driver needs a moment to see that the old one is dead.
+const PAUSES_MS: [u64; 5] = [2, 5, 10, 50, 100];
+
+/// Most of a request in one piece. The driver's own default is 128 KiB on Linux 6.1.
+const REQUEST_KIB_MAX: u32 = 1024;
+
+/// Commands for one device. They may block.
+pub(super) trait Control: Clone + Send + Sync + 'static {
+    /// Offers the device a socket; `None` if it did not need one.
+    fn reconnect(&self) -> io::Result<Option<UnixStream>>;
+
+    /// Ends the device.
+    fn disconnect(&self) -> io::Result<()>;
+
+    /// Gives it another size.
+    fn resize(&self, size_bytes: u64) -> io::Result<()>;
+}
+
+/// A device of the kernel.
+#[derive(Clone, Debug)]
+pub(super) struct KernelDevice {
+    pub(super) index: u32,
+    pub(super) backend: String,
+    pub(super) dead_after_s: u64,
+}
+
+impl Control for KernelDevice {
+    fn reconnect(&self) -> io::Result<Option<UnixStream>> {
+        Driver::open()?.reconnect(self.index, &self.backend, self.dead_after_s)
+    }
+
+    fn disconnect(&self) -> io::Result<()> {
+        Driver::open()?.disconnect(self.index)
+    }
+
+    fn resize(&self, size_bytes: u64) -> io::Result<()> {
+        Driver::open()?.resize(self.index, &self.backend, size_bytes)?;
+        let shown = size(self.index)?;
+        if shown == size_bytes {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("the kernel took it for {shown} bytes")))
+    }
+}
+
+/// Does what blocks where it may.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+/// Gives a device a new socket as soon as its old one is dead.
+pub(super) async fn reconnect<C: Control>(control: &C) -> io::Result<UnixStream> {
+    let mut pauses = PAUSES_MS.into_iter();
+    let mut pause = Duration::ZERO;
+    loop {
+        let asked = control.clone();
+        if let Some(socket) = blocking(move || asked.reconnect()).await? {
+            return Ok(socket);
+        }
+        pause = pauses.next().map_or(pause, Duration::from_millis);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// The device file of a number.
+pub(super) fn node(index: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/nbd{index}"))
+}
+
+fn attribute(index: u32, name: &str) -> PathBuf {
+    Path::new("/sys/block").join(format!("nbd{index}")).join(name)
+}
+
+/// The name that the device of this number was given, if there is one.
+pub(super) fn shown_backend(index: u32) -> Option<String> {
+    let text = fs::read_to_string(attribute(index, "backend")).ok()?;
+    Some(text.trim_end_matches('\n').to_owned())
+}
+
+/// Whether the device has not been ended, or somebody has it open still.
+pub(super) fn is_there(index: u32) -> bool {
+    attribute(index, "pid").exists()
+}
+
+fn size(index: u32) -> io::Result<u64> {
+    let sectors: u64 = fs::read_to_string(attribute(index, "size"))?
+        .trim()
+        .parse()
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    Ok(sectors.saturating_mul(512))
+}
+
+/// Sets what has no place in the driver's commands.
+///
+/// # Errors
+/// If the time-out cannot be set: it is then 30 s. The rest is for speed.
+pub(super) fn tune(index: u32, resend_after: Duration) -> io::Result<()> {
+    // No disk turns behind it, and the volume orders what it has to.
+    let set = [("scheduler", "none".to_owned()), ("max_sectors_kb", REQUEST_KIB_MAX.to_string())];
+    for (name, value) in set {
+        if let Err(error) = fs::write(attribute(index, &format!("queue/{name}")), value) {
+            tracing::debug!(index, name, %error, "the kernel keeps its own setting");
+        }
+    }
+    let resend_ms = resend_after.as_millis().max(1).to_string();
+    fs::write(attribute(index, "queue/io_timeout"), resend_ms)
+}
