@@ -24,9 +24,13 @@ use crate::door::VolumeHandle;
 use kept::Files;
 pub use kept::{Kept, Mounted};
 use link::Links;
+pub use mount::{MOUNTER, serve as serve_mounter};
 
 /// Queues, or connections, of a device.
 const QUEUES: u16 = 2;
+
+/// How long a device that is to be removed by force may take to be unmounted and closed.
+const FORCED_LIMIT: Duration = Duration::from_secs(2);
 
 /// Where devices and what belongs to them are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +83,9 @@ pub enum DevicesError {
     /// The device of the daemon before this one is being taken over.
     #[error("its device is being taken over from the daemon before this one; try again")]
     TakingOver,
+    /// The device went while something was done with it.
+    #[error("its device is gone: the volume was taken over or detached meanwhile")]
+    Gone,
 }
 
 /// A device that is served.
@@ -114,6 +121,17 @@ impl std::fmt::Debug for Devices {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Does something that must not be left half done if whoever waits for it goes away.
+async fn on<T: Send + 'static>(
+    work: impl Future<Output = Result<T, DevicesError>> + Send + 'static,
+) -> Result<T, DevicesError> {
+    let broken = |error| DevicesError::Files {
+        what: "what was begun with a device has no end".to_owned(),
+        source: io::Error::other(error),
+    };
+    tokio::spawn(work).await.map_err(broken)?
 }
 
 impl Devices {
@@ -195,11 +213,24 @@ impl Devices {
     }
 
     /// Makes a device for a served volume, with file system and mount as wanted; or finds the one
-    /// that is there. What was begun is undone if it fails.
+    /// that is there. What was begun is undone if it fails. Goes on if the caller goes away: a file
+    /// system that is half made is worse than none.
     ///
     /// # Errors
     /// [`DevicesError`] says what to do.
     pub async fn open(
+        &self,
+        name: &str,
+        handle: &VolumeHandle,
+        size_bytes: u64,
+        wanted: &WantedDevice,
+    ) -> Result<Kept, DevicesError> {
+        let (devices, name, handle) = (self.clone(), name.to_owned(), handle.clone());
+        let wanted = wanted.clone();
+        on(async move { devices.open_in_turn(&name, &handle, size_bytes, &wanted).await }).await
+    }
+
+    async fn open_in_turn(
         &self,
         name: &str,
         handle: &VolumeHandle,
@@ -283,24 +314,35 @@ impl Devices {
     }
 
     /// Makes and mounts the file system that is wanted, if it is not there yet.
-    async fn dress(&self, mut kept: Kept, wanted: &WantedDevice) -> Result<Kept, DevicesError> {
-        let there = kept.mount.as_ref().map(|mount| &mount.dir);
-        if (wanted.fs.is_none() && wanted.mount_dir.is_none())
-            || (there.is_some() && there == wanted.mount_dir.as_ref())
-        {
+    async fn dress(&self, kept: Kept, wanted: &WantedDevice) -> Result<Kept, DevicesError> {
+        if wanted.fs.is_none() && wanted.mount_dir.is_none() {
             return Ok(kept);
         }
-        let mounted = mount::prepare(&kept, wanted).await?;
-        if mounted.is_none() {
+        if let (Some(mounted), Some(_)) = (&kept.mount, &wanted.mount_dir) {
+            // It may have been unmounted by hand, or not have come so far.
+            mount::mount(&kept, mounted).await?;
             return Ok(kept);
         }
-        kept.mount = mounted;
-        self.inner.files.write(&kept)?;
-        if let Some(open) = lock(&self.inner.open).get_mut(&kept.volume) {
-            open.kept = kept.clone();
+        let Some(mounted) = mount::prepare(&kept, wanted).await? else { return Ok(kept) };
+        let dressed = Kept { mount: Some(mounted.clone()), ..kept.clone() };
+        self.keep(&dressed)?;
+        match mount::mount(&dressed, &mounted).await {
+            Ok(()) => Ok(dressed),
+            Err(error) => {
+                mount::unmount(&dressed, &mounted).await?;
+                self.keep(&kept)?;
+                Err(error)
+            }
         }
-        mount::mount(&kept).await?;
-        Ok(kept)
+    }
+
+    /// Notes what has become of an open device.
+    fn keep(&self, kept: &Kept) -> Result<(), DevicesError> {
+        let mut open = lock(&self.inner.open);
+        let Some(open) = open.get_mut(&kept.volume) else { return Err(DevicesError::Gone) };
+        self.inner.files.write(kept)?;
+        open.kept = kept.clone();
+        Ok(())
     }
 
     /// Removes the device of a volume, if it has one: unmounts what was mounted by
@@ -309,10 +351,20 @@ impl Devices {
     /// # Errors
     /// [`DeviceError::Busy`] and what unmounting it says; it is then served as before.
     pub async fn close(&self, volume: VolumeId, force: bool) -> Result<(), DevicesError> {
-        if force {
-            self.fail(volume).await;
-            return Ok(());
+        let devices = self.clone();
+        let closed = on(async move { devices.close_in_turn(volume).await });
+        if !force {
+            return closed.await;
         }
+        // What is not written yet is not thrown away without need.
+        match tokio::time::timeout(FORCED_LIMIT, closed).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => self.fail(volume).await,
+        }
+        Ok(())
+    }
+
+    async fn close_in_turn(&self, volume: VolumeId) -> Result<(), DevicesError> {
         let turn = self.turn(volume);
         let _turn = turn.lock().await;
         if lock(&self.inner.left).contains_key(&volume) {
@@ -325,15 +377,15 @@ impl Devices {
         let (Some(device), Some(kept)) = (self.device(volume), self.find(volume)) else {
             return Ok(());
         };
-        if kept.mount.is_some() {
-            mount::unmount(&kept).await?;
-            let kept = Kept { mount: None, ..kept.clone() };
-            self.inner.files.write(&kept)?;
-            if let Some(open) = lock(&self.inner.open).get_mut(&volume) {
-                open.kept = kept;
-            }
+        if let Some(mounted) = &kept.mount {
+            mount::unmount(&kept, mounted).await?;
         }
-        device.close().await?;
+        if let Err(error) = device.close().await {
+            if let Some(mounted) = &kept.mount {
+                mount::mount(&kept, mounted).await?;
+            }
+            return Err(error.into());
+        }
         lock(&self.inner.open).remove(&volume);
         self.forget(&kept);
         Ok(())
@@ -364,8 +416,8 @@ impl Devices {
 
     /// Clears up after a device that is gone.
     async fn bury(&self, kept: &Kept) {
-        if kept.mount.is_some() {
-            mount::detach(kept).await;
+        if let Some(mounted) = &kept.mount {
+            mount::detach(kept, mounted).await;
         }
         self.forget(kept);
     }

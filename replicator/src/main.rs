@@ -6,12 +6,16 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use lockstep_kernel::memory;
 use lockstep_replicator::config::{Config, Flags};
+use lockstep_replicator::devices::{self, MOUNTER};
 use lockstep_replicator::{daemon, logging};
 
 /// The configuration is wrong.
 const EXIT_CONFIG: u8 = 2;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|word| word == MOUNTER) {
+        return mounter();
+    }
     let flags = Flags::parse();
     let config = match Config::load(&flags, &|name| std::env::var(name).ok()) {
         Ok(config) => config,
@@ -41,6 +45,17 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Mounts for the daemon that started this process.
+fn mounter() -> ExitCode {
+    match devices::serve_mounter() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{MOUNTER}: {error}; it is for the daemon itself"));
             ExitCode::FAILURE
         }
     }

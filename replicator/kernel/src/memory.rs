@@ -14,7 +14,20 @@ const PR_SET_IO_FLUSHER: nix::libc::c_int = 57;
 /// # Errors
 /// `EPERM` without `CAP_SYS_RESOURCE`, `EINVAL` before Linux 5.6.
 pub fn become_io_flusher() -> io::Result<()> {
-    let (set, unused) = (1 as nix::libc::c_ulong, 0 as nix::libc::c_ulong);
+    set_io_flusher(true)
+}
+
+/// Takes [`become_io_flusher`] back for this thread, for a process that inherited it but serves no
+/// device itself.
+///
+/// # Errors
+/// As [`become_io_flusher`].
+pub fn end_io_flusher() -> io::Result<()> {
+    set_io_flusher(false)
+}
+
+fn set_io_flusher(set: bool) -> io::Result<()> {
+    let (set, unused) = (nix::libc::c_ulong::from(set), 0 as nix::libc::c_ulong);
     // SAFETY: this prctl takes plain numbers and touches no memory of the process.
     let outcome = unsafe { nix::libc::prctl(PR_SET_IO_FLUSHER, set, unused, unused, unused) };
     nix::errno::Errno::result(outcome)?;

@@ -82,7 +82,7 @@ pub(super) fn refused(name: &str, error: &DevicesError) -> Status {
     use lockstep_attach::device::DeviceError;
     let why = format!("volume {name}: {error}");
     match error {
-        DevicesError::TakingOver => Status::aborted(why),
+        DevicesError::TakingOver | DevicesError::Gone => Status::aborted(why),
         DevicesError::Differs(_)
         | DevicesError::FileSystem(_)
         | DevicesError::Door(DeviceError::Busy { .. } | DeviceError::Unavailable { .. }) => {

@@ -39,6 +39,8 @@ pub struct Mounted {
     pub fs: String,
     /// Options.
     pub options: Vec<String>,
+    /// The directory was made for it.
+    pub(super) made_dir: bool,
 }
 
 impl Kept {
@@ -57,10 +59,17 @@ impl Kept {
         if wanted.read_only != self.token.read_only {
             differs.push(if self.token.read_only { "read-only" } else { "writable" }.to_owned());
         }
-        if let (Some(mount), Some(dir)) = (&self.mount, &wanted.mount_dir)
-            && mount.dir != *dir
+        if let (Some(mount), Some(dir)) = (&self.mount, &wanted.mount_dir) {
+            if mount.dir != *dir {
+                differs.push(format!("mounted at {}", mount.dir.display()));
+            } else if mount.options != wanted.mount_options {
+                differs.push(format!("mounted with options {:?}", mount.options.join(",")));
+            }
+        }
+        if let (Some(mount), Some(fs)) = (&self.mount, &wanted.fs)
+            && mount.fs != *fs
         {
-            differs.push(format!("mounted at {}", mount.dir.display()));
+            differs.push(format!("with {} on it", mount.fs));
         }
         match differs.as_slice() {
             [] => Ok(()),
