@@ -10,6 +10,7 @@ mod link;
 mod mount;
 #[cfg(test)]
 mod tests;
+mod will;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,6 +26,7 @@ use kept::Files;
 pub use kept::{Kept, Mounted};
 use link::Links;
 pub use mount::{MOUNTER, serve as serve_mounter};
+pub use will::end_all;
 
 /// Queues, or connections, of a device.
 const QUEUES: u16 = 2;

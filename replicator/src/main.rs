@@ -1,9 +1,11 @@
 //! The daemon `lockstepd`.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use lockstep_attach::keeper;
 use lockstep_kernel::memory;
 use lockstep_replicator::config::{Config, Flags};
 use lockstep_replicator::devices::{self, MOUNTER};
@@ -13,8 +15,12 @@ use lockstep_replicator::{daemon, logging};
 const EXIT_CONFIG: u8 = 2;
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|word| word == MOUNTER) {
+    let mut words = std::env::args().skip(1).peekable();
+    if words.peek().is_some_and(|word| word == MOUNTER) {
         return mounter();
+    }
+    if words.next_if(|word| word == "keeper").is_some() {
+        return keep(words);
     }
     let flags = Flags::parse();
     let config = match Config::load(&flags, &|name| std::env::var(name).ok()) {
@@ -46,6 +52,18 @@ fn main() -> ExitCode {
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Keeps open files for the daemons of this node, one after the other.
+fn keep(words: impl Iterator<Item = String>) -> ExitCode {
+    let last_will = |run_dir: PathBuf| async move { devices::end_all(&run_dir).await };
+    match keeper::command(words, last_will) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            complain(&why);
+            ExitCode::from(EXIT_CONFIG)
         }
     }
 }

@@ -21,6 +21,7 @@
 //! successor, and what this daemon has begun is finished, or in the primary's queue of overlapping
 //! requests, before a later one.
 
+pub mod fuse;
 mod kind;
 mod known_bad;
 pub mod nbd;

@@ -5,12 +5,14 @@
 //!
 //! - [`device`]: block devices of the node's kernel: ublk, NBD, FUSE with loop.
 //! - [`filesystem`]: file systems on such devices: made, checked, mounted.
+//! - [`keeper`]: a process that keeps open files while the daemon is replaced.
 //! - [`nbd`]: a complete NBD server over unix sockets and TCP, and a small NBD client.
 //! - [`memory`]: a back end that lives in memory, for tests and measurements.
 
 pub mod backend;
 pub mod device;
 pub mod filesystem;
+pub mod keeper;
 pub mod memory;
 pub mod nbd;
 

@@ -5,6 +5,8 @@
 #![expect(unsafe_code, reason = "the kernel is touched here, and nowhere else")]
 
 pub mod block;
+pub mod fds;
+pub mod loopback;
 pub mod map;
 pub mod memory;
 pub mod nbd;

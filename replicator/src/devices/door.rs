@@ -3,12 +3,22 @@
 use std::path::Path;
 
 use lockstep_attach::device::Door;
+use lockstep_attach::device::fuse::FuseDoor;
 use lockstep_attach::device::nbd::{NbdDoor, NbdOptions};
 use lockstep_attach::device::ublk::UblkDoor;
+use lockstep_attach::keeper::KeeperClient;
 
 use crate::door::VolumeHandle;
 
+/// The program of this process: also when its file has been replaced meanwhile.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
 /// All of them, the best first.
-pub(super) fn all(_run_dir: &Path) -> Vec<Box<dyn Door<VolumeHandle>>> {
-    vec![Box::new(UblkDoor::new()), Box::new(NbdDoor::new(NbdOptions::default()))]
+pub(super) fn all(run_dir: &Path) -> Vec<Box<dyn Door<VolumeHandle>>> {
+    let keeper = KeeperClient::new(run_dir, Some(OWN_PROGRAM.into()));
+    vec![
+        Box::new(UblkDoor::new()),
+        Box::new(NbdDoor::new(NbdOptions::default())),
+        Box::new(FuseDoor::new(run_dir.to_owned(), keeper)),
+    ]
 }

@@ -1,0 +1,202 @@
+//! The loop device over the file.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use lockstep_kernel::loopback;
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+
+use crate::backend::BLOCK_BYTES;
+use crate::device::DeviceError;
+use crate::filesystem::users;
+
+/// Major number of loop devices.
+const MAJOR: u64 = 7;
+/// Others may take the number that we were told was free.
+const TRIES_MAX: u32 = 64;
+/// Programs that look at new devices have them open for a moment.
+const PASSERS_BY: Duration = Duration::from_secs(1);
+/// How long the kernel may take to unbind a device that nobody has open.
+const UNBINDING: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// The path of a loop device.
+pub(crate) fn path(index: u32) -> PathBuf {
+    format!("/dev/loop{index}").into()
+}
+
+/// Binds the file at `place` to a free loop device and returns its number.
+pub(crate) fn bind(place: &Path, read_only: bool) -> Result<u32, DeviceError> {
+    let failed = |what: String, source: io::Error| DeviceError::Refused { what, source };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .custom_flags(nix::libc::O_DIRECT)
+        .open(place)
+        .map_err(|error| failed(format!("opening {}", place.display()), error))?;
+    let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control");
+    let control = control.map_err(|error| {
+        failed("opening /dev/loop-control; load the module loop".to_owned(), error)
+    })?;
+    let name = place.to_string_lossy();
+    let shape = loopback::Shape { block_bytes: BLOCK_BYTES, read_only, name: &name };
+    for _ in 0..TRIES_MAX {
+        let index = loopback::free_index(&control)
+            .map_err(|error| failed("asking for a free loop device".to_owned(), error))?;
+        let device = open(index, read_only)
+            .map_err(|error| failed(format!("opening {}", path(index).display()), error))?;
+        match loopback::configure(&device, file.as_fd(), shape) {
+            Ok(()) => return check(index, &device),
+            Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {}
+            Err(error) => {
+                let what =
+                    format!("binding {}; that takes Linux 5.8 or newer", path(index).display());
+                return Err(failed(what, error));
+            }
+        }
+    }
+    let source = io::Error::from(Errno::EBUSY);
+    Err(failed("finding a loop device that is free; others take them too".to_owned(), source))
+}
+
+/// Through the page cache, the device would need memory to free memory.
+fn check(index: u32, device: &File) -> Result<u32, DeviceError> {
+    let status = loopback::status(device).ok().flatten();
+    if status.is_some_and(|status| status.direct_io) {
+        return Ok(index);
+    }
+    let _ = loopback::clear(device);
+    let source = io::Error::from(Errno::EOPNOTSUPP);
+    Err(DeviceError::Refused { what: format!("direct I/O on /dev/loop{index}"), source })
+}
+
+/// Opens a loop device, and makes its node first where nobody else does.
+fn open(index: u32, read_only: bool) -> io::Result<File> {
+    let path = path(index);
+    let attempt = || OpenOptions::new().read(true).write(!read_only).open(&path);
+    match attempt() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mode = Mode::from_bits_truncate(0o660);
+            match mknod(&path, SFlag::S_IFBLK, mode, makedev(MAJOR, u64::from(index))) {
+                Ok(()) | Err(Errno::EEXIST) => attempt(),
+                Err(errno) => Err(errno.into()),
+            }
+        }
+        outcome => outcome,
+    }
+}
+
+fn sys(index: u32, name: &str) -> PathBuf {
+    Path::new("/sys/block").join(format!("loop{index}")).join(name)
+}
+
+/// Whether it is bound to anything.
+fn is_bound(index: u32) -> bool {
+    sys(index, "loop").exists()
+}
+
+/// Whether the file that it is bound to is the one that was at `place`, by its name. Asks nobody.
+fn has_file(index: u32, place: &Path) -> bool {
+    let name = std::fs::read_to_string(sys(index, "loop/backing_file")).unwrap_or_default();
+    Path::new(name.trim_end_matches('\n')) == place
+}
+
+/// Whether it is bound to the file of this connection. May ask that for attributes, so somebody
+/// must serve it, or it must have been ended.
+pub(crate) fn is_over(index: u32, connection: u32) -> bool {
+    let device = open(index, true);
+    let status = device.and_then(|device| loopback::status(&device));
+    let number = |status: loopback::Status| nix::sys::stat::minor(status.file_device);
+    status.ok().flatten().is_some_and(|status| number(status) == u64::from(connection))
+}
+
+/// Its size in bytes; 0 if it cannot be told.
+pub(crate) fn size_bytes(index: u32) -> u64 {
+    let text = std::fs::read_to_string(sys(index, "size")).unwrap_or_default();
+    text.trim().parse::<u64>().unwrap_or(0).saturating_mul(512)
+}
+
+/// Makes it as large as its file is now.
+pub(crate) fn grow(index: u32) -> Result<(), DeviceError> {
+    let outcome = open(index, true).and_then(|device| loopback::take_size_of_file(&device));
+    let what = format!("showing the new size of /dev/loop{index}");
+    outcome.map_err(|source| DeviceError::Refused { what, source })
+}
+
+fn users_of(device: &Path) -> String {
+    let users: Vec<_> = users(device).iter().map(ToString::to_string).collect();
+    if users.is_empty() { "by somebody who cannot be seen".to_owned() } else { users.join(", ") }
+}
+
+/// Unbinds a device that nobody uses.
+pub(crate) fn unbind(index: u32) -> Result<(), DeviceError> {
+    let path = path(index);
+    let device = path.display().to_string();
+    let busy = || DeviceError::Busy { device: device.clone(), by: users_of(&path) };
+    let refused = |source| DeviceError::Refused { what: format!("unbinding {device}"), source };
+    // Nobody else mounts it meanwhile. Whoever has merely opened it is noticed below.
+    let claim = OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL).open(&path);
+    let claimed = match claim {
+        Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => return Err(busy()),
+        outcome => outcome.map_err(refused)?,
+    };
+    let begun = Instant::now();
+    while loopback::clear(&claimed).map_err(refused)? {
+        // It would go when the others close it: until then it is in use, and is served as before.
+        loopback::keep_bound(&claimed).map_err(refused)?;
+        if begun.elapsed() > PASSERS_BY {
+            return Err(busy());
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    drop(claimed);
+    if is_unbound_within(index, UNBINDING) {
+        return Ok(());
+    }
+    Err(refused(Errno::ETIMEDOUT.into()))
+}
+
+/// Unbinds the device over the file of this connection, which has been ended: as soon as nobody
+/// has it open. `named` is what [`is_named`] said before that.
+pub(crate) fn unbind_when_unused(index: u32, connection: u32, named: bool) {
+    if !is_bound(index) || !(named || is_over(index, connection)) {
+        return;
+    }
+    let outcome = open(index, true).and_then(|device| loopback::clear(&device));
+    match outcome {
+        Ok(true) => tracing::info!("/dev/loop{index} goes as soon as nobody has it open"),
+        Ok(false) => {
+            is_unbound_within(index, PASSERS_BY);
+        }
+        Err(error) => tracing::warn!(%error, "/dev/loop{index} cannot be unbound"),
+    }
+}
+
+/// The devices that are bound to the file that was mounted at `place`, by its name.
+pub(crate) fn over(place: &Path) -> Vec<u32> {
+    let names = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let indices = names
+        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("loop")?.parse::<u32>().ok());
+    indices.filter(|index| is_named(*index, place)).collect()
+}
+
+/// Whether the device is bound to the file that was mounted at `place`.
+pub(crate) fn is_named(index: u32, place: &Path) -> bool {
+    is_bound(index) && has_file(index, place)
+}
+
+fn is_unbound_within(index: u32, limit: Duration) -> bool {
+    let begun = Instant::now();
+    while is_bound(index) {
+        if begun.elapsed() > limit {
+            return false;
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    true
+}
