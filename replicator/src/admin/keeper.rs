@@ -20,6 +20,9 @@ use super::survey::{Survey, candidates, copysets};
 use super::{Admin, peers};
 use crate::engine::PrimaryInfo;
 
+#[cfg(test)]
+mod tests;
+
 const LONGEST_PAUSE_MS: u64 = 5000;
 const SHORTEST_PAUSE_MS: u64 = 100;
 
@@ -32,6 +35,9 @@ pub(super) struct Told {
     pub(super) until: Option<Tick>,
 }
 
+/// A volume, and the claim by which it is attached here.
+type Attachment = (VolumeId, InstanceId);
+
 /// What was seen at earlier looks.
 #[derive(Debug, Default)]
 struct Memory {
@@ -41,7 +47,7 @@ struct Memory {
     surplus: BTreeMap<(VolumeId, ReplicaId), Tick>,
     /// Attachments about which nothing was left to do at the last look, and what their owner
     /// wanted then.
-    calm: BTreeMap<(VolumeId, InstanceId), Wanted>,
+    calm: BTreeMap<Attachment, Wanted>,
 }
 
 impl Admin {
@@ -77,10 +83,7 @@ impl Admin {
         let volumes = self.inner.catalog.volumes().await?;
         let wanted: BTreeMap<VolumeId, Wanted> =
             volumes.iter().map(|v| (v.uid, wanted_of(v))).collect();
-        let calm = |p: &PrimaryInfo| {
-            let known = memory.calm.get(&(p.volume, p.instance));
-            known.is_some() && known == wanted.get(&p.volume)
-        };
+        let calm = |p: &PrimaryInfo| memory.is_calm(key_of(p), wanted.get(&p.volume));
         let ailing: Vec<_> =
             primaries.iter().filter(|p| needs_a_look(p, &evacuated) || !calm(p)).collect();
         if ailing.is_empty() {
@@ -88,11 +91,11 @@ impl Admin {
         }
         let survey = self.survey_all().await?;
         for primary in ailing {
-            let key = (primary.volume, primary.instance);
+            let key = key_of(primary);
             memory.calm.remove(&key);
             match self.mend(primary, &survey, memory).await {
                 Ok(true) if !needs_a_look(primary, &evacuated) => {
-                    memory.calm.extend(wanted.get(&primary.volume).map(|wanted| (key, *wanted)));
+                    memory.note_calm(key, wanted.get(&primary.volume));
                     self.told().remove(&primary.volume);
                 }
                 Ok(_) => {}
@@ -217,6 +220,10 @@ fn works(primary: &PrimaryInfo) -> bool {
     matches!(primary.core.phase, Phase::Recovering | Phase::Active | Phase::Suspended)
 }
 
+fn key_of(primary: &PrimaryInfo) -> Attachment {
+    (primary.volume, primary.instance)
+}
+
 fn wanted_of(volume: &VolumeObject) -> Wanted {
     Wanted { repl: volume.repl, min_in_sync: volume.min_in_sync }
 }
@@ -247,6 +254,18 @@ fn needs_a_look(primary: &PrimaryInfo, evacuated: &BTreeSet<NodeId>) -> bool {
 }
 
 impl Memory {
+    /// Was nothing left to do at the last look, and does the owner still want the same? A volume
+    /// whose wishes are not known is looked at.
+    fn is_calm(&self, attachment: Attachment, wanted: Option<&Wanted>) -> bool {
+        let known = self.calm.get(&attachment);
+        known.is_some() && known == wanted
+    }
+
+    /// Nothing is left to do for what is wanted.
+    fn note_calm(&mut self, attachment: Attachment, wanted: Option<&Wanted>) {
+        self.calm.extend(wanted.map(|wanted| (attachment, *wanted)));
+    }
+
     fn forget_all_but(&mut self, primaries: &[PrimaryInfo]) {
         let there = |volume: &VolumeId| primaries.iter().any(|p| p.volume == *volume);
         self.silent.retain(|(volume, _), _| there(volume));
