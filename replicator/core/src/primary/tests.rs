@@ -62,6 +62,18 @@ impl Desk {
         desk
     }
 
+    /// Of two members the second one was removed. It is back as the third connection, and waits
+    /// for a slot to be brought up.
+    fn with_one_back() -> Self {
+        let mut desk = Self::new(2, 1, &[]);
+        desk.primary = desk.primary.with_slots();
+        desk.answer_all_but(0, is_flush);
+        desk.lose(2);
+        desk.step(Event::Connected { node: node(2), conn: Conn(3) });
+        desk.answer_all_but(0, is_flush);
+        desk
+    }
+
     fn step(&mut self, event: Event) {
         let mut out = Vec::new();
         self.primary.step(self.now, event, &mut out);
@@ -84,6 +96,13 @@ impl Desk {
                 _ => {}
             }
         }
+    }
+
+    /// A copy is lost for so long that it is removed.
+    fn lose(&mut self, conn: u64) {
+        self.step(Event::Disconnected(Conn(conn)));
+        // In steps: one long jump would be a standstill of the primary itself.
+        (0..8).for_each(|_| self.wait_ms(limits::MEMBER_GRACE_MS / 4));
     }
 
     fn wait_ms(&mut self, ms: u64) {
@@ -227,15 +246,7 @@ fn a_promise_that_was_asked_for_twice_is_owed_once() {
 /// others, also a slot that is given to it too late.
 #[test]
 fn no_slot_is_kept_while_no_member_serves() {
-    let mut desk = Desk::new(2, 1, &[]);
-    desk.primary = desk.primary.with_slots();
-    desk.answer_all_but(0, is_flush);
-    desk.step(Event::Disconnected(Conn(2)));
-    // In steps: one long jump would be a standstill of the primary itself.
-    (0..8).for_each(|_| desk.wait_ms(limits::MEMBER_GRACE_MS / 4));
-    desk.answer_all_but(0, is_flush);
-    desk.step(Event::Connected { node: node(2), conn: Conn(3) });
-    desk.answer_all_but(0, is_flush);
+    let mut desk = Desk::with_one_back();
     assert_eq!(desk.primary.slot_wish(), Wish::Wants { copies: 1 });
     desk.step(Event::Disconnected(Conn(1)));
     assert_eq!(desk.primary.slot_wish(), Wish::Nothing);
@@ -251,13 +262,7 @@ fn no_slot_is_kept_while_no_member_serves() {
 #[test]
 fn a_busy_target_is_asked_again_and_keeps_no_slot() {
     let is_enter: fn(&Request) -> bool = |r| matches!(r, Request::Enter { copies: 1 });
-    let mut desk = Desk::new(2, 1, &[]);
-    desk.primary = desk.primary.with_slots();
-    desk.answer_all_but(0, is_flush);
-    desk.step(Event::Disconnected(Conn(2)));
-    (0..8).for_each(|_| desk.wait_ms(limits::MEMBER_GRACE_MS / 4));
-    desk.step(Event::Connected { node: node(2), conn: Conn(3) });
-    desk.answer_all_but(0, is_flush);
+    let mut desk = Desk::with_one_back();
     for _ in 0..2 {
         assert_eq!(desk.primary.slot_wish(), Wish::Wants { copies: 1 });
         desk.step(Event::ResyncSlot);
@@ -278,13 +283,7 @@ fn a_busy_target_is_asked_again_and_keeps_no_slot() {
 /// The last member goes before the leave comes: the session in which it was given ends.
 #[test]
 fn a_leave_that_is_not_used_is_given_back() {
-    let mut desk = Desk::new(2, 1, &[]);
-    desk.primary = desk.primary.with_slots();
-    desk.answer_all_but(0, is_flush);
-    desk.step(Event::Disconnected(Conn(2)));
-    (0..8).for_each(|_| desk.wait_ms(limits::MEMBER_GRACE_MS / 4));
-    desk.step(Event::Connected { node: node(2), conn: Conn(3) });
-    desk.answer_all_but(0, is_flush);
+    let mut desk = Desk::with_one_back();
     desk.step(Event::ResyncSlot);
     desk.step(Event::Disconnected(Conn(1)));
     assert!(desk.find(3, is_promise).is_some(), "{:?}", desk.asked);
@@ -297,8 +296,7 @@ fn a_window_is_given_up_if_nobody_can_mend_its_source() {
     let mut desk = Desk::new(3, 1, &[]);
     desk.rings.insert(Conn(4), BlockRange::new(9, 1).into());
     desk.answer_all_but(0, is_flush);
-    desk.step(Event::Disconnected(Conn(3)));
-    (0..8).for_each(|_| desk.wait_ms(limits::MEMBER_GRACE_MS / 4));
+    desk.lose(3);
     desk.answer_all_but(0, is_flush);
     desk.step(Event::Connected { node: node(3), conn: Conn(4) });
     desk.answer_all_but(1, is_digest);
@@ -321,8 +319,7 @@ fn a_copy_that_missed_less_is_brought_up_first() {
     desk.rings.insert(Conn(4), ten_regions);
     desk.answer_all_but(0, is_flush);
     for lost in [2, 3] {
-        desk.step(Event::Disconnected(Conn(lost)));
-        (0..8).for_each(|_| desk.wait_ms(limits::MEMBER_GRACE_MS / 4));
+        desk.lose(lost);
         desk.answer_all_but(0, is_flush);
     }
     let [n2, n3] = [2, 3].map(|n| ReplicaId(Uuid::from_u128(n)));

@@ -3,12 +3,11 @@
 use lockstep_core::gap;
 use lockstep_core::id::{Epoch, Gen, Lineage, RegionIndex, ReplicaId, VolumeId};
 use lockstep_core::message::{Payload, ResyncBlock, ResyncContent};
-use lockstep_core::planted::Planted;
 use lockstep_core::store::{StoreError, StoreNote, StoreOp, StoreReply};
 use lockstep_store::{CopyFault, File, Identity, OpenError, OpenParams, Store, Superblock, Tuning};
 
 use crate::driver::{Driver, blocks, open, write};
-use crate::world::identity;
+use crate::world::{identity, params};
 
 const SIZE: u64 = 4 * 256;
 
@@ -80,17 +79,8 @@ fn files_that_end_too_early_are_refused() {
     let driver = promised(5);
     let (meta, regions) = (driver.disk.file(File::Meta), driver.disk.file(File::Regions));
     let try_open = |meta: &[u8], regions: &[u8]| {
-        let (boot_id, tuning, planted) = ([0; 16], Tuning::default(), Planted::NONE);
-        Store::open(OpenParams {
-            meta,
-            regions,
-            expect: None,
-            boot_id,
-            lost_cache: false,
-            tuning,
-            planted,
-        })
-        .map(|opened| opened.recovered.blocks)
+        let params = OpenParams { expect: None, ..params(meta, regions, 0) };
+        Store::open(params).map(|opened| opened.recovered.blocks)
     };
     assert_eq!(try_open(&meta, &regions), Ok(SIZE));
     for (file, meta, regions) in [
@@ -115,17 +105,7 @@ fn files_of_somebody_else_are_refused() {
     let (meta, regions) = (driver.disk.file(File::Meta), driver.disk.file(File::Regions));
     let other = uuid::Uuid::from_u128(77);
     let try_open = |expect: Identity| {
-        let (boot_id, tuning, planted) = ([0; 16], Tuning::default(), Planted::NONE);
-        let expect = Some(expect);
-        let params = OpenParams {
-            meta: &meta,
-            regions: &regions,
-            expect,
-            boot_id,
-            lost_cache: false,
-            tuning,
-            planted,
-        };
+        let params = OpenParams { expect: Some(expect), ..params(&meta, &regions, 0) };
         Store::open(params).map(|opened| opened.recovered.blocks)
     };
     let me = identity();

@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use lockstep_core::id::{Gen, RegionIndex, Tick, Token};
 use lockstep_core::message::Payload;
-use lockstep_core::planted::Planted;
 use lockstep_core::range::{BlockRange, BlockSet};
 use lockstep_core::store::{Recovered, StoreError, StoreNote, StoreOp, StoreReply};
 use lockstep_store::{
@@ -12,7 +11,7 @@ use lockstep_store::{
 
 use crate::disk::Disk;
 use crate::twin::content;
-use crate::world::identity;
+use crate::world::{identity, params};
 
 pub(crate) type Answer = (Token, Result<StoreReply, StoreError>);
 
@@ -36,15 +35,7 @@ fn open_after(
     tuning: Tuning,
 ) -> Result<(Store, Recovered), OpenError> {
     let (meta, regions) = (disk.file(File::Meta), disk.file(File::Regions));
-    let params = OpenParams {
-        meta: &meta,
-        regions: &regions,
-        expect: Some(identity()),
-        boot_id: [boot; 16],
-        lost_cache,
-        tuning,
-        planted: Planted::NONE,
-    };
+    let params = OpenParams { lost_cache, tuning, ..params(&meta, &regions, boot) };
     Store::open(params).map(|opened| (opened.store, opened.recovered))
 }
 

@@ -21,7 +21,7 @@ use self::medium::{Image, Medium};
 use self::model::Model;
 use crate::disk::Rng;
 use crate::twin::{Value, content, value_of};
-use crate::world::identity;
+use crate::world::{identity, params};
 
 /// Three regions.
 const BLOCKS: u64 = 600;
@@ -98,15 +98,7 @@ fn tuning() -> Tuning {
 
 fn open(image: &Image, boot: u8, planted: Planted) -> Result<Opened, String> {
     let (meta, regions) = (image.file(File::Meta, BLOCKS), image.file(File::Regions, BLOCKS));
-    let params = OpenParams {
-        meta: &meta,
-        regions: &regions,
-        expect: Some(identity()),
-        boot_id: [boot; 16],
-        lost_cache: false,
-        tuning: tuning(),
-        planted,
-    };
+    let params = OpenParams { tuning: tuning(), planted, ..params(&meta, &regions, boot) };
     Store::open(params).map_err(|error| format!("it does not open: {error}"))
 }
 

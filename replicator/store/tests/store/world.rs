@@ -144,17 +144,22 @@ pub(crate) struct World {
 
 type Outcome = Result<(), String>;
 
-fn open(disk: &Disk, boot: u8, planted: Planted) -> Result<(Store, Recovered), String> {
-    let (meta, regions) = (disk.file(File::Meta), disk.file(File::Regions));
-    let params = OpenParams {
-        meta: &meta,
-        regions: &regions,
+/// How the files of a test are opened, but for what it is about.
+pub(crate) fn params<'a>(meta: &'a [u8], regions: &'a [u8], boot: u8) -> OpenParams<'a> {
+    OpenParams {
+        meta,
+        regions,
         expect: Some(identity()),
         boot_id: [boot; 16],
         lost_cache: false,
-        tuning: tuning(),
-        planted,
-    };
+        tuning: Tuning::default(),
+        planted: Planted::NONE,
+    }
+}
+
+fn open(disk: &Disk, boot: u8, planted: Planted) -> Result<(Store, Recovered), String> {
+    let (meta, regions) = (disk.file(File::Meta), disk.file(File::Regions));
+    let params = OpenParams { tuning: tuning(), planted, ..params(&meta, &regions, boot) };
     let opened = Store::open(params).map_err(|error| error.to_string())?;
     Ok((opened.store, opened.recovered))
 }
