@@ -4,22 +4,6 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 need nbdcopy cmp mount umount
 
-says() { # says WORDS COMMAND…: the command succeeds and says these words.
-    local words=$1 output
-    shift
-    output=$("$@" 2>&1) && grep -qF -- "$words" <<<"$output"
-}
-refused() { # refused STATUS WORDS COMMAND…: it ends with this status and says these words.
-    local wanted=$1 words=$2 output status
-    shift 2
-    output=$("$@" 2>&1)
-    status=$?
-    if [ $status -eq "$wanted" ] && grep -qF -- "$words" <<<"$output"; then
-        pass "refused: $words"
-    else
-        fail "\`$*\` ended with $status and did not say \`$words\`: $(head -c 500 <<<"$output")"
-    fi
-}
 stranger() { # stranger POOL: starts the daemon of another node, in the foreground.
     timeout 20 "$BIN_DIR/lockstepd" --node other --cluster "$CLUSTER_UUID" \
         --meta "http://$(node_admin_address 3)" --socket "$CLUSTER_DIR/other.sock" \
@@ -36,22 +20,17 @@ mount -t tmpfs -o size=8m,ro tmpfs "$mounts/fixed" || die "the second mount fail
 cluster_up 3 --rebuild-after-ms 600000
 input=$CLUSTER_DIR/input
 head -c $((24 << 20)) /dev/urandom >"$input"
-same_data() { # same_data URI: the volume begins with the input.
-    nbdcopy "$1" "$CLUSTER_DIR/read" &&
-        cmp -n "$(stat -c %s "$input")" "$CLUSTER_DIR/read" "$input"
-}
-
 roomy() { [ $(($(stat -fc "%f * %S" "$1"))) -gt $((40 << 20)) ]; }
 
 echo "-- read-only"
-refused 1 "can't be written" stranger "$mounts/fixed"
+check_refused 1 "can't be written" stranger "$mounts/fixed"
 
 echo "-- too small"
 node_stop 1
 node_start 1 --pool "small=$mounts/small"
 small=(--pool small --repl 1 --node n1)
-refused 4 "free" lockstep volume create big "${small[@]}" --size 64MiB
-refused 4 "has no pool small" lockstep volume create big --pool small --repl 2 --size 8MiB
+check_refused 4 "free" lockstep volume create big "${small[@]}" --size 64MiB
+check_refused 4 "has no pool small" lockstep volume create big --pool small --repl 2 --size 8MiB
 check "a volume that fits is made" lockstep volume create s "${small[@]}" --size 32MiB
 check "and one elsewhere" lockstep volume create v --size 32MiB
 

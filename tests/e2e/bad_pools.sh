@@ -4,9 +4,9 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 need nbdcopy cmp
 
-# refused WORDS FLAG…: a daemon of a node of its own, with these flags on top, does not start and
-# says these words.
-refused() {
+# check_no_start WORDS FLAG…: a daemon of a node of its own, with these flags on top, does not start
+# and says these words.
+check_no_start() {
     local words=$1 output status
     shift
     output=$(timeout 20 "$BIN_DIR/lockstepd" --node other --cluster "$CLUSTER_UUID" \
@@ -21,67 +21,51 @@ refused() {
     fi
 }
 
-# says WORDS COMMAND…: the command succeeds and says these words.
-says() {
-    local words=$1 output
-    shift
-    output=$("$@" 2>&1) && grep -qF -- "$words" <<<"$output"
-}
-
-same_data() {
-    nbdcopy "$1" "$CLUSTER_DIR/read" &&
-        cmp -n "$(stat -c %s "$input")" "$CLUSTER_DIR/read" "$input"
-}
-
 cluster_up 4 --rebuild-after-ms 600000
-input=$CLUSTER_DIR/input
-head -c $((8 << 20)) /dev/urandom >"$input"
 lockstep volume create v --size 32MiB --node n1 --node n2 --node n3 >/dev/null || die "no volume"
-uri=$(lockstep attach v --node n1 2>/dev/null) || die "not attached"
-nbdcopy --flush "$input" "$uri" || die "not written"
+fill v n1 8
 
-healthy() { says '"health":"healthy"' lockstep --json volume show v; }
 pool1=$(node_pool 1)
 
 echo "-- whose pool it is"
-refused "in use by process $(node_pid 1)" --node n1 --pool "default=$pool1"
-refused "belongs to node n1" --pool "default=$pool1"
-refused "belongs to cluster" --cluster "$(cat /proc/sys/kernel/random/uuid)" --node n1 \
+check_no_start "in use by process $(node_pid 1)" --node n1 --pool "default=$pool1"
+check_no_start "belongs to node n1" --pool "default=$pool1"
+check_no_start "belongs to cluster" --cluster "$(cat /proc/sys/kernel/random/uuid)" --node n1 \
     --pool "default=$pool1"
-refused "belongs to pool default" --node n1 --pool "fast=$pool1"
+check_no_start "belongs to pool default" --node n1 --pool "fast=$pool1"
 mkdir "$CLUSTER_DIR/things" && touch "$CLUSTER_DIR/things/holiday.jpg"
-refused "holiday.jpg" --pool "default=$CLUSTER_DIR/things"
+check_no_start "holiday.jpg" --pool "default=$CLUSTER_DIR/things"
 check "which is left alone" test "$(ls "$CLUSTER_DIR/things")" = holiday.jpg
-refused "$CLUSTER_DIR/things/holiday.jpg" --pool "default=$CLUSTER_DIR/things/holiday.jpg"
-refused "two pools have this name" --pool "a=$CLUSTER_DIR/p" --pool "a=$CLUSTER_DIR/q"
-refused "two pools have this directory" --pool "a=$CLUSTER_DIR/p" --pool "b=$CLUSTER_DIR/p"
+check_no_start "$CLUSTER_DIR/things/holiday.jpg" --pool "default=$CLUSTER_DIR/things/holiday.jpg"
+check_no_start "two pools have this name" --pool "a=$CLUSTER_DIR/p" --pool "a=$CLUSTER_DIR/q"
+check_no_start "two pools have this directory" --pool "a=$CLUSTER_DIR/p" --pool "b=$CLUSTER_DIR/p"
 mkdir "$CLUSTER_DIR/future"
 sed 's/"version": *1/"version": 99/' "$pool1/pool.json" >"$CLUSTER_DIR/future/pool.json"
-refused "upgrade this node" --pool "default=$CLUSTER_DIR/future"
+check_no_start "upgrade this node" --pool "default=$CLUSTER_DIR/future"
 mkdir "$CLUSTER_DIR/garbled"
 echo garbled >"$CLUSTER_DIR/garbled/pool.json"
-refused "is not a pool identity" --pool "default=$CLUSTER_DIR/garbled"
+check_no_start "is not a pool identity" --pool "default=$CLUSTER_DIR/garbled"
 
 echo "-- what else must differ"
-refused "cannot listen" --peer-listen "$(node_peer_address 1)"
-refused "admin_listen" --admin-listen "$(node_admin_address 1)"
-refused "nbd_listen" --nbd-listen "$(node_nbd_address 1)"
-refused "does another daemon run with this socket" --socket "$(node_dir 1)/sock"
-refused "already open in" --meta "embedded:$(node_dir 4)/meta.redb"
-refused "is node n2 already" --node n2
-refused "allowed are embedded:/absolute/path" --meta somewhere
-refused "--rebuild-after-ms" --rebuild-after-ms soon
-refused "--incoming-resyncs" --incoming-resyncs 0
-refused "at most" --socket "/$(printf 'a%.0s' {1..200})"
+check_no_start "cannot listen" --peer-listen "$(node_peer_address 1)"
+check_no_start "admin_listen" --admin-listen "$(node_admin_address 1)"
+check_no_start "nbd_listen" --nbd-listen "$(node_nbd_address 1)"
+check_no_start "does another daemon run with this socket" --socket "$(node_dir 1)/sock"
+check_no_start "already open in" --meta "embedded:$(node_dir 4)/meta.redb"
+check_no_start "is node n2 already" --node n2
+check_no_start "allowed are embedded:/absolute/path" --meta somewhere
+check_no_start "--rebuild-after-ms" --rebuild-after-ms soon
+check_no_start "--incoming-resyncs" --incoming-resyncs 0
+check_no_start "at most" --socket "/$(printf 'a%.0s' {1..200})"
 echo 'pools = []' >"$CLUSTER_DIR/config.toml"
-refused "unknown key \`pools\`" --config "$CLUSTER_DIR/config.toml"
+check_no_start "unknown key \`pools\`" --config "$CLUSTER_DIR/config.toml"
 echo garbled >"$CLUSTER_DIR/garbled.redb"
-refused "garbled.redb" --meta "embedded:$CLUSTER_DIR/garbled.redb"
+check_no_start "garbled.redb" --meta "embedded:$CLUSTER_DIR/garbled.redb"
 check "the configuration can be checked by itself" \
     says "is good" "$BIN_DIR/lockstepd" --check-config --node a --meta http://a:1 \
     --cluster "$CLUSTER_UUID" --peer-listen 127.0.0.1:1 --admin-listen 127.0.0.1:2
 check "all that did no harm" same_data "$uri"
-check "nor to any copy" healthy
+check "nor to any copy" healthy v
 
 echo "-- damaged superblocks"
 meta=$(dirname "$(replica_data v 2)")/meta
@@ -92,7 +76,7 @@ for copy in 0 1; do
     node_stop 2
     damage $copy
     node_start 2
-    check "with only superblock $copy damaged the copy comes back" until_true 20 healthy
+    check "with only superblock $copy damaged the copy comes back" until_true 20 healthy v
     check "and the volume is served" same_data "$uri"
 done
 node_stop 2

@@ -5,30 +5,12 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 need nbdcopy cmp
 
-says() { # says WORDS COMMAND…: the command succeeds and says these words.
-    local words=$1 output
-    shift
-    output=$("$@" 2>&1) && grep -qF -- "$words" <<<"$output"
-}
-
-same_data() { # same_data URI: the volume begins with the input.
-    nbdcopy "$1" "$CLUSTER_DIR/read" &&
-        cmp -n "$(stat -c %s "$input")" "$CLUSTER_DIR/read" "$input"
-}
-
-holds() { # holds VOLUME NODE: whether the record names a copy on the node.
-    lockstep --json volume show "$1" | grep -q "\"node\":\"$2\",\"pool\""
-}
-
 cluster_up 5 --rebuild-after-ms 2000 --forget-after-ms 500
-input=$CLUSTER_DIR/input
-head -c $((8 << 20)) /dev/urandom >"$input"
 for v in v w; do
     lockstep volume create $v --size 32MiB --node n1 --node n2 --node n3 >/dev/null ||
         die "no volume"
 done
-uri=$(lockstep attach v --node n1 2>/dev/null) || die "not attached"
-nbdcopy --flush "$input" "$uri" || die "not written"
+fill v n1 8
 
 echo "-- a node is lost"
 node_kill 3
@@ -36,7 +18,7 @@ check "its copy is taken out" until_true 20 in_sync v 2
 check "the volume says what happens" says "2 s is built anew" lockstep volume show v
 check "a new copy is built by itself" until_true 30 in_sync v 3
 check "and the lost one is forgotten" until_true 10 not holds v n3
-check "the volume is healthy" says '"health":"healthy"' lockstep --json volume show v
+check "the volume is healthy" healthy v
 check "the data is there" same_data "$uri"
 
 echo "-- a volume is deleted while a node is away"
@@ -54,8 +36,7 @@ dd if="$input" of="$CLUSTER_DIR/part" bs=1M count=1 status=none
 nbdcopy --flush "$CLUSTER_DIR/part" "$uri"
 node_start 2
 check "its copy is brought up to date" until_true 20 in_sync v 3
-check "the volume is healthy" until_true 10 says '"health":"healthy"' \
-    lockstep --json volume show v
+check "the volume is healthy" until_true 10 healthy v
 
 echo "-- the record store is away"
 owner=5
@@ -68,8 +49,7 @@ check "a call that needs it says so" test "$(
     echo $?
 )" -eq 5
 node_start $owner
-check "all is well when it is back" until_true 20 says '"health":"healthy"' \
-    lockstep --json volume show v
+check "all is well when it is back" until_true 20 healthy v
 check "nodes are ready again" until_true 20 says '"ready":true' lockstep_on 1 --json node show
 
 echo "-- all nodes restart"
@@ -81,5 +61,5 @@ check "the volume can be attached again" test -n "$uri"
 check "with all its data" same_data "$uri"
 check "all copies come back" until_true 30 in_sync v 3
 check "a daemon that stops closes its volumes" node_stop 1
-check "so that it is clean" says '"clean":true' lockstep --json volume show v
+check "so that it is clean" says '"clean":true' show v
 finish

@@ -4,12 +4,6 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 need nbdcopy cmp
 
-says() { # says WORDS COMMAND…: the command succeeds and says these words.
-    local words=$1 output
-    shift
-    output=$("$@" 2>&1) && grep -qF -- "$words" <<<"$output"
-}
-ended() { ! process_alive "$1"; }
 
 cluster_up 3
 
@@ -40,15 +34,15 @@ node_stop 1
 node_start 1
 
 echo "-- stopping"
-head -c $((4 << 20)) /dev/urandom >"$CLUSTER_DIR/input"
+input=$CLUSTER_DIR/input
+head -c $((4 << 20)) /dev/urandom >"$input"
 lockstep volume create v --size 16MiB >/dev/null || die "no volume"
 uri=$(lockstep attach v --node n1 2>/dev/null) || die "not attached"
-nbdcopy "$CLUSTER_DIR/input" "$uri" || die "not written"
+nbdcopy "$input" "$uri" || die "not written"
 node_stop 1
-check "the volume it served was closed" says '"clean":true' lockstep --json volume show v
+check "the volume it served was closed" says '"clean":true' show v
 uri=$(lockstep attach v --node n2 2>/dev/null) || die "not attached"
-check "and lost nothing" eval 'nbdcopy "$uri" "$CLUSTER_DIR/read" &&
-    cmp -n $((4 << 20)) "$CLUSTER_DIR/read" "$CLUSTER_DIR/input"'
+check "and lost nothing" same_data "$uri"
 lockstep detach v >/dev/null
 node_start 1
 uri=$(lockstep attach v --node n1 2>/dev/null) || die "not attached"
@@ -57,9 +51,9 @@ node_pause 2
 node_pause 3
 pid=$(node_pid 1)
 kill -TERM "$pid"
-check "asked once, it tries" not until_true 2 ended "$pid"
+check "asked once, it tries" not until_true 2 not process_alive "$pid"
 kill -TERM "$pid"
-check "asked twice, it stops at once" until_true 2 ended "$pid"
+check "asked twice, it stops at once" until_true 2 not process_alive "$pid"
 unset "NODE_PID[1]"
 node_resume 2
 node_resume 3

@@ -4,26 +4,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 need nbdcopy cmp
 
-show() { lockstep --json volume show "$1"; }
-says() { # says WORDS COMMAND…: the command succeeds and says these words.
-    local words=$1 output
-    shift
-    output=$("$@" 2>&1) && grep -qF -- "$words" <<<"$output"
-}
-refused() { # refused WORDS COMMAND…: the command fails and says these words.
-    local words=$1 output
-    shift
-    output=$("$@" 2>&1) && return 1
-    grep -qF -- "$words" <<<"$output"
-}
-holds() { show "$1" | grep -q "\"node\":\"$2\",\"pool\""; } # holds VOLUME NODE
-copies() { [ "$(show "$1" | grep -o '"node":"n[0-9]","pool"' | wc -l)" -eq "$2" ]; }
 empty() { [ -z "$(ls "$(node_pool "$1")/replicas")" ]; }
-healthy() { says '"health":"healthy"' show "$1"; }
-same_data() { # same_data URI: the volume begins with the input.
-    nbdcopy "$1" "$CLUSTER_DIR/read" &&
-        cmp -n "$(stat -c %s "$input")" "$CLUSTER_DIR/read" "$input"
-}
 # never_below VOLUME N FILE: watches; writes to FILE if ever fewer are in sync.
 never_below() {
     local seen
@@ -35,14 +16,11 @@ never_below() {
 }
 
 cluster_up 5 --rebuild-after-ms 2000 --forget-after-ms 500
-input=$CLUSTER_DIR/input
-head -c $((8 << 20)) /dev/urandom >"$input"
 for v in v w; do
     lockstep volume create $v --size 64MiB --node n1 --node n2 --node n3 >/dev/null ||
         die "no volume"
 done
-uri=$(lockstep attach v --node n1 2>/dev/null) || die "not attached"
-nbdcopy --flush "$input" "$uri" || die "not written"
+fill v n1 8
 
 echo "-- a node is emptied"
 never_below v 3 "$CLUSTER_DIR/below" &

@@ -78,6 +78,35 @@ check_status() {
     fi
 }
 
+# check_refused STATUS WORDS COMMAND…: passes if the command ends with this status and says so.
+check_refused() {
+    local wanted=$1 words=$2 output status
+    shift 2
+    output=$("$@" 2>&1)
+    status=$?
+    if [ $status -eq "$wanted" ] && grep -qF -- "$words" <<<"$output"; then
+        pass "refused: $(cut -c 1-80 <<<"$*"): $words"
+    else
+        fail "\`$(cut -c 1-80 <<<"$*")\` ended with $status, not $wanted, or did not say" \
+            "\`$words\`: $(head -c 500 <<<"$output")"
+    fi
+}
+
+# says WORDS COMMAND…: the command succeeds and says these words.
+says() {
+    local words=$1 output
+    shift
+    output=$("$@" 2>&1) && grep -qF -- "$words" <<<"$output"
+}
+
+# refused WORDS COMMAND…: the command fails and says these words.
+refused() {
+    local words=$1 output
+    shift
+    output=$("$@" 2>&1) && return 1
+    grep -qF -- "$words" <<<"$output"
+}
+
 # until_true SECONDS COMMAND…: polls; fails if it did not succeed in time.
 until_true() {
     local deadline=$((SECONDS + $1))
@@ -234,16 +263,48 @@ lockstep_on() {
     "$BIN_DIR/lockstep" --server "$(node_server "$i")" "$@"
 }
 
+# --- volumes -----------------------------------------------------------------------------------
+
+# fill VOLUME NODE MIB: attaches the volume on the node, and writes so much random data to its
+# beginning. Leaves the file with the data as `input`, the address of the volume as `uri`.
+fill() {
+    input=$CLUSTER_DIR/input
+    head -c $(($3 << 20)) /dev/urandom >"$input"
+    uri=$(lockstep attach "$1" --node "$2" 2>/dev/null) || die "not attached"
+    nbdcopy --flush "$input" "$uri" || die "not written"
+}
+
+# same_data URI [FILE]: the volume begins with what is in the file, by default with the input.
+same_data() {
+    local file=${2:-$input}
+    nbdcopy "$1" "$CLUSTER_DIR/read" &&
+        cmp -n "$(stat -c %s "$file")" "$CLUSTER_DIR/read" "$file"
+}
+
+# show VOLUME: all about it, as JSON.
+show() { lockstep --json volume show "$1"; }
+
+healthy() { says '"health":"healthy"' show "$1"; }
+
+# holds VOLUME NODE: whether the record names a copy on the node.
+holds() { show "$1" | grep -q "\"node\":\"$2\",\"pool\""; }
+
+# copies VOLUME N: whether the record names N copies.
+copies() { [ "$(show "$1" | grep -o '"node":"n[0-9]","pool"' | wc -l)" -eq "$2" ]; }
+
+# acked_writes VOLUME: how many writes its primary has acknowledged.
+acked_writes() { show "$1" | sed -n 's/.*"acked_writes": *\([0-9]*\).*/\1/p'; }
+
 # replica_data VOLUME I: path of the data file that node I holds of a volume.
 replica_data() {
     local uid
-    uid=$(lockstep --json volume show "$1" | sed -n 's/.*"uid": *"\([^"]*\)".*/\1/p' | head -n 1)
+    uid=$(show "$1" | sed -n 's/.*"uid": *"\([^"]*\)".*/\1/p' | head -n 1)
     [ -n "$uid" ] && echo "$(node_pool "$2")/replicas/$uid/data"
 }
 
 # in_sync VOLUME N: whether the volume has N copies in sync.
 in_sync() {
-    [ "$(lockstep --json volume show "$1" | grep -o '"in_sync"' | wc -l)" -eq "$2" ]
+    [ "$(show "$1" | grep -o '"in_sync"' | wc -l)" -eq "$2" ]
 }
 
 cleanup() {

@@ -5,31 +5,11 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 need nbdcopy cmp
 
-says() { # says WORDS COMMAND…: the command succeeds and says these words.
-    local words=$1 output
-    shift
-    output=$("$@" 2>&1) && grep -qF -- "$words" <<<"$output"
-}
-refused() { # refused WORDS COMMAND…: the command fails and says these words.
-    local words=$1 output
-    shift
-    output=$("$@" 2>&1) && return 1
-    grep -qF -- "$words" <<<"$output"
-}
-show() { lockstep --json volume show "$1"; }
-holds() { show "$1" | grep -q "\"node\":\"$2\",\"pool\""; } # holds VOLUME NODE
 log_says() { grep -qF -- "$2" "$(node_log "$1")"; }
-same_data() { # same_data URI: the volume begins with the input.
-    nbdcopy "$1" "$CLUSTER_DIR/read" &&
-        cmp -n "$(stat -c %s "$input")" "$CLUSTER_DIR/read" "$input"
-}
 
 cluster_up 4 --rebuild-after-ms 8000 --forget-after-ms 500
-input=$CLUSTER_DIR/input
-head -c $((8 << 20)) /dev/urandom >"$input"
 lockstep volume create v --size 32MiB --repl 2 --node n1 --node n2 >/dev/null || die "no volume"
-uri=$(lockstep attach v --node n3 2>/dev/null) || die "not attached"
-nbdcopy --flush "$input" "$uri" || die "not written"
+fill v n3 8
 lockstep detach v >/dev/null || die "not detached"
 
 echo "-- not mounted"

@@ -5,17 +5,13 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 need nbdcopy cmp
 
-json() { lockstep_on 4 --json volume show v; }
-says() { # says WORDS COMMAND…: these words are said, whether or not the command succeeds.
+mentions() { # mentions WORDS COMMAND…: these words are said, whether or not the command succeeds.
     local words=$1 output
     shift
     output=$("$@" 2>&1)
     grep -qF -- "$words" <<<"$output"
 }
-left_out() { json | grep -q '"node":"n3".*"state":"out"'; }
-same_data() { # same_data URI FILE
-    nbdcopy "$1" "$CLUSTER_DIR/read" && cmp -n "$(stat -c %s "$2")" "$CLUSTER_DIR/read" "$2"
-}
+left_out() { show v | grep -q '"node":"n3".*"state":"out"'; }
 
 cluster_up 4 --rebuild-after-ms 600000
 for name in old new; do head -c $((4 << 20)) /dev/urandom >"$CLUSTER_DIR/$name"; done
@@ -37,16 +33,16 @@ for i in 1 2; do
 done
 node_start 3
 check "it cannot be attached, and says where to look" \
-    says "lockstep volume show v" lockstep_on 4 attach v --node n3 --force --wait 6
-check "so does the volume" says "lockstep volume recover v" lockstep_on 4 volume show v
+    mentions "lockstep volume show v" lockstep_on 4 attach v --node n3 --force --wait 6
+check "so does the volume" mentions "lockstep volume recover v" lockstep_on 4 volume show v
 check "what would be lost is said first" \
-    says "acknowledged writes since" lockstep_on 4 volume recover v --replica n3
-check "and which copies" says "n1 (" lockstep_on 4 volume recover v --replica n3
-check "nothing was done" says '"state":"out"' json
+    mentions "acknowledged writes since" lockstep_on 4 volume recover v --replica n3
+check "and which copies" mentions "n1 (" lockstep_on 4 volume recover v --replica n3
+check "nothing was done" mentions '"state":"out"' show v
 check "a copy that does not answer is refused" \
-    says "does not answer" lockstep_on 4 volume recover v --replica n2 --force --yes
+    mentions "does not answer" lockstep_on 4 volume recover v --replica n2 --force --yes
 check "it is not done without a yes" \
-    says "say --yes" lockstep_on 4 volume recover v --replica n3 --force </dev/null
+    mentions "say --yes" lockstep_on 4 volume recover v --replica n3 --force </dev/null
 
 echo "-- recovered by force"
 check "it is done" lockstep_on 4 volume recover v --replica n3 --force --yes
@@ -54,14 +50,13 @@ serves() { uri=$(lockstep_on 4 attach v --node n3 --wait 5 2>/dev/null); }
 serve() { local end=$((SECONDS + 30)); until serves; do [ $SECONDS -lt $end ] || return 1; done; }
 serve || die "not attached after recovery"
 check "the data of the chosen copy is there" same_data "$uri" "$CLUSTER_DIR/old"
-check "what may be missing is shown" says "recovered by force" lockstep_on 4 volume show v
+check "what may be missing is shown" mentions "recovered by force" lockstep_on 4 volume show v
 check "it takes writes" nbdcopy --flush "$CLUSTER_DIR/new" "$uri"
 for i in 1 2; do
     check "the pool that n$i lost is forgotten" lockstep_on 4 node forget-pool n$i default
     node_start $i
 done
-in_sync_n4() { [ "$(json | grep -o '"state":"in_sync"' | wc -l)" -eq "$1" ]; }
-check "it gets its copies back" until_true 60 in_sync_n4 3
+check "it gets its copies back" until_true 60 in_sync v 3
 check "the new data is there" same_data "$uri" "$CLUSTER_DIR/new"
 
 echo "-- the new history is durable"
@@ -70,7 +65,7 @@ node_start 3
 check "the owner takes note" lockstep_on 4 volume recover v --acknowledge
 uri=$(lockstep_on 4 attach v --node n3 --force --wait 20 2>/dev/null) || die "not attached again"
 check "the data is there" same_data "$uri" "$CLUSTER_DIR/new"
-check "it is shown" says "attached on n3" lockstep_on 4 volume show v
-check "the mark is gone" not says "by force" lockstep_on 4 volume show v
+check "it is shown" mentions "attached on n3" lockstep_on 4 volume show v
+check "the mark is gone" not mentions "by force" lockstep_on 4 volume show v
 check "it is detached" lockstep_on 4 detach v
 finish

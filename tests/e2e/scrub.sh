@@ -3,17 +3,6 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 need nbdcopy cmp
 
-says() { # says WORDS COMMAND…: the command succeeds and says these words.
-    local words=$1 output
-    shift
-    output=$("$@" 2>&1) && grep -qF -- "$words" <<<"$output"
-}
-refused() { # refused WORDS COMMAND…: the command fails and says these words.
-    local words=$1 output
-    shift
-    output=$("$@" 2>&1) && return 1
-    grep -qF -- "$words" <<<"$output"
-}
 damage() { # damage FILE BLOCK…: these blocks of a data file are overwritten.
     local file=$1 block
     shift
@@ -24,12 +13,9 @@ damage() { # damage FILE BLOCK…: these blocks of a data file are overwritten.
 }
 
 cluster_up 3 --rebuild-after-ms 600000
-input=$CLUSTER_DIR/input
-head -c $((16 << 20)) /dev/urandom >"$input"
 lockstep volume create v --size 32MiB >/dev/null || die "no volume"
 check "a detached volume is not scrubbed" refused "lockstep attach v" lockstep volume scrub v
-uri=$(lockstep attach v --node n1 2>/dev/null) || die "not attached"
-nbdcopy --flush "$input" "$uri" || die "not written"
+fill v n1 16
 
 echo "-- nothing is bad"
 check "a scrub says so" says "no bad block was found" lockstep volume scrub v --wait
@@ -40,7 +26,7 @@ data=$(replica_data v 2)
 damage "$data" 0 1 700 2048 4095 || die "cannot damage $data"
 check "asked of another node, all are mended" \
     says "5 bad blocks mended" lockstep_on 2 volume scrub v --wait
-check "they are counted" says '"mended_blocks":5' lockstep --json volume show v
+check "they are counted" says '"mended_blocks":5' show v
 check "and shown beside the copy" says "5 bad blocks mended" lockstep volume show v
 check "the file is whole again" cmp -n $((16 << 20)) "$data" "$input"
 check "a second scrub finds nothing" says "no bad block was found" lockstep volume scrub v --wait

@@ -19,8 +19,7 @@ mke2fs -q -t ext4 -d "$tree" "$image" ${SIZE_MIB}M || die "mke2fs made no image"
 check "a volume is made" lockstep volume create v --size ${SIZE_MIB}MiB --repl 3
 uri=$(lockstep attach v --node n1) || die "the volume was not attached on n1"
 
-written() { lockstep --json volume show v | sed -n 's/.*"acked_writes": *\([0-9]*\).*/\1/p'; }
-has_written() { [ "$(written)" -ge "$1" ]; }
+has_written() { [ "$(acked_writes v)" -ge "$1" ]; }
 
 echo "-- kill -9 in mid-copy"
 # One small request at a time, so that the copy takes long enough to be met in its midst.

@@ -35,9 +35,8 @@ run victim "$uri" --offset=128M --size=64M --time_based --runtime=60 --verify=0 
     >"$CLUSTER_DIR/victim" 2>&1 &
 victim=$!
 disown $victim
-acked() { lockstep --json volume show v | sed -n 's/.*"acked_writes": *\([0-9]*\).*/\1/p'; }
-writes_go_on() { [ "$(acked)" -gt "$before" ]; }
-before=$(acked)
+writes_go_on() { [ "$(acked_writes v)" -gt "$before" ]; }
+before=$(acked_writes v)
 check "writes are under way" until_true 20 writes_go_on
 node_kill 1
 check "fio ends when its server is gone" until_true 30 not process_alive $victim
