@@ -25,6 +25,7 @@ use crate::door::VolumeHandle;
 use kept::Files;
 pub use kept::{Kept, Mounted};
 use link::Links;
+use mount::Mounter;
 pub use mount::{MOUNTER, serve as serve_mounter};
 pub use will::end_all;
 
@@ -105,6 +106,7 @@ pub struct Devices {
 struct Inner {
     files: Files,
     links: Links,
+    mounter: Mounter,
     doors: Vec<Box<dyn Door<VolumeHandle>>>,
     choice: Choice,
     probes: Vec<Probe>,
@@ -142,13 +144,14 @@ impl Devices {
     /// # Errors
     /// If what was left cannot be read.
     pub fn new(config: &DeviceConfig, owner: &str) -> Result<Self, DevicesError> {
-        Self::with_doors(config, owner, door::all(&config.run_dir))
+        Self::with_doors(config, owner, door::all(&config.run_dir), Mounter::Process)
     }
 
     fn with_doors(
         config: &DeviceConfig,
         owner: &str,
         doors: Vec<Box<dyn Door<VolumeHandle>>>,
+        mounter: Mounter,
     ) -> Result<Self, DevicesError> {
         let files = Files::new(config.run_dir.join("devices"), owner);
         let left = files.read_all()?;
@@ -157,6 +160,7 @@ impl Devices {
             files,
             links: Links::new(config.device_dir.clone()),
             doors,
+            mounter,
             choice: config.door,
             open: Mutex::default(),
             left: Mutex::new(left.into_iter().map(|kept| (kept.volume, kept)).collect()),
@@ -322,16 +326,18 @@ impl Devices {
         }
         if let (Some(mounted), Some(_)) = (&kept.mount, &wanted.mount_dir) {
             // It may have been unmounted by hand, or not have come so far.
-            mount::mount(&kept, mounted).await?;
+            self.inner.mounter.mount(&kept, mounted).await?;
             return Ok(kept);
         }
-        let Some(mounted) = mount::prepare(&kept, wanted).await? else { return Ok(kept) };
+        let Some(mounted) = self.inner.mounter.prepare(&kept, wanted).await? else {
+            return Ok(kept);
+        };
         let dressed = Kept { mount: Some(mounted.clone()), ..kept.clone() };
         self.keep(&dressed)?;
-        match mount::mount(&dressed, &mounted).await {
+        match self.inner.mounter.mount(&dressed, &mounted).await {
             Ok(()) => Ok(dressed),
             Err(error) => {
-                mount::unmount(&dressed, &mounted).await?;
+                self.inner.mounter.unmount(&dressed, &mounted).await?;
                 self.keep(&kept)?;
                 Err(error)
             }
@@ -379,12 +385,10 @@ impl Devices {
         let (Some(device), Some(kept)) = (self.device(volume), self.find(volume)) else {
             return Ok(());
         };
-        if let Some(mounted) = &kept.mount {
-            mount::unmount(&kept, mounted).await?;
-        }
+        self.inner.mounter.settle(&kept).await?;
         if let Err(error) = device.close().await {
             if let Some(mounted) = &kept.mount {
-                mount::mount(&kept, mounted).await?;
+                self.inner.mounter.mount(&kept, mounted).await?;
             }
             return Err(error.into());
         }
@@ -419,7 +423,7 @@ impl Devices {
     /// Clears up after a device that is gone.
     async fn bury(&self, kept: &Kept) {
         if let Some(mounted) = &kept.mount {
-            mount::detach(kept, mounted).await;
+            self.inner.mounter.detach(kept, mounted).await;
         }
         self.forget(kept);
     }

@@ -13,6 +13,7 @@ mod users;
 
 use std::fmt;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -206,6 +207,23 @@ pub fn repair(device: &Path, fs: &str) -> Result<(), FileSystemError> {
             program: "e2fsck",
         }),
         _ => ended.success(),
+    }
+}
+
+/// Writes out what the kernel holds of a device that nobody uses: no write to it comes afterwards.
+///
+/// # Errors
+/// [`FileSystemError::Busy`] if somebody else has it to himself, such as a file system.
+pub fn write_out(device: &Path) -> Result<(), FileSystemError> {
+    let mut exclusive = std::fs::OpenOptions::new();
+    exclusive.read(true).custom_flags(nix::libc::O_EXCL);
+    match exclusive.open(device) {
+        Ok(file) => file.sync_all().map_err(|e| failed("cannot write out", device, e)),
+        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
+            let by = users::words(&users(device));
+            Err(FileSystemError::Busy { what: device.to_owned(), by })
+        }
+        Err(e) => Err(failed("cannot open", device, e)),
     }
 }
 

@@ -14,7 +14,7 @@ use std::process::Command;
 
 use lockstep_attach::filesystem::{
     Content, FileSystem, FileSystemError, Mount, User, content, detach, make, mount, mounted_at,
-    mounts, repair, unmount, users,
+    mounts, repair, unmount, users, write_out,
 };
 
 const MIB: u64 = 1 << 20;
@@ -116,8 +116,11 @@ fn round_trip(fs: FileSystem) {
     let FileSystemError::Busy { by, .. } = &told else { panic!("{told}") };
     assert!(by.contains(&std::process::id().to_string()) && by.contains("/file"), "{by}");
     assert!(users(&device.path).contains(&User::Mount(wanted.dir.clone())));
+    let told = write_out(&device.path).unwrap_err().to_string();
+    assert!(told.contains("in use: it is mounted"), "{told}");
     drop(file);
     unmount(&device.path, &wanted.dir).unwrap();
+    write_out(&device.path).unwrap();
     unmount(&device.path, &wanted.dir).unwrap();
     assert!(!mounted_at(&device.path, &wanted.dir).unwrap());
     // Programs of others that look at all loop devices may have it open for a moment.

@@ -30,8 +30,11 @@ enum Order {
     Prepare { device: PathBuf, fs: Option<String>, read_only: bool, mount: Option<Where> },
     /// Mount it.
     Mount { device: PathBuf, read_only: bool, mounted: Mounted },
-    /// Unmount it, unless somebody else uses the device.
+    /// Undo a mount that failed.
     Unmount { device: PathBuf, mounted: Mounted },
+    /// Unmount what was mounted along with it, unless somebody else uses the device; then write
+    /// out what the kernel still holds of it, so that no thread of the daemon has to.
+    Settle { device: PathBuf, read_only: bool, mounted: Option<Mounted> },
     /// Take a mount whose device has failed out of sight.
     Detach { device: PathBuf, mounted: Mounted },
 }
@@ -46,42 +49,73 @@ struct Where {
 /// What a mounter answers, on its standard output.
 type Answer = Result<Option<Mounted>, String>;
 
-/// Makes the file system that is wanted, and says how it is to be mounted, if it is.
-pub(super) async fn prepare(
-    kept: &Kept,
-    wanted: &WantedDevice,
-) -> Result<Option<Mounted>, DevicesError> {
-    let options = wanted.mount_options.clone();
-    let order = Order::Prepare {
-        device: kept.token.device.clone(),
-        fs: wanted.fs.clone(),
-        read_only: kept.token.read_only,
-        mount: wanted.mount_dir.clone().map(|dir| Where { dir, options }),
-    };
-    call(&order).await
+/// What has orders carried out.
+#[derive(Debug)]
+pub(super) enum Mounter {
+    /// A process for each.
+    Process,
+    /// Nothing, in tests whose devices are made of words.
+    #[cfg(test)]
+    Nobody,
 }
 
-/// Mounts what was prepared; nothing if it is mounted already.
-pub(super) async fn mount(kept: &Kept, mounted: &Mounted) -> Result<(), DevicesError> {
-    let (device, mounted) = (kept.token.device.clone(), mounted.clone());
-    call(&Order::Mount { device, read_only: kept.token.read_only, mounted }).await.map(drop)
-}
+impl Mounter {
+    /// Makes the file system that is wanted, and says how it is to be mounted, if it is.
+    pub(super) async fn prepare(
+        &self,
+        kept: &Kept,
+        wanted: &WantedDevice,
+    ) -> Result<Option<Mounted>, DevicesError> {
+        let options = wanted.mount_options.clone();
+        let order = Order::Prepare {
+            device: kept.token.device.clone(),
+            fs: wanted.fs.clone(),
+            read_only: kept.token.read_only,
+            mount: wanted.mount_dir.clone().map(|dir| Where { dir, options }),
+        };
+        self.call(&order).await
+    }
 
-/// Unmounts it, and removes the directory if it was made for it.
-pub(super) async fn unmount(kept: &Kept, mounted: &Mounted) -> Result<(), DevicesError> {
-    let (device, mounted) = (kept.token.device.clone(), mounted.clone());
-    call(&Order::Unmount { device, mounted }).await.map(drop)
-}
+    /// Mounts what was prepared; nothing if it is mounted already.
+    pub(super) async fn mount(&self, kept: &Kept, mounted: &Mounted) -> Result<(), DevicesError> {
+        let (device, mounted) = (kept.token.device.clone(), mounted.clone());
+        let order = Order::Mount { device, read_only: kept.token.read_only, mounted };
+        self.call(&order).await.map(drop)
+    }
 
-/// Takes a mount whose device is gone out of sight.
-pub(super) async fn detach(kept: &Kept, mounted: &Mounted) {
-    let (device, mounted) = (kept.token.device.clone(), mounted.clone());
-    if let Err(error) = call(&Order::Detach { device, mounted }).await {
-        tracing::warn!(volume = kept.name, %error, "a mount whose device is gone is left over");
+    /// Leaves a device with nothing mounted, and nothing for the kernel to write to it: it can be
+    /// closed then.
+    pub(super) async fn settle(&self, kept: &Kept) -> Result<(), DevicesError> {
+        let (device, read_only) = (kept.token.device.clone(), kept.token.read_only);
+        let order = Order::Settle { device, read_only, mounted: kept.mount.clone() };
+        self.call(&order).await.map(drop)
+    }
+
+    /// Unmounts what could not be mounted as it should, and removes the directory if it was made
+    /// for it.
+    pub(super) async fn unmount(&self, kept: &Kept, mounted: &Mounted) -> Result<(), DevicesError> {
+        let (device, mounted) = (kept.token.device.clone(), mounted.clone());
+        self.call(&Order::Unmount { device, mounted }).await.map(drop)
+    }
+
+    /// Takes a mount whose device is gone out of sight.
+    pub(super) async fn detach(&self, kept: &Kept, mounted: &Mounted) {
+        let (device, mounted) = (kept.token.device.clone(), mounted.clone());
+        if let Err(error) = self.call(&Order::Detach { device, mounted }).await {
+            tracing::warn!(volume = kept.name, %error, "a mount whose device is gone is left over");
+        }
+    }
+
+    async fn call(&self, order: &Order) -> Result<Option<Mounted>, DevicesError> {
+        match self {
+            Self::Process => call(order).await,
+            #[cfg(test)]
+            Self::Nobody => Ok(None),
+        }
     }
 }
 
-/// Has an order carried out by a mounter. If the caller goes away meanwhile, the mounter does not.
+/// Has an order carried out by a process. If the caller goes away meanwhile, that does not.
 async fn call(order: &Order) -> Result<Option<Mounted>, DevicesError> {
     let failed = |what: &str, source| DevicesError::Files { what: what.to_owned(), source };
     let cannot = |source| failed("cannot run the process that mounts", source);
@@ -129,7 +163,12 @@ fn obey(order: Order) -> Result<Option<Mounted>, FileSystemError> {
             Ok(None)
         }
         Order::Unmount { device, mounted } => {
-            take_away(&device, &mounted)?;
+            filesystem::unmount(&device, &mounted.dir)?;
+            remove_dir(&mounted);
+            Ok(None)
+        }
+        Order::Settle { device, read_only, mounted } => {
+            settle_down(&device, read_only, mounted.as_ref())?;
             Ok(None)
         }
         Order::Detach { device, mounted } => {
@@ -197,17 +236,31 @@ fn there(
     }
 }
 
-fn take_away(device: &Path, mounted: &Mounted) -> Result<(), FileSystemError> {
+fn settle_down(
+    device: &Path,
+    read_only: bool,
+    mounted: Option<&Mounted>,
+) -> Result<(), FileSystemError> {
     // Programs that only look at all devices, as udev does, are none that use it.
     let counts = |user: &User| !matches!(user, User::Process { .. });
-    let ours = User::Mount(mounted.dir.clone());
+    let ours = mounted.map(|mounted| User::Mount(mounted.dir.clone()));
     let mut others = filesystem::users(device).into_iter().filter(counts);
-    if let Some(other) = others.find(|user| *user != ours) {
+    if let Some(other) = others.find(|user| Some(user) != ours.as_ref()) {
         let by = other.to_string();
         return Err(FileSystemError::Busy { what: device.to_owned(), by });
     }
-    filesystem::unmount(device, &mounted.dir)?;
-    remove_dir(mounted);
+    if let Some(mounted) = mounted {
+        filesystem::unmount(device, &mounted.dir)?;
+    }
+    if let Err(error) = filesystem::write_out(device) {
+        if let Some(mounted) = mounted {
+            filesystem::mount(&as_mount(device, read_only, mounted))?;
+        }
+        return Err(error);
+    }
+    if let Some(mounted) = mounted {
+        remove_dir(mounted);
+    }
     Ok(())
 }
 
