@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
@@ -12,6 +13,9 @@ use super::{FileSystemError, Options, failed, repair, users};
 
 /// How many mounts of one device at one directory are taken away at most.
 const STACKED_MAX: usize = 16;
+/// How long somebody who is not to be seen may use a mount that is to be unmounted.
+const PASSING_LIMIT: Duration = Duration::from_secs(1);
+const PASSING_PAUSE: Duration = Duration::from_millis(20);
 
 /// A mount as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,14 +160,26 @@ pub fn unmount(device: &Path, dir: &Path) -> Result<(), FileSystemError> {
         return Ok(());
     }
     let dir = real(dir);
-    match umount2(&dir, MntFlags::UMOUNT_NOFOLLOW) {
-        Ok(()) => Ok(()),
-        Err(Errno::EBUSY) => {
-            let by = users::words(&users::users_below(&dir));
-            Err(FileSystemError::Busy { what: dir, by })
+    let begin = Instant::now();
+    loop {
+        match umount2(&dir, MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => return Ok(()),
+            Err(Errno::EBUSY) => {}
+            Err(errno) => return Err(failed("cannot unmount", &dir, errno.into())),
         }
-        Err(errno) => Err(failed("cannot unmount", &dir, errno.into())),
+        let users = users::users_below(&dir);
+        if !users.is_empty() || begin.elapsed() > PASSING_LIMIT {
+            let by = users::words(&users);
+            return Err(FileSystemError::Busy { what: dir, by });
+        }
+        wait_a_moment();
     }
+}
+
+/// Whoever is not to be seen uses it for a moment only: a process that is just being made has the
+/// files of its parent until it becomes its program.
+fn wait_a_moment() {
+    std::thread::sleep(PASSING_PAUSE);
 }
 
 /// Takes the mount of a device out of sight at once, whoever uses it and whatever the device does.
