@@ -151,10 +151,11 @@ vm_stripped() {
     cp "$kept" "$2"
 }
 
-# vm_image OUT KERNEL "MODULES" "PROGRAMS" SCRIPT: an initramfs that loads the modules and runs the
+# vm_image OUT KERNEL "MODULES" "PROGRAMS" SCRIPT "FILES": an initramfs that loads the modules and runs the
 # script. Programs are files of the host; `name=file` gives one another name.
 vm_image() {
-    local out=$1 series=$2 modules=$3 programs=$4 script=$5 kernel=$VM_DIR/kernel-$2
+    local out=$1 series=$2 modules=$3 programs=$4 script=$5 files=$6
+    local kernel=$VM_DIR/kernel-$2
     local release dir name path kind
     release=$(cat "$kernel/release")
     dir=$(mktemp -d "$VM_DIR/image.XXXXXX") || exit 1
@@ -181,6 +182,8 @@ vm_image() {
     mkdir -p "$dir/tests/e2e" "$dir/tests/vm"
     cp "$VM_ROOT/tests/e2e/lib.sh" "$dir/tests/e2e/"
     cp "$VM_SRC/guest/"* "$dir/tests/vm/"
+    # shellcheck disable=SC2086 # names without blanks
+    [ -z "$files" ] || cp $files "$dir/tests/vm/"
     cp "$script" "$dir/tests/vm/test"
     cp "$VM_SRC/guest/init" "$dir/init"
     chmod +x "$dir/init" "$dir/tests/vm/test"

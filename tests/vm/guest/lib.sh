@@ -2,3 +2,64 @@
 # shellcheck shell=bash
 
 . /tests/e2e/lib.sh
+
+quick() { [ -n "${VM_QUICK:-}" ]; }
+
+# pools_on DEVICE: clusters of this test are on this disk: a tmpfs takes no direct I/O everywhere.
+pools_on() {
+    mkfs.ext4 -q "$1" && mkdir -p /pools && mount "$1" /pools || die "no disk for pools"
+    export TMPDIR=/pools
+}
+
+# doors: those that node 1's daemon can use here, the best first.
+doors() {
+    lockstep_on 1 --json node show n1 | grep -o '"kind":"[a-z]*",[^}]*"usable":true' |
+        sed 's/"kind":"\([a-z]*\)".*/\1/'
+}
+
+# device_up VOLUME SIZE_MIB DOOR COPIES: makes a volume and, on node 1, its device; DEV is its path.
+device_up() {
+    lockstep volume create "$1" --size "$2MiB" --repl "$4" >/dev/null || die "no volume $1"
+    DEV=$(lockstep_on 1 attach "$1" --node n1 --device --door "$3" | grep -o '^/dev/.*')
+    [ -b "$DEV" ] || die "no device of $1 through $3"
+}
+
+# device_down VOLUME: undoes device_up.
+device_down() {
+    check "$1 is detached" lockstep_on 1 detach "$1"
+    check "its device is gone" test ! -e "$DEV"
+    check "$1 is deleted" lockstep volume delete "$1"
+}
+
+# fsck_clean FS DEVICE
+fsck_clean() {
+    case $1 in
+        ext4) e2fsck -fn "$2" ;;
+        xfs) xfs_repair -n "$2" ;;
+    esac
+}
+
+# forget_pages: reads of files ask the device from now on.
+forget_pages() { sync; echo 3 >/proc/sys/vm/drop_caches; }
+
+# no_errors: whether neither the kernel nor a file system has told of an error.
+no_errors() {
+    ! dmesg | grep -iE 'I/O error|EXT4-fs.*(error|abort)|XFS.*(error|corrupt|shut)|remounting'
+}
+
+# now_ms: of the clock that lockstep-vm uses.
+now_ms() { local now=${EPOCHREALTIME/[.,]/}; echo $((now / 1000)); }
+
+# asleep_for_ever: processes that wait uninterruptibly, seen three times in a row.
+asleep_for_ever() {
+    local count=0
+    while ps -o stat,pid,args | grep '^D' >/tmp/asleep; do
+        count=$((count + 1))
+        [ $count -lt 30 ] || { cat /tmp/asleep; return 0; }
+        sleep 0.1
+    done
+    return 1
+}
+
+# result TEXT: figures for the table of `run`.
+result() { echo "RESULT $*"; }

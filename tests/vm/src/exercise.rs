@@ -10,9 +10,10 @@ use anyhow::{Context as _, Result, bail};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
+use crate::aligned::BLOCK;
 use crate::pattern;
 use crate::say;
-use subject::{BLOCK, Subject, Way};
+use subject::{Subject, Way};
 
 /// Operations that are told when something is wrong.
 const TOLD: usize = 60;

@@ -1,9 +1,11 @@
 //! `lockstep-vm`: what the tests in virtual machines need and no tool has. Each is a subcommand.
 
+mod aligned;
 mod disk;
 mod exercise;
 mod files;
 mod pattern;
+mod probe;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -25,6 +27,8 @@ enum Command {
     Files(files::Args),
     /// Compares files with what was told of them.
     Check(files::CheckArgs),
+    /// Writes one block again and again, and prints when.
+    Probe(probe::Args),
     /// Serves a disk over NBD that loses what was not flushed.
     Disk(disk::Args),
 }
@@ -39,6 +43,7 @@ fn main() -> ExitCode {
         Command::Exercise(args) => exercise::run(&args),
         Command::Files(args) => files::run(&args),
         Command::Check(args) => files::check(&args),
+        Command::Probe(args) => probe::run(&args),
         Command::Disk(args) => disk::run(&args),
     };
     match outcome {

@@ -10,8 +10,7 @@ use lockstep_kernel::map::FileMap;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::libc;
 
-/// Direct requests are of whole blocks.
-pub(super) const BLOCK: usize = 4096;
+use crate::aligned::{Aligned, BLOCK};
 
 /// How bytes get into a file and out of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,23 +147,4 @@ fn read_full(file: &File, bytes: &mut [u8], offset: usize) -> io::Result<usize> 
         done += got;
     }
     Ok(done)
-}
-
-/// Memory that begins at a block, as direct requests want it.
-struct Aligned {
-    memory: Vec<u8>,
-    start: usize,
-    len: usize,
-}
-
-impl Aligned {
-    fn new(len: usize) -> Self {
-        let memory = vec![0; len + BLOCK];
-        let start = memory.as_ptr().align_offset(BLOCK);
-        Self { memory, start, len }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        self.memory.get_mut(self.start..self.start + self.len).unwrap_or_default()
-    }
 }
