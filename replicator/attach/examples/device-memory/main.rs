@@ -48,8 +48,15 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main]
-async fn serve(options: &Options) -> Outcome<()> {
+fn serve(options: &Options) -> Outcome<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let outcome = runtime.block_on(run(options));
+    // Somebody may still be waiting for a line of standard input, which has no end.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn run(options: &Options) -> Outcome<()> {
     let file = options.file.as_deref();
     let backend = Arc::new(TestBackend::new(options.size_bytes, file, options.delay)?);
     let device = open(options, &backend).await?;

@@ -8,6 +8,9 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{Backend, Errno, ExportInfo, ReadData, ZeroMode};
 
 /// A volume that can be made to fail, and knows what the device was promised to be.
+///
+/// A request that the volume refuses because it leaves this daemon is not answered: the kernel
+/// sends it again to the next daemon, which has the volume then.
 pub(super) struct Served<B> {
     backend: Arc<B>,
     read_only: bool,
@@ -32,8 +35,15 @@ impl<B: Backend> Served<B> {
         tokio::select! {
             biased;
             () = self.failed.cancelled() => Err(Errno::Io),
-            done = work => done,
+            done = answered(work) => done,
         }
+    }
+}
+
+async fn answered<T>(work: impl Future<Output = Result<T, Errno>> + Send) -> Result<T, Errno> {
+    match work.await {
+        Err(Errno::Shutdown) => std::future::pending().await,
+        done => done,
     }
 }
 

@@ -232,3 +232,6 @@ impl<B: Backend> Device for NbdDevice<B> {
         .boxed()
     }
 }
+
+#[cfg(test)]
+mod tests;
