@@ -200,7 +200,7 @@ impl NbdDoor {
             what: format!("cannot serve {}", token.device.display()),
             source,
         })?;
-        // Only now: a kernel may let a change of settings wait for requests that are under way.
+        // Only now that it is served: a kernel lets changes wait for requests that are under way.
         let (index, resend_after) = (control.index, self.options.resend_after);
         let tuned = blocking(move || tune(index, resend_after)).await;
         if let Err(error) = tuned {

@@ -110,10 +110,35 @@ pub(super) fn tune(index: u32, resend_after: Duration) -> io::Result<()> {
     // No disk turns behind it, and the volume orders what it has to.
     let set = [("scheduler", "none".to_owned()), ("max_sectors_kb", REQUEST_KIB_MAX.to_string())];
     for (name, value) in set {
-        if let Err(error) = fs::write(attribute(index, &format!("queue/{name}")), value) {
+        if let Err(error) = set_if_differs(&attribute(index, "queue").join(name), &value) {
             tracing::debug!(index, name, %error, "the kernel keeps its own setting");
         }
     }
     let resend_ms = resend_after.as_millis().max(1).to_string();
-    fs::write(attribute(index, "queue/io_timeout"), resend_ms)
+    set_if_differs(&attribute(index, "queue").join("io_timeout"), &resend_ms)
+}
+
+/// Some kernels let a change wait for all requests under way, even if it changes nothing. On a
+/// device that was taken over those wait for their timers.
+fn set_if_differs(path: &Path, value: &str) -> io::Result<()> {
+    if is_chosen(&fs::read_to_string(path)?, value) { Ok(()) } else { fs::write(path, value) }
+}
+
+/// Whether a file of settings says `value`, or has it marked as the one of several.
+fn is_chosen(shown: &str, value: &str) -> bool {
+    let shown = shown.trim();
+    shown == value || shown.split(' ').any(|word| word == format!("[{value}]"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_is_known_when_it_is_shown() {
+        assert!(is_chosen("500\n", "500"));
+        assert!(is_chosen("[none] mq-deadline\n", "none"));
+        assert!(!is_chosen("none [mq-deadline]\n", "none"));
+        assert!(!is_chosen("1500\n", "500"));
+    }
 }
