@@ -207,6 +207,12 @@ impl Oracle {
         self.forced = Some(contents);
     }
 
+    /// Does somebody go on from a copy with this content of a block?
+    #[must_use]
+    pub fn is_kept(&self, block: u64, value: Value) -> bool {
+        self.forced.as_ref().is_some_and(|kept| kept.get(&block) == Some(&value))
+    }
+
     /// After a forced recovery each block is as the chosen copy had it then.
     fn check_forced(
         last: &Attachment,
