@@ -86,6 +86,14 @@ pub enum DevicesError {
     /// The device of the daemon before this one is being taken over.
     #[error("its device is being taken over from the daemon before this one; try again")]
     TakingOver,
+    /// The kernel has nothing to make one with.
+    #[error("no block device can be made here through door {choice}: {why}")]
+    NoDoor {
+        /// Which door was wanted.
+        choice: Choice,
+        /// What each lacks.
+        why: String,
+    },
     /// The device went while something was done with it.
     #[error("its device is gone: the volume was taken over or detached meanwhile")]
     Gone,
@@ -312,11 +320,7 @@ impl Devices {
         let asked = |probe: &&Probe| choice == Choice::Auto || choice == Choice::Only(probe.kind);
         let why = self.inner.probes.iter().filter(asked);
         let why: Vec<_> = why.map(|probe| format!("{}: {}", probe.kind, probe.why)).collect();
-        let kind = match choice {
-            Choice::Auto => Kind::Fuse,
-            Choice::Only(kind) => kind,
-        };
-        DeviceError::Unavailable { kind, why: why.join("; ") }.into()
+        DevicesError::NoDoor { choice, why: why.join("; ") }
     }
 
     /// Makes and mounts the file system that is wanted, if it is not there yet.

@@ -84,6 +84,7 @@ pub(super) fn refused(name: &str, error: &DevicesError) -> Status {
     match error {
         DevicesError::TakingOver | DevicesError::Gone => Status::aborted(why),
         DevicesError::Differs(_)
+        | DevicesError::NoDoor { .. }
         | DevicesError::FileSystem(_)
         | DevicesError::Door(DeviceError::Busy { .. } | DeviceError::Unavailable { .. }) => {
             Status::failed_precondition(why)
