@@ -158,6 +158,8 @@ node_flags() {
         --pool "default=$(node_pool "$i")" \
         --meta "$meta" \
         --ready-file "$dir/ready" \
+        --run-dir "$dir/run" \
+        --device-dir "$dir/dev" \
         --log-level "${E2E_LOG_LEVEL:-info}"
 }
 
@@ -194,11 +196,24 @@ node_start() {
 
 node_alive() { [ -n "${NODE_PID[$1]:-}" ] && process_alive "${NODE_PID[$1]}"; }
 
-# A zombie is not alive: its files are closed, it only waits to be collected.
+# A zombie is not alive: its files are closed, it only waits to be collected. Unless another of its
+# threads is not done yet: until then it has all its files, and ports.
 process_alive() {
     local state
     state=$(sed 's/.*) //; s/ .*//' "/proc/$1/stat" 2>/dev/null) || return 1
-    [ -n "$state" ] && [ "$state" != Z ] && [ "$state" != X ]
+    case $state in
+        Z) [ "$(find "/proc/$1/task" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l)" -gt 1 ] ;;
+        '' | X) return 1 ;;
+    esac
+}
+
+# The processes that keep connections of devices for the daemons of this cluster.
+keepers() {
+    local dir
+    for dir in /proc/[0-9]*; do
+        { tr '\0' ' ' <"$dir/cmdline" | grep -qF " keeper --run-dir $CLUSTER_DIR/"; } 2>/dev/null &&
+            echo "${dir#/proc/}"
+    done
 }
 
 # node_kill I: kill -9, as a crash of the node's daemon would be. Returns when it is gone.
@@ -322,6 +337,11 @@ cleanup() {
         [ $status -ne 0 ] || status=1
     done
     if [ -n "$CLUSTER_DIR" ]; then
+        # Told to end, they end all devices that are left.
+        for pid in $(keepers); do
+            kill -TERM "$pid" 2>/dev/null
+            until_true 10 not process_alive "$pid" || echo "a keeper does not end: $pid"
+        done
         if [ -n "${KEEP:-}" ]; then
             echo "kept: $CLUSTER_DIR"
         else
