@@ -486,6 +486,15 @@ impl Devices {
         }
     }
 
+    /// Ends what is left of devices whose daemon died before it could note them.
+    pub async fn sweep(&self) {
+        for door in &self.inner.doors {
+            if let Err(error) = door.sweep(self.inner.files.names()).await {
+                tracing::warn!(door = %door.kind(), %error, "cannot look for forgotten devices");
+            }
+        }
+    }
+
     /// Stops serving all devices, for the next daemon: what is under way gets `limit` to finish,
     /// the rest waits in the kernel.
     pub async fn release_all(&self, limit: Duration) {

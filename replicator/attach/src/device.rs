@@ -30,6 +30,7 @@ mod shape;
 mod token;
 pub mod ublk;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -106,6 +107,14 @@ pub trait Door<B: Backend>: Send + Sync {
     /// Ends a device that nobody serves: all its requests fail with `EIO`, and it is gone as soon
     /// as nobody has it open. One that is gone already is no error.
     fn end(&self, token: Token) -> BoxFuture<'_, Result<(), DeviceError>>;
+
+    /// Ends what is left of devices whose maker died before it could note them anywhere: all of
+    /// this node that nobody serves and that are not named in `known`. A door that cannot tell
+    /// them from those of others leaves them alone.
+    fn sweep(&self, known: BTreeSet<String>) -> BoxFuture<'_, Result<(), DeviceError>> {
+        drop(known);
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 /// A device that is being served. Dropping it ends the service as a crash of the daemon would.

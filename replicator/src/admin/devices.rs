@@ -149,8 +149,10 @@ impl Admin {
         self.inner.devices.release_all(RELEASE_LIMIT).await;
     }
 
-    /// Takes over all devices that the daemon before this one left.
+    /// Takes over all devices that the daemon before this one left, and ends what it left of those
+    /// that it was making.
     pub(super) async fn resume_devices(self) {
+        self.inner.devices.sweep().await;
         let left = self.inner.devices.left();
         let resumed = left.iter().map(|kept| async {
             tokio::select! {

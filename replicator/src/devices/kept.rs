@@ -1,6 +1,7 @@
 //! What is kept of each device while it exists: one file, in a directory that the machine's next
 //! start empties.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -122,6 +123,12 @@ impl Files {
             }
         }
         Ok(all)
+    }
+
+    /// The names of all devices that are noted, whosever they are: a file is called as its device.
+    pub(super) fn names(&self) -> BTreeSet<String> {
+        let paths = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|e| e.path());
+        paths.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect()
     }
 
     /// Writes the file anew, whole or not at all.

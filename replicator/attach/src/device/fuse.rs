@@ -35,12 +35,14 @@
 
 mod buffer;
 mod loopback;
+mod maker;
 mod mount;
 mod probe;
 mod readers;
 mod service;
 mod wire;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
@@ -56,8 +58,6 @@ use crate::keeper::{KeeperClient, KeeperError};
 use readers::Readers;
 use service::Service;
 
-/// What the keeper notes while the device is served: requests may have been read.
-const SERVED: &str = "served";
 /// What it notes of a device that was released with no request left.
 const RELEASED: &str = "released";
 
@@ -92,27 +92,21 @@ impl FuseDoor {
         Self { run_dir, keeper }
     }
 
-    /// Ends all devices of this door but those in `known`: what a daemon left that died before it
-    /// could note what it was making.
-    ///
-    /// # Errors
-    /// The run directory or the keeper cannot be asked.
-    pub async fn sweep(
-        &self,
-        known: std::collections::BTreeSet<String>,
-    ) -> Result<(), DeviceError> {
-        let door = self.clone();
-        blocking(move || {
-            let mut names = door.keeper.list().map_err(kept)?;
-            let files = std::fs::read_dir(door.run_dir.join("fuse")).into_iter().flatten();
-            names.extend(files.flatten().filter_map(|file| file.file_name().into_string().ok()));
-            for name in names.iter().filter(|name| !known.contains(*name)) {
-                tracing::info!(name, "ending a device that nobody knows");
-                door.clean(name)?;
+    /// The names of all that is left of devices here whose maker is no more.
+    fn left(&self) -> Result<BTreeSet<String>, DeviceError> {
+        let mut left = BTreeSet::new();
+        let kept_names = self.keeper.list().map_err(kept)?;
+        for name in &kept_names {
+            let found = self.keeper.fetch(name).map_err(kept)?;
+            if found.is_some_and(|found| !maker::lives(&found.note)) {
+                left.insert(name.clone());
             }
-            Ok(())
-        })
-        .await
+        }
+        // What no keeper has was left by one that is no more, too.
+        let files = std::fs::read_dir(self.run_dir.join("fuse")).into_iter().flatten().flatten();
+        let names = files.filter_map(|file| file.file_name().into_string().ok());
+        left.extend(names.filter(|name| !kept_names.contains(name)));
+        Ok(left)
     }
 
     /// Removes whatever is left of a device called `name`.
@@ -133,26 +127,24 @@ impl FuseDoor {
         backend: Arc<B>,
     ) -> Result<FuseDevice<B>, DeviceError> {
         let (door, name) = (self.clone(), shape.name.clone());
-        let (place, mounted) = blocking(move || {
+        let (place, connection, number) = blocking(move || {
             let place = mount::place(&door.run_dir, &name)?;
             door.clean(&name)?;
-            let mounted = mount::mount(&place)?;
-            let kept = door.keeper.keep(&name, SERVED, mounted.connection.as_fd()).map_err(kept);
-            if kept.is_err() {
-                mount::force_off(&place);
+            let connection = mount::connect()?;
+            // First of all, so that what a daemon left that dies now can be told to be its own.
+            door.keeper.keep(&name, &maker::served(), connection.as_fd()).map_err(kept)?;
+            let number = mount::mount(&place, &connection);
+            if number.is_err() {
+                door.clean(&name)?;
             }
-            kept.map(|()| (place, mounted))
+            Ok((place, connection, number?))
         })
         .await?;
-        let mut seat = Seat {
-            name: shape.name.clone(),
-            index: 0,
-            mounted_at: place,
-            connection: mounted.number,
-        };
+        let mut seat =
+            Seat { name: shape.name.clone(), index: 0, mounted_at: place, connection: number };
         let service = Service::new(
             backend,
-            mounted.connection,
+            connection,
             shape.size_bytes,
             shape.read_only,
             shape.write_through,
@@ -210,7 +202,7 @@ impl FuseDoor {
             ));
         }
         let (keeper, name, noted) = (self.keeper.clone(), seat.name.clone(), Arc::clone(&service));
-        blocking(move || keep(&keeper, &name, SERVED, &noted)).await?;
+        blocking(move || keep(&keeper, &name, &maker::served(), &noted)).await?;
         let readers = begin(&service, token.queues)?;
         let bound = seat.clone();
         if blocking(move || Ok(loopback::is_over(bound.index, bound.connection))).await? {
@@ -256,6 +248,18 @@ impl<B: Backend> Door<B> for FuseDoor {
             }
             Ok(Box::new(taken?) as Box<dyn Device>)
         }
+        .boxed()
+    }
+
+    fn sweep(&self, known: BTreeSet<String>) -> BoxFuture<'_, Result<(), DeviceError>> {
+        let door = self.clone();
+        blocking(move || {
+            for name in door.left()?.difference(&known) {
+                tracing::warn!(name, "ending what is left of a device that nobody knows of");
+                door.clean(name)?;
+            }
+            Ok(())
+        })
         .boxed()
     }
 
@@ -322,9 +326,9 @@ impl<B: Backend> Device for FuseDevice<B> {
         async move {
             self.readers.finish().await;
             let Some(service) = self.service().take() else { return };
-            let note = if service.has_left_any() { SERVED } else { RELEASED };
+            let note = if service.has_left_any() { maker::served() } else { RELEASED.to_owned() };
             let (keeper, name) = (self.keeper.clone(), self.token.name.clone());
-            if let Err(error) = blocking(move || keep(&keeper, &name, note, &service)).await {
+            if let Err(error) = blocking(move || keep(&keeper, &name, &note, &service)).await {
                 let device = self.token.device.display();
                 tracing::error!(%error, %device, "the device ends with this daemon");
             }

@@ -18,59 +18,49 @@ const SOURCE: &str = "lockstep";
 /// Its type; the part after the dot is shown, and means nothing to the kernel.
 const TYPE: &str = "fuse.lockstep";
 
-/// A file system that nobody serves yet.
-pub(crate) struct Mounted {
-    /// Where its requests come from and its answers go.
-    pub(crate) connection: File,
-    /// Its number in `/sys/fs/fuse/connections`.
-    pub(crate) number: u32,
-}
-
 /// The place in `run_dir` for the file called `name`, without symbolic links. Makes it.
 pub(crate) fn place(run_dir: &Path, name: &str) -> Result<PathBuf, DeviceError> {
     let dir = run_dir.join("fuse");
-    let what =
-        |path: &Path| format!("making {}; see that its file system can be written", path.display());
-    let refused = |path: &Path, source| DeviceError::Refused { what: what(path), source };
+    let refused = |path: &Path, source| {
+        let path = path.display();
+        refused(format!("making {path}; see that its file system can be written"), source)
+    };
     std::fs::create_dir_all(&dir).map_err(|error| refused(&dir, error))?;
     let dir = dir.canonicalize().map_err(|error| refused(&dir, error))?;
     Ok(dir.join(name))
 }
 
-/// Mounts at `place`, which is made, and must be no mount yet.
-pub(crate) fn mount(place: &Path) -> Result<Mounted, DeviceError> {
-    let refused = |what: String, source: io::Error| DeviceError::Refused { what, source };
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(place)
-        .map_err(|error| refused(format!("making {}", place.display()), error))?;
+/// A connection to the kernel that nothing is mounted on yet.
+pub(crate) fn connect() -> Result<File, DeviceError> {
     // It does not block: one thread that waits, waits for other things too.
-    let connection = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(nix::libc::O_NONBLOCK)
-        .open("/dev/fuse")
-        .map_err(|error| refused("opening /dev/fuse; load the module fuse".to_owned(), error))?;
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open("/dev/fuse");
+    file.map_err(|error| refused("opening /dev/fuse; load the module fuse".to_owned(), error))
+}
+
+/// Mounts at `place`, which is made, and must be no mount yet. Returns the number of the connection
+/// in `/sys/fs/fuse/connections`.
+pub(crate) fn mount(place: &Path, connection: &File) -> Result<u32, DeviceError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    options.open(place).map_err(|error| refused(format!("making {}", place.display()), error))?;
     // Without `allow_other`, nobody but root gets at the file.
     let fd = connection.as_raw_fd();
     let options = format!("fd={fd},rootmode=100600,user_id=0,group_id=0");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     nix::mount::mount(Some(SOURCE), place, Some(TYPE), flags, Some(options.as_str())).map_err(
-        |errno| {
-            let what = format!("mounting on {}; that takes root", place.display());
-            refused(what, errno.into())
-        },
+        |errno| refused(format!("mounting on {}; that takes root", place.display()), errno.into()),
     )?;
-    let number = number(place);
-    if let Some(number) = number {
-        return Ok(Mounted { connection, number });
-    }
-    force_off(place);
-    let source = io::Error::from(io::ErrorKind::NotFound);
-    Err(refused(format!("finding {} among the mounts", place.display()), source))
+    let not_seen = || {
+        force_off(place);
+        let what = format!("finding {} among the mounts", place.display());
+        refused(what, io::ErrorKind::NotFound.into())
+    };
+    number(place).ok_or_else(not_seen)
+}
+
+fn refused(what: String, source: io::Error) -> DeviceError {
+    DeviceError::Refused { what, source }
 }
 
 /// The number of the connection of what is mounted at `place`, if it is one of ours.
