@@ -34,6 +34,15 @@
 //! would itself wait behind a full socket or a change of size that waits for answers; so a device
 //! that is to fail first answers everything with `EIO`, and is disconnected then.
 
+//!
+//! # Size
+//!
+//! From some kernel between 6.1 and 6.12 on, a new size waits until all requests under way have
+//! been answered, and keeps generic netlink waiting meanwhile, for everybody. A daemon that is
+//! killed in such a moment would leave a device that only a reboot ends. So a volume has to answer
+//! a flush first; what remains is a volume that stops answering within the milliseconds that
+//! follow, under a daemon that is killed then.
+
 mod control;
 mod served;
 mod service;

@@ -24,6 +24,9 @@ use crate::nbd::{Export, Limits, Server};
 const VANISH_MAX: Duration = Duration::from_secs(2);
 const VANISH_PAUSE: Duration = Duration::from_millis(10);
 
+/// How long a volume may take to answer before its device is given a new size.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
 /// More requests than the driver has under way: it may send a queue's 128 at once, and flushes.
 const REQUESTS_MAX: usize = 256;
 
@@ -102,7 +105,12 @@ impl<B: Backend, C: Control> Service<B, C> {
         Ok(())
     }
 
+    /// Has the kernel show another size. Newer kernels let that wait for all requests under way;
+    /// a daemon that dies meanwhile leaves them and the command waiting for each other, until the
+    /// machine is started anew. So it is begun only when the volume has just answered.
     pub(super) async fn resize(&self, size_bytes: u64) -> io::Result<()> {
+        let answer = timeout(ANSWER_MAX, self.shared.served.flush()).await;
+        answer.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(io::Error::other)?;
         let control = self.shared.control.clone();
         blocking(move || control.resize(size_bytes)).await
     }
@@ -210,8 +218,9 @@ impl<B: Backend> Device for NbdDevice<B> {
     }
 
     fn resize(&self, size_bytes: u64) -> BoxFuture<'_, Result<(), DeviceError>> {
+        let what = "the volume has to answer, and nobody to have ended the device, to resize";
         let resized = self.service.resize(size_bytes);
-        async move { resized.await.map_err(|source| self.refused("cannot resize", source)) }.boxed()
+        async move { resized.await.map_err(|source| self.refused(what, source)) }.boxed()
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), DeviceError>> {

@@ -75,6 +75,8 @@ impl Backend for Volume {
     }
 
     async fn flush(&self) -> Result<(), Errno> {
+        self.begun.send_modify(|begun| *begun += 1);
+        let _ = self.held.subscribe().wait_for(|held| !held).await;
         self.memory.flush().await
     }
 
@@ -94,6 +96,7 @@ struct Fake {
     sockets: mpsc::UnboundedSender<UnixStream>,
     current: Arc<Mutex<UnixStream>>,
     disconnected: Arc<AtomicBool>,
+    size_bytes: Arc<AtomicUsize>,
     /// A socket was made while requests of the one before it were running.
     overtaken: Arc<AtomicBool>,
 }
@@ -117,7 +120,8 @@ impl Control for Fake {
         self.current.lock().unwrap().shutdown(Shutdown::Both)
     }
 
-    fn resize(&self, _: u64) -> io::Result<()> {
+    fn resize(&self, size_bytes: u64) -> io::Result<()> {
+        self.size_bytes.store(usize::try_from(size_bytes).unwrap(), Ordering::SeqCst);
         Ok(())
     }
 }
@@ -166,6 +170,7 @@ fn world(write_through: bool) -> World {
         sockets: sender,
         current: Arc::new(Mutex::new(kernel.try_clone().unwrap())),
         disconnected: Arc::default(),
+        size_bytes: Arc::default(),
         overtaken: Arc::default(),
     };
     let token = Token {
@@ -282,4 +287,18 @@ async fn writing_through_makes_each_write_durable() {
     assert_eq!(world.kernel.reply().await, Some((0, 1)));
     assert_eq!(world.volume.fua.load(Ordering::SeqCst), 1);
     assert_eq!(world.volume.memory.unflushed_blocks(), 0);
+}
+
+#[tokio::test]
+async fn a_size_is_not_changed_before_the_volume_answers() {
+    let world = world(false);
+    world.volume.held.send_replace(true);
+    let answers = async {
+        world.volume.has_begun(1).await;
+        assert_eq!(world.fake.size_bytes.load(Ordering::SeqCst), 0);
+        world.volume.held.send_replace(false);
+    };
+    let (resized, ()) = soon(async { tokio::join!(world.service.resize(2 << 20), answers) }).await;
+    resized.unwrap();
+    assert_eq!(world.fake.size_bytes.load(Ordering::SeqCst), 2 << 20);
 }
