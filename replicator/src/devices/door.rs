@@ -16,9 +16,10 @@ const OWN_PROGRAM: &str = "/proc/self/exe";
 /// All of them, the best first.
 pub(super) fn all(run_dir: &Path) -> Vec<Box<dyn Door<VolumeHandle>>> {
     let keeper = KeeperClient::new(run_dir, Some(OWN_PROGRAM.into()));
+    let nbd = NbdOptions { owner: run_dir.display().to_string(), ..NbdOptions::default() };
     vec![
         Box::new(UblkDoor::new()),
-        Box::new(NbdDoor::new(NbdOptions::default())),
+        Box::new(NbdDoor::new(nbd)),
         Box::new(FuseDoor::new(run_dir.to_owned(), keeper)),
     ]
 }

@@ -47,6 +47,7 @@ mod control;
 mod served;
 mod service;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -63,7 +64,10 @@ use super::known_bad::{kernel_release, known_bad, series};
 use super::{Device, DeviceError, Door, Kind, Place, Probe, Shape, Token};
 use crate::backend::{BLOCK_BYTES, Backend};
 use crate::nbd::proto::tx;
-use control::{Control, KernelDevice, blocking, node, reconnect, shown_backend, tune};
+use control::{
+    Control, KernelDevice, blocking, end_if_unserved, node, reconnect, shown_backend,
+    shown_backends, tune,
+};
 use served::Served;
 use service::{NbdDevice, Service};
 
@@ -72,8 +76,11 @@ use service::{NbdDevice, Service};
 const TAKE_OVER_MAX: Duration = Duration::from_secs(5);
 
 /// Set by who runs the node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NbdOptions {
+    /// Who makes these devices, in a word that the next daemon says too: it is part of their names
+    /// in the kernel. Forgotten devices of others are left alone.
+    pub owner: String,
     /// How long a device outlives its daemon: after that its requests fail. A file system on it
     /// then has to be mounted anew, so it is long; a daemon that comes back or the keeper ends the
     /// wait sooner.
@@ -89,6 +96,7 @@ pub struct NbdOptions {
 impl Default for NbdOptions {
     fn default() -> Self {
         Self {
+            owner: String::new(),
             dead_after: Duration::from_secs(600),
             resend_after: Duration::from_millis(500),
             drain: Duration::from_secs(5),
@@ -97,7 +105,7 @@ impl Default for NbdOptions {
 }
 
 /// Makes devices of the kernel's driver `nbd`.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct NbdDoor {
     options: NbdOptions,
 }
@@ -140,10 +148,16 @@ fn flags(shape: &Shape) -> u16 {
 }
 
 /// A name that no other device had or will have on this node.
-fn backend_name(name: &str) -> Result<String, DeviceError> {
+fn backend_name(owner: &str, name: &str) -> Result<String, DeviceError> {
     let unique = fs::read_to_string("/proc/sys/kernel/random/uuid");
     let refused = |source| DeviceError::Refused { what: "cannot name a device".into(), source };
-    Ok(format!("lockstep:{name}:{}", unique.map_err(refused)?.trim()))
+    Ok(format!("lockstep:{owner}:{name}:{}", unique.map_err(refused)?.trim()))
+}
+
+/// Which device of `owner` this is the name of.
+fn name_of<'a>(owner: &str, backend: &'a str) -> Option<&'a str> {
+    let rest = backend.strip_prefix("lockstep:")?.strip_prefix(owner)?.strip_prefix(':')?;
+    rest.rsplit_once(':').map(|(name, _)| name)
 }
 
 /// What a token says of a device of this door.
@@ -172,7 +186,7 @@ impl NbdDoor {
             kind: Kind::Nbd,
             why: format!("nbd does not answer: {error}"),
         })?;
-        let backend = backend_name(&shape.name)?;
+        let backend = backend_name(&self.options.owner, &shape.name)?;
         let wanted = NewDevice {
             size_bytes: shape.size_bytes,
             block_bytes: u64::from(BLOCK_BYTES),
@@ -197,7 +211,7 @@ impl NbdDoor {
     }
 
     async fn begin<B: Backend>(
-        self,
+        &self,
         token: Token,
         control: KernelDevice,
         backend: Arc<B>,
@@ -244,14 +258,14 @@ impl<B: Backend> Door<B> for NbdDoor {
         shape: Shape,
         backend: Arc<B>,
     ) -> BoxFuture<'_, Result<Box<dyn Device>, DeviceError>> {
-        let door = *self;
+        let door = self.clone();
         async move {
             let made = blocking(move || Ok(door.connect(&shape))).await;
             let made = made.unwrap_or_else(|source| {
                 Err(DeviceError::Refused { what: "cannot ask the kernel".into(), source })
             });
             let (token, control, socket) = made?;
-            door.begin(token, control, backend, socket).await
+            self.begin(token, control, backend, socket).await
         }
         .boxed()
     }
@@ -279,6 +293,26 @@ impl<B: Backend> Door<B> for NbdDoor {
             let ended = blocking(move || control.disconnect()).await;
             let what = format!("cannot end {}", token.device.display());
             ended.map_err(|source| DeviceError::Refused { what, source })
+        }
+        .boxed()
+    }
+
+    fn sweep(&self, known: BTreeSet<String>) -> BoxFuture<'_, Result<(), DeviceError>> {
+        async move {
+            for (index, backend) in shown_backends() {
+                let name = name_of(&self.options.owner, &backend);
+                if name.is_none_or(|name| known.contains(name)) {
+                    continue;
+                }
+                let control = self.control(index, backend.clone());
+                let swept = blocking(move || end_if_unserved(&control)).await;
+                match swept {
+                    Ok(false) => {}
+                    Ok(true) => tracing::warn!(index, backend, "ended a forgotten device"),
+                    Err(error) => tracing::warn!(index, backend, %error, "cannot end it"),
+                }
+            }
+            Ok(())
         }
         .boxed()
     }
@@ -315,9 +349,15 @@ mod tests {
 
     #[test]
     fn no_two_devices_have_one_name() {
-        let (one, other) = (backend_name("v").unwrap(), backend_name("v").unwrap());
+        let name = || backend_name("/run/lockstep", "v").unwrap();
+        let (one, other) = (name(), name());
         assert_ne!(one, other);
-        assert!(one.starts_with("lockstep:v:") && !one.ends_with('\n'), "{one}");
+        assert!(!one.ends_with('\n'), "{one}");
+        assert_eq!(name_of("/run/lockstep", &one), Some("v"));
+        for stranger in ["", "/run", "/run/lockstep/other"] {
+            assert_eq!(name_of(stranger, &one), None, "{stranger}");
+        }
+        assert_eq!(name_of("/run/lockstep", "somebody's image"), None);
     }
 
     #[tokio::test]

@@ -89,6 +89,26 @@ pub(super) fn shown_backend(index: u32) -> Option<String> {
     Some(text.trim_end_matches('\n').to_owned())
 }
 
+/// Number and name of all devices that there are.
+pub(super) fn shown_backends() -> Vec<(u32, String)> {
+    let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let indices = entries.filter_map(|entry| {
+        entry.file_name().to_str().and_then(|name| name.strip_prefix("nbd")?.parse().ok())
+    });
+    indices.filter_map(|index| Some((index, shown_backend(index)?))).collect()
+}
+
+/// Ends a device if it takes a socket, for then nobody serves it. Says whether it did.
+pub(super) fn end_if_unserved<C: Control>(control: &C) -> io::Result<bool> {
+    // The socket is closed at once: the driver could not end the device while it waits for room in
+    // one that nobody reads.
+    let taken = control.reconnect()?.is_some();
+    if taken {
+        control.disconnect()?;
+    }
+    Ok(taken)
+}
+
 /// Whether the device has not been ended, or somebody has it open still.
 pub(super) fn is_there(index: u32) -> bool {
     attribute(index, "pid").exists()
