@@ -14,11 +14,13 @@ mod will;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lockstep_attach::device::{Choice, Device, DeviceError, Door, Kind, Probe, Shape};
+use lockstep_attach::keeper::KeeperClient;
 use lockstep_core::id::VolumeId;
 
 use crate::door::VolumeHandle;
@@ -116,6 +118,8 @@ struct Inner {
     links: Links,
     mounter: Mounter,
     doors: Vec<Box<dyn Door<VolumeHandle>>>,
+    /// Ends all devices when the machine shuts down; none in tests.
+    keeper: Option<KeeperClient>,
     choice: Choice,
     probes: Vec<Probe>,
     open: Mutex<BTreeMap<VolumeId, Open>>,
@@ -152,7 +156,9 @@ impl Devices {
     /// # Errors
     /// If what was left cannot be read.
     pub fn new(config: &DeviceConfig, owner: &str) -> Result<Self, DevicesError> {
-        Self::with_doors(config, owner, door::all(&config.run_dir), Mounter::Process)
+        let keeper = door::keeper(&config.run_dir);
+        let doors = door::all(&config.run_dir, &keeper);
+        Self::with_doors(config, owner, doors, Mounter::Process, Some(keeper))
     }
 
     fn with_doors(
@@ -160,6 +166,7 @@ impl Devices {
         owner: &str,
         doors: Vec<Box<dyn Door<VolumeHandle>>>,
         mounter: Mounter,
+        keeper: Option<KeeperClient>,
     ) -> Result<Self, DevicesError> {
         let files = Files::new(config.run_dir.join("devices"), owner);
         let left = files.read_all()?;
@@ -169,6 +176,7 @@ impl Devices {
             links: Links::new(config.device_dir.clone()),
             doors,
             mounter,
+            keeper,
             choice: config.door,
             open: Mutex::default(),
             left: Mutex::new(left.into_iter().map(|kept| (kept.volume, kept)).collect()),
@@ -291,7 +299,7 @@ impl Devices {
         };
         let device = self.door(kind)?.open(shape, Arc::new(handle.clone())).await?;
         let kept = Kept::new(&self.inner.files, handle.volume(), name, device.token().clone());
-        let noted = self.note(&kept);
+        let noted = self.note(&kept).await;
         if let Err(error) = noted {
             device.fail().await;
             return Err(error);
@@ -310,9 +318,29 @@ impl Devices {
         lock(&self.inner.open).insert(kept.volume, open);
     }
 
-    fn note(&self, kept: &Kept) -> Result<(), DevicesError> {
+    /// Notes a device for the next daemon, and for the keeper.
+    async fn note(&self, kept: &Kept) -> Result<(), DevicesError> {
         self.inner.files.write(kept)?;
+        self.watch(kept).await;
         self.inner.links.make(&kept.name, &kept.token.device)
+    }
+
+    /// Sees to it that there is a keeper while there is this device. A device of FUSE has its
+    /// connection there; of the others it keeps the file that notes them.
+    async fn watch(&self, kept: &Kept) {
+        let Some(keeper) = self.inner.keeper.clone() else { return };
+        if kept.token.kind() == Kind::Fuse {
+            return;
+        }
+        let (name, path) = (kept.token.name.clone(), self.inner.files.path(kept.volume));
+        let kept_open = tokio::task::spawn_blocking(move || {
+            let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+            keeper.keep(&name, "noted", file.as_fd()).map_err(|error| error.to_string())
+        });
+        let outcome = kept_open.await.unwrap_or_else(|error| Err(error.to_string()));
+        if let Err(why) = outcome {
+            tracing::warn!(volume = kept.name, why, "a shutdown of the machine may wait for it");
+        }
     }
 
     fn no_door(&self, choice: Choice) -> DevicesError {
@@ -407,6 +435,11 @@ impl Devices {
         if let Err(error) = self.inner.files.remove(kept.volume) {
             tracing::warn!(volume = kept.name, %error, "a device that is gone is still noted");
         }
+        let (keeper, name) = (self.inner.keeper.clone(), kept.token.name.clone());
+        if let Some(keeper) = keeper.filter(|_| kept.token.kind() != Kind::Fuse) {
+            // Nobody waits for this: what the keeper has too much does no harm.
+            tokio::task::spawn_blocking(move || keeper.forget(&name));
+        }
     }
 
     /// Fails all I/O on a volume's device with `EIO`, at once, and removes it. Waits for no
@@ -467,7 +500,7 @@ impl Devices {
             }
         };
         let kept = Kept { token: device.token().clone(), ..kept.clone() };
-        if let Err(error) = self.note(&kept) {
+        if let Err(error) = self.note(&kept).await {
             tracing::warn!(volume = kept.name, %error, "a device lacks its name or its file");
         }
         self.put(device, &kept);

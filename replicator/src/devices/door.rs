@@ -13,9 +13,14 @@ use crate::door::VolumeHandle;
 /// The program of this process: also when its file has been replaced meanwhile.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 
+/// The keeper of this node.
+pub(super) fn keeper(run_dir: &Path) -> KeeperClient {
+    KeeperClient::new(run_dir, Some(OWN_PROGRAM.into()))
+}
+
 /// All of them, the best first.
-pub(super) fn all(run_dir: &Path) -> Vec<Box<dyn Door<VolumeHandle>>> {
-    let keeper = KeeperClient::new(run_dir, Some(OWN_PROGRAM.into()));
+pub(super) fn all(run_dir: &Path, keeper: &KeeperClient) -> Vec<Box<dyn Door<VolumeHandle>>> {
+    let keeper = keeper.clone();
     let nbd = NbdOptions { owner: run_dir.display().to_string(), ..NbdOptions::default() };
     vec![
         Box::new(UblkDoor::new()),

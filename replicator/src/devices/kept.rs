@@ -91,7 +91,7 @@ impl Files {
         Self { dir, owner: owner.to_owned() }
     }
 
-    fn path(&self, volume: VolumeId) -> PathBuf {
+    pub(super) fn path(&self, volume: VolumeId) -> PathBuf {
         self.dir.join(format!("{volume}.json"))
     }
 

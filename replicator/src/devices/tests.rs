@@ -137,7 +137,7 @@ impl Node {
         };
         let log = Arc::clone(&self.log);
         let door = Fake { log, busy: self.busy, lost: self.lost };
-        Devices::with_doors(&config, "a", vec![Box::new(door)], Mounter::Nobody).unwrap()
+        Devices::with_doors(&config, "a", vec![Box::new(door)], Mounter::Nobody, None).unwrap()
     }
 
     fn took(&self) -> Vec<String> {

@@ -65,6 +65,7 @@ fn fio(device: &Path) -> Child {
         "--size=64m",
     ]);
     command.args(["--rw=randwrite", "--bs=4k-64k", "--verify=crc32c", "--verify_fatal=1"]);
+    command.arg("--verify_state_save=0");
     command.args([
         "--do_verify=1",
         "--verify_backlog=512",
