@@ -167,7 +167,7 @@ vm_image() {
     echo "root:x:0:0:root:/root:/bin/sh" >"$dir/etc/passwd"
     for name in "${VM_TOOLS[@]}"; do vm_program "$dir" "$name"; done
     for name in modprobe insmod lsmod depmod; do ln -sf kmod "$dir/bin/$name"; done
-    for name in lockstepd lockstep lockstep-vm; do
+    for name in lockstepd lockstep lockstep-vm examples/device-memory; do
         [ ! -e "$TARGET/release/$name" ] || vm_program "$dir" "$TARGET/release/$name"
     done
     for name in $programs; do vm_program "$dir" "${name#*=}" "$(basename "${name%%=*}")"; done
