@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use lockstep_attach::device::fuse::{BINDER, bind};
 use lockstep_attach::keeper;
 use lockstep_kernel::memory;
 use lockstep_replicator::config::{Config, Flags};
@@ -18,6 +19,9 @@ fn main() -> ExitCode {
     let mut words = std::env::args().skip(1).peekable();
     if words.peek().is_some_and(|word| word == MOUNTER) {
         return mounter();
+    }
+    if words.peek().is_some_and(|word| word == BINDER) {
+        return binder();
     }
     if words.next_if(|word| word == "keeper").is_some() {
         return keep(words);
@@ -51,6 +55,17 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Binds a loop device for the daemon that started this process.
+fn binder() -> ExitCode {
+    match bind() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{BINDER}: {error}; it is for the daemon itself"));
             ExitCode::FAILURE
         }
     }

@@ -25,6 +25,6 @@ pub(super) fn all(run_dir: &Path, keeper: &KeeperClient) -> Vec<Box<dyn Door<Vol
     vec![
         Box::new(UblkDoor::new()),
         Box::new(NbdDoor::new(nbd)),
-        Box::new(FuseDoor::new(run_dir.to_owned(), keeper)),
+        Box::new(FuseDoor::new(run_dir.to_owned(), keeper, OWN_PROGRAM.into())),
     ]
 }

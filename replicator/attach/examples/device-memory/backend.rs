@@ -89,8 +89,10 @@ impl TestBackend {
     }
 
     async fn wait(&self) {
-        // The sender is ours, so it does not go away.
-        let _ = self.held.subscribe().wait_for(|held| !held).await;
+        if *self.held.borrow() {
+            // The sender is ours, so it does not go away.
+            let _ = self.held.subscribe().wait_for(|held| !held).await;
+        }
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
         }

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use backend::TestBackend;
-use lockstep_attach::device::fuse::FuseDoor;
+use lockstep_attach::device::fuse::{BINDER, FuseDoor, bind};
 use lockstep_attach::device::nbd::{NbdDoor, NbdOptions};
 use lockstep_attach::device::ublk::UblkDoor;
 use lockstep_attach::device::{Device, Door, Kind, Shape, Token};
@@ -30,11 +30,16 @@ use options::Options;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
 
+/// This program, also when its file has been replaced meanwhile.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
-    let outcome = if arguments.next_if(|first| first == "keeper").is_some() {
+    let outcome = if arguments.next_if(|first| first == BINDER).is_some() {
+        bind().map_err(Into::into)
+    } else if arguments.next_if(|first| first == "keeper").is_some() {
         keeper::command(arguments, |_| std::future::ready(())).map_err(Into::into)
     } else {
         Options::parse(arguments).map_err(Into::into).and_then(|options| serve(&options))
@@ -92,8 +97,8 @@ async fn run(options: &Options) -> Outcome<()> {
 async fn open(options: &Options, backend: &Arc<TestBackend>) -> Outcome<Box<dyn Device>> {
     let door: Box<dyn Door<TestBackend>> = match options.door {
         Kind::Fuse => {
-            let keeper = KeeperClient::new(&options.run_dir, Some("/proc/self/exe".into()));
-            Box::new(FuseDoor::new(options.run_dir.clone(), keeper))
+            let keeper = KeeperClient::new(&options.run_dir, Some(OWN_PROGRAM.into()));
+            Box::new(FuseDoor::new(options.run_dir.clone(), keeper, OWN_PROGRAM.into()))
         }
         Kind::Ublk => Box::new(UblkDoor::new()),
         Kind::Nbd => Box::new(NbdDoor::new(NbdOptions::default())),

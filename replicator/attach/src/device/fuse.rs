@@ -33,6 +33,7 @@
 //!
 //! Discards, and zeroing that may free space, reach the file as the same request, so both zero.
 
+mod binder;
 mod buffer;
 mod loopback;
 mod maker;
@@ -55,6 +56,8 @@ use futures::future::BoxFuture;
 use super::{Device, DeviceError, Door, Kind, Place, Probe, Shape, Token};
 use crate::backend::Backend;
 use crate::keeper::{KeeperClient, KeeperError};
+use binder::Order;
+pub use binder::{BINDER, bind};
 use readers::Readers;
 use service::Service;
 
@@ -66,11 +69,13 @@ const RELEASED: &str = "released";
 pub struct FuseDoor {
     run_dir: PathBuf,
     keeper: KeeperClient,
+    program: PathBuf,
 }
 
 struct FuseDevice<B> {
     token: Token,
     keeper: KeeperClient,
+    program: PathBuf,
     /// `None` when it is not served any more: then this process has not got its connection open.
     service: Mutex<Option<Arc<Service<B>>>>,
     readers: Readers,
@@ -87,9 +92,10 @@ struct Seat {
 
 impl FuseDoor {
     /// A door whose files are mounted in `run_dir`, which is of this boot and outlives daemons.
+    /// `program` calls [`bind`] if [`BINDER`] is its argument.
     #[must_use]
-    pub fn new(run_dir: PathBuf, keeper: KeeperClient) -> Self {
-        Self { run_dir, keeper }
+    pub fn new(run_dir: PathBuf, keeper: KeeperClient, program: PathBuf) -> Self {
+        Self { run_dir, keeper, program }
     }
 
     /// The names of all that is left of devices here whose maker is no more.
@@ -152,8 +158,9 @@ impl FuseDoor {
         let service = Arc::new(service);
         let outcome = match begin(&service, shape.queues) {
             Ok(readers) => {
-                let (place, read_only) = (seat.mounted_at.clone(), shape.read_only);
-                let bound = blocking(move || loopback::bind(&place, read_only)).await;
+                let (program, place) = (self.program.clone(), seat.mounted_at.clone());
+                let order = Order::Bind { place, read_only: shape.read_only };
+                let bound = blocking(move || binder::call(&program, &order)).await;
                 bound.map(|index| (readers, index))
             }
             Err(error) => Err(error),
@@ -170,6 +177,7 @@ impl FuseDoor {
         Ok(FuseDevice {
             token: token(shape, seat),
             keeper: self.keeper.clone(),
+            program: self.program.clone(),
             service: held(service),
             readers,
         })
@@ -205,10 +213,11 @@ impl FuseDoor {
         blocking(move || keep(&keeper, &name, &maker::served(), &noted)).await?;
         let readers = begin(&service, token.queues)?;
         let bound = seat.clone();
-        if blocking(move || Ok(loopback::is_over(bound.index, bound.connection))).await? {
+        if blocking(move || Ok(bound.is_bound())).await? {
             return Ok(FuseDevice {
                 token,
                 keeper: self.keeper.clone(),
+                program: self.program.clone(),
                 service: held(service),
                 readers,
             });
@@ -291,12 +300,12 @@ impl<B: Backend> Device for FuseDevice<B> {
             let service =
                 self.service().clone().ok_or_else(|| lost(&self.token, "it has ended"))?;
             let what = format!("showing the new size of {}", self.token.device.display());
+            let program = self.program.clone();
             blocking(move || {
                 let shown = service.show_size(size_bytes);
                 shown.map_err(|source| DeviceError::Refused { what, source })?;
-                // Some kernels ask for the attributes only here.
-                let _ = std::fs::metadata(&seat.mounted_at);
-                loopback::grow(seat.index)
+                let order = Order::Grow { index: seat.index, place: seat.mounted_at };
+                binder::call(&program, &order).map(drop)
             })
             .await
         }
@@ -306,10 +315,10 @@ impl<B: Backend> Device for FuseDevice<B> {
     fn close(&self) -> BoxFuture<'_, Result<(), DeviceError>> {
         async move {
             let seat = Seat::of(&self.token)?;
-            let gone = seat.clone();
+            let (gone, program) = (seat.clone(), self.program.clone());
             // Closing it may write: requests are served until it is gone.
             blocking(move || {
-                loopback::unbind(gone.index)?;
+                binder::call(&program, &Order::Unbind { index: gone.index })?;
                 mount::take_off(&gone.mounted_at, gone.connection);
                 Ok(())
             })
@@ -377,6 +386,13 @@ impl Seat {
             return Err(lost(token, &format!("it is a device of the {} door", token.kind())));
         };
         Ok(Self { name: token.name.clone(), index, mounted_at, connection })
+    }
+
+    /// Whether the loop device is bound to the file still. Its name is asked first: that waits for
+    /// nothing. It is not seen where the mount is not.
+    fn is_bound(&self) -> bool {
+        loopback::is_named(self.index, &self.mounted_at)
+            || loopback::is_over(self.index, self.connection)
     }
 
     /// Fails all requests, present and future, if the mount is seen here. Says whether the loop

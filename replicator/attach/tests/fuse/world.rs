@@ -61,7 +61,7 @@ impl World {
         let dir = TempDir::new().unwrap();
         let run_dir = dir.path().to_owned();
         let keeper = KeeperClient::new(&run_dir, Some(server()));
-        let door = FuseDoor::new(run_dir, keeper.clone());
+        let door = FuseDoor::new(run_dir, keeper.clone(), server());
         Self { dir, keeper, door }
     }
 

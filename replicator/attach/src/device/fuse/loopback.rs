@@ -39,6 +39,12 @@ pub(crate) fn bind(place: &Path, read_only: bool) -> Result<u32, DeviceError> {
         .custom_flags(nix::libc::O_DIRECT)
         .open(place)
         .map_err(|error| failed(format!("opening {}", place.display()), error))?;
+    // Older kernels take the size that they know of, which is 0 until somebody asks for it.
+    let size = file.metadata().map(|metadata| metadata.len());
+    if size.is_err() || size.is_ok_and(|bytes| bytes == 0) {
+        let source = io::Error::from(Errno::EIO);
+        return Err(failed(format!("asking {} for its size", place.display()), source));
+    }
     let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control");
     let control = control.map_err(|error| {
         failed("opening /dev/loop-control; load the module loop".to_owned(), error)
