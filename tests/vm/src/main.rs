@@ -2,6 +2,7 @@
 
 mod aligned;
 mod disk;
+mod door;
 mod exercise;
 mod files;
 mod pattern;
@@ -31,6 +32,8 @@ enum Command {
     Probe(probe::Args),
     /// Serves a disk over NBD that loses what was not flushed.
     Disk(disk::Args),
+    /// Takes devices of one door through all that a daemon can do to them.
+    Door(door::Args),
 }
 
 /// Prints a line, also when nobody reads it any more.
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Check(args) => files::check(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Disk(args) => disk::run(&args),
+        Command::Door(args) => door::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

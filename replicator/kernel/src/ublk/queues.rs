@@ -87,7 +87,10 @@ const BELL: u64 = u64::MAX;
 /// The side of a device that serves it. Dropping it ends the service as a crash would: the kernel
 /// keeps what is not answered for the next server.
 ///
-/// All but [`Bell`] must happen on the thread that made it.
+/// All but [`Bell`] must happen on the thread that made it; but **while requests may come, drop it
+/// after that thread has ended**, on another. A request on its way to a thread that lives is given
+/// to it even when the ring is being closed: nobody would answer it, and the driver would wait for
+/// that for ever. One on its way to a thread that has ended is kept for the next server.
 pub struct Queues {
     ring: Option<IoUring<squeue::Entry, cqueue::Entry>>,
     bell: Bell,

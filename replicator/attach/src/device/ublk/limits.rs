@@ -27,6 +27,13 @@ pub(super) const BEST_SHIFT: u8 = 16;
 /// work queues.
 pub(super) const RECOVERY_WAIT: Duration = Duration::from_secs(20);
 
+/// Time between the beginning of a recovery and the first fetch. Before Linux 6.16 the kernel says
+/// that a device waits for a server a moment before it cancels the commands of the last one, and
+/// does not ask whose they are: what is fetched in that moment is cancelled too, or corrupts the
+/// kernel's memory. It is a loop over a few hundred numbers by a kernel thread, microseconds unless
+/// that thread is kept from running.
+pub(super) const GRACE: Duration = Duration::from_millis(100);
+
 /// Pause between two looks at something that the kernel does by itself.
 pub(super) const PAUSE: Duration = Duration::from_millis(3);
 

@@ -10,7 +10,7 @@ use nix::libc;
 use tokio::runtime::Handle;
 
 use super::limits::{
-    BEST_SHIFT, BLOCK_SHIFT, DEPTH, DISCARD_BYTES_MAX, PAUSE, PAYLOAD_BYTES_MAX, QUEUES_MAX,
+    BEST_SHIFT, BLOCK_SHIFT, DEPTH, DISCARD_BYTES_MAX, GRACE, PAUSE, PAYLOAD_BYTES_MAX, QUEUES_MAX,
     RECOVERY_WAIT,
 };
 use super::request::SECTOR_BYTES;
@@ -139,6 +139,7 @@ pub(super) fn resume<B: Backend>(
         Some(libc::EBUSY) => lost(format!("process {} still serves it", info.server)),
         _ => failed("take over", error),
     })?;
+    std::thread::sleep(GRACE);
     let server = serve(&info, token.write_through, backend, runtime)?;
     control.end_recovery(id).map_err(|error| failed("take over", error))?;
     token.size_bytes = shown.sectors * SECTOR_BYTES;

@@ -70,10 +70,13 @@ pub(super) struct Server {
     post: Post,
     /// Ends the tasks of requests.
     stop: CancellationToken,
-    /// The thread has ended.
-    ended: CancellationToken,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// The thread has ended, and what it held is closed.
+    given_up: CancellationToken,
+    thread: Mutex<Option<Thread>>,
 }
+
+/// Gives its side of the device back when it ends.
+type Thread = JoinHandle<Option<Queues>>;
 
 impl Server {
     /// Starts a thread, which fetches all requests. Blocks until it has.
@@ -83,15 +86,14 @@ impl Server {
         runtime: Handle,
     ) -> io::Result<Self> {
         let (ready, is_ready) = sync_channel(1);
-        let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
+        let (stop, given_up) = (CancellationToken::new(), CancellationToken::new());
         let name = plan.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (own_stop, own_ended) = (stop.clone(), ended.clone());
-        let thread = std::thread::Builder::new().name(name).spawn(move || {
-            let _at_end = own_ended.drop_guard();
-            serve(plan, backend, runtime, own_stop, &ready);
-        })?;
+        let own_stop = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || serve(plan, backend, runtime, own_stop, &ready))?;
         match is_ready.recv() {
-            Ok(Ok(post)) => Ok(Self { post, stop, ended, thread: Mutex::new(Some(thread)) }),
+            Ok(Ok(post)) => Ok(Self { post, stop, given_up, thread: Mutex::new(Some(thread)) }),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(io::Error::other("the thread that was to serve it ended")),
         }
@@ -116,23 +118,35 @@ impl Server {
         self.stop.cancel();
     }
 
-    /// Waits until the thread has ended.
+    /// Waits until the thread has ended and the device is given up.
     pub(super) async fn join(&self) {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            let joined = tokio::task::spawn_blocking(|| thread.join());
-            if !matches!(joined.await, Ok(Ok(()))) {
-                tracing::error!("the thread that served a device panicked");
+        self.give_up();
+        self.given_up.cancelled().await;
+    }
+
+    /// Gives the device up once the thread has ended, and not before: see [`Queues`].
+    fn give_up(&self) {
+        let Some(thread) = self.thread() else { return };
+        let given_up = self.given_up.clone().drop_guard();
+        // A thread, for it lasts as long as requests do, and nobody may be waiting for it.
+        std::thread::spawn(move || {
+            let _given_up = given_up;
+            match thread.join() {
+                Ok(queues) => drop(queues),
+                Err(_) => tracing::error!("the thread that served a device panicked"),
             }
-        } else {
-            self.ended.cancelled().await;
-        }
+        });
+    }
+
+    fn thread(&self) -> Option<Thread> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.abandon();
+        self.give_up();
     }
 }
 
@@ -164,7 +178,7 @@ enum State {
     Held,
 }
 
-struct Thread<B> {
+struct Loop<B> {
     queues: Queues,
     depth: u16,
     backend: Arc<B>,
@@ -187,20 +201,20 @@ fn serve<B: Backend>(
     runtime: Handle,
     stop: CancellationToken,
     ready: &SyncSender<io::Result<Post>>,
-) {
+) -> Option<Queues> {
     let queues = match prepare(&plan) {
         Ok(queues) => queues,
         Err(error) => {
             // Whoever waits for it is still there: it does not end before it has heard.
             let _ = ready.send(Err(error));
-            return;
+            return None;
         }
     };
     let (sender, orders) = channel();
     let post = Post { orders: sender, bell: queues.bell() };
     let slots = vec![Slot::default(); usize::from(plan.queues) * usize::from(plan.depth)];
     let _ = ready.send(Ok(post.clone()));
-    let mut thread = Thread {
+    let mut all = Loop {
         queues,
         depth: plan.depth,
         backend,
@@ -214,10 +228,11 @@ fn serve<B: Backend>(
         slots,
         running: 0,
     };
-    if let Err(error) = thread.run() {
+    if let Err(error) = all.run() {
         let path = plan.path.display();
         tracing::error!(%error, "{path} is not served any more; its requests wait for a restart");
     }
+    Some(all.queues)
 }
 
 fn prepare(plan: &Plan) -> io::Result<Queues> {
@@ -241,7 +256,7 @@ fn prepare(plan: &Plan) -> io::Result<Queues> {
     Ok(queues)
 }
 
-impl<B: Backend> Thread<B> {
+impl<B: Backend> Loop<B> {
     fn run(&mut self) -> io::Result<()> {
         let mut events = Vec::new();
         while !self.is_over() {
@@ -378,6 +393,8 @@ impl<B: Backend> Thread<B> {
                     -libc::EIO
                 }
             },
+            // The volume leaves this daemon: the guest must not notice, its successor does it.
+            Err(Errno::Shutdown) => return self.hold(slot),
             Err(errno) => failure(errno),
         };
         self.queues.answer(queue, tag, result);

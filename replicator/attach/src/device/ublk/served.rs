@@ -114,14 +114,13 @@ impl Device for UblkDevice {
     }
 }
 
-/// Opens a device so that nobody can mount it any more, and has its cached writes written.
-/// Nothing if it is gone.
+/// Opens a device so that nobody can mount it any more. Nothing if it is gone. It is not flushed
+/// here: a daemon that waits for its own device could not even be killed.
 fn hold(path: &Path) -> Result<Option<File>, DeviceError> {
     let device = path.display().to_string();
     match OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path) {
         Ok(file) => {
             wait_for_users(path).map_err(|by| DeviceError::Busy { device: device.clone(), by })?;
-            file.sync_all().map_err(|error| refused(format!("cannot flush {device}"), error))?;
             Ok(Some(file))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
