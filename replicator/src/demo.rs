@@ -5,6 +5,7 @@ mod args;
 mod cluster;
 pub mod content;
 pub mod control;
+mod files;
 mod janitor;
 pub mod ledger;
 mod report;
@@ -24,7 +25,7 @@ use anyhow::Context as _;
 use rand::RngExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::EXIT_USAGE;
+use crate::cli::{EXIT_STATE, EXIT_USAGE};
 use cluster::{Cluster, Place};
 use screen::Screen;
 use story::Story;
@@ -35,6 +36,9 @@ pub async fn main(args: DemoArgs) -> ExitCode {
     let json = args.json;
     if let Err(error) = args.check() {
         return fail(&error, json, ExitCode::from(EXIT_USAGE));
+    }
+    if let Err(error) = args.check_machine() {
+        return fail(&error, json, ExitCode::from(EXIT_STATE));
     }
     let outcome = match (&args.janitor, &args.daemon) {
         (Some(dir), Some(daemon)) => {

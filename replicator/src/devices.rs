@@ -15,7 +15,7 @@ mod will;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -148,6 +148,13 @@ async fn on<T: Send + 'static>(
         source: io::Error::other(error),
     };
     tokio::spawn(work).await.map_err(broken)?
+}
+
+/// What this machine's kernel offers, the best first. Blocks.
+#[must_use]
+pub fn probes(run_dir: &Path) -> Vec<Probe> {
+    let keeper = door::keeper(run_dir);
+    door::all(run_dir, &keeper).iter().map(|door| door.probe()).collect()
 }
 
 impl Devices {

@@ -145,6 +145,11 @@ impl Cluster {
         Ok(node.dir.join("pool/replicas").join(uid).join("data"))
     }
 
+    /// Where the volume is mounted on a node.
+    pub(super) fn mount_dir(&self, index: usize) -> PathBuf {
+        self.nodes[index].dir.join("mnt")
+    }
+
     /// Starts all daemons and waits until they are ready.
     pub(super) async fn start_all(&mut self) -> anyhow::Result<()> {
         for index in (0..self.nodes.len()).rev() {
@@ -195,6 +200,8 @@ impl Cluster {
             ("nbd-dir", node.dir.join("nbd").display().to_string()),
             ("pool", format!("default={}", node.dir.join("pool").display())),
             ("meta", meta),
+            ("run-dir", run_dir(&node.dir).display().to_string()),
+            ("device-dir", node.dir.join("dev").display().to_string()),
             ("ready-file", node.dir.join("ready").display().to_string()),
             ("rebuild-after-ms", REBUILD_AFTER_MS.to_owned()),
         ];
@@ -261,6 +268,11 @@ impl Cluster {
         });
         ends.collect()
     }
+}
+
+/// What a node keeps for its next daemon.
+pub(super) fn run_dir(node_dir: &Path) -> PathBuf {
+    node_dir.join("run")
 }
 
 /// The last lines of a file.

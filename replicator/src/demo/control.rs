@@ -87,6 +87,28 @@ impl Control {
         answer.nbd_uri.parse().with_context(|| format!("{} is of no use", answer.nbd_uri))
     }
 
+    /// Attaches a volume on a node, with a block device as wanted.
+    ///
+    /// # Errors
+    /// As [`Control::create`].
+    pub async fn attach_device(
+        &self,
+        name: &str,
+        node: &str,
+        wait: Duration,
+        device: v1::DeviceRequest,
+    ) -> anyhow::Result<v1::AttachResponse> {
+        let wanted = v1::AttachRequest {
+            name: name.to_owned(),
+            node: Some(node.to_owned()),
+            force: false,
+            wait_ms: u64::try_from(wait.as_millis())?,
+            device: Some(device),
+        };
+        let call = async |mut c: ControlClient<Channel>| c.attach(wanted).await;
+        self.call(&format!("attaching on {node}"), wait + ANSWER_LIMIT, call).await
+    }
+
     /// Detaches a volume; with `force` also with clients connected.
     ///
     /// # Errors

@@ -1,22 +1,33 @@
 //! Nothing is left behind, whatever ends the demonstration: a process of its own waits for the end
 //! of a pipe that only the demonstration holds, then ends the daemons and removes the directory.
 //!
+//! Devices are ended as soon as no daemon serves them: whoever still waits for one, such as a
+//! writer of the demonstration, gets an error and can end. Then their mounts can go.
+//!
 //! Daemons are known by where they run (in the directory) and what they run (the daemon's
 //! program). So none escapes between its start and a registration, and no process that merely got
 //! the number of a dead one is hit. The pipe has ended only after every child of the
 //! demonstration has become its program, for until then a child holds the pipe too.
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use lockstep_attach::filesystem;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::signal::unix::{SignalKind, signal};
+
+use super::cluster::run_dir;
+use crate::devices;
 
 /// How the directories that a janitor may remove are called.
 pub(super) const DIR_PREFIX: &str = "lockstep-demo-";
@@ -28,6 +39,8 @@ const KEEP: &str = "keep";
 const LIMIT: Duration = Duration::from_secs(30);
 /// Pause between two looks at the processes.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Pause between two looks at the demonstration.
+const PARENT_PAUSE: Duration = Duration::from_millis(200);
 /// Looks in a row that must find no daemon.
 const QUIET_LOOKS: u32 = 3;
 
@@ -85,8 +98,7 @@ impl Janitor {
             return Ok(());
         }
         // Somebody ended the janitor, or it failed: then this says why, or mends it.
-        let again = move || clean(&dir, &daemon, keep);
-        tokio::task::spawn_blocking(again).await.context("cleaning up")?
+        clean(&dir, &daemon, keep).await
     }
 }
 
@@ -104,22 +116,74 @@ pub(super) async fn serve(dir: &Path, daemon: &Path) -> anyhow::Result<()> {
         SignalKind::quit(),
     ];
     let _deaf = deaf_to.map(signal);
-    let keep = tokio::task::spawn_blocking(listen).await.context("listening")??;
-    let (dir, daemon) = (dir.to_owned(), daemon.to_owned());
-    tokio::task::spawn_blocking(move || clean(&dir, &daemon, keep)).await.context("cleaning")?
+    let keep = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&keep);
+    let listening = tokio::task::spawn_blocking(move || listen(&told));
+    tokio::select! {
+        ended = listening => ended.context("listening")??,
+        () = until_killed(std::os::unix::process::parent_id()) => {}
+    }
+    clean(dir, daemon, keep.load(Ordering::Relaxed)).await
 }
 
-/// Returns when the demonstration is gone: whether the directory is to be kept.
-fn listen() -> anyhow::Result<bool> {
+/// Returns when the demonstration is gone; sets whether the directory is to be kept.
+fn listen(keep: &AtomicBool) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     writeln!(out, "{READY}").and_then(|()| out.flush()).context("the demonstration is gone")?;
-    let orders: Vec<String> = std::io::stdin().lock().lines().map_while(Result::ok).collect();
-    Ok(orders.iter().any(|order| order == KEEP))
+    for order in std::io::stdin().lock().lines().map_while(Result::ok) {
+        keep.fetch_or(order == KEEP, Ordering::Relaxed);
+    }
+    Ok(())
 }
 
-fn clean(dir: &Path, daemon: &Path, keep: bool) -> anyhow::Result<()> {
-    end_all(dir, daemon)?;
-    if keep || !dir.exists() {
+/// Returns when a process was killed, though it may not have ended: its threads that wait for a
+/// device cannot be killed, and hold the pipe until the device is ended here.
+async fn until_killed(pid: u32) {
+    let is_killed = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // Behind the name, which may hold anything.
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
+    };
+    while !is_killed() {
+        tokio::time::sleep(PARENT_PAUSE).await;
+    }
+}
+
+async fn clean(dir: &Path, daemon: &Path, keep: bool) -> anyhow::Result<()> {
+    let blocking = async |step: fn(&Path, &Path) -> anyhow::Result<()>| {
+        let (dir, daemon) = (dir.to_owned(), daemon.to_owned());
+        tokio::task::spawn_blocking(move || step(&dir, &daemon)).await.context("cleaning up")?
+    };
+    blocking(|dir, daemon| end_all(dir, || running(dir, daemon), Signal::SIGKILL)).await?;
+    let nodes: Vec<PathBuf> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| run_dir(&e.path()))
+        .collect();
+    for run_dir in nodes.iter().filter(|run_dir| run_dir.exists()) {
+        let ended = tokio::time::timeout(LIMIT, devices::end_all(run_dir)).await;
+        ended.with_context(|| format!("devices of {} do not end", run_dir.display()))?;
+    }
+    blocking(|dir, _| unmount_all(dir)).await?;
+    blocking(|dir, daemon| end_all(dir, || keepers(dir, daemon), Signal::SIGTERM)).await?;
+    if keep {
+        return Ok(());
+    }
+    blocking(|dir, _| remove(dir)).await
+}
+
+/// Takes away what is mounted in the directory, the last mount first.
+fn unmount_all(dir: &Path) -> anyhow::Result<()> {
+    let mounts = filesystem::mounts().context("cannot read the mounts")?;
+    for mount in mounts.iter().rev().filter(|mount| mount.dir.starts_with(dir)) {
+        filesystem::detach(&mount.source, &mount.dir)?;
+    }
+    Ok(())
+}
+
+fn remove(dir: &Path) -> anyhow::Result<()> {
+    if !dir.exists() {
         return Ok(());
     }
     let failed = || format!("cannot remove {}", dir.display());
@@ -135,18 +199,19 @@ fn clean(dir: &Path, daemon: &Path, keep: bool) -> anyhow::Result<()> {
     std::fs::remove_dir_all(dir).with_context(failed)
 }
 
-fn end_all(dir: &Path, daemon: &Path) -> anyhow::Result<()> {
+/// Sends a signal to all processes that are found, until none is found any more.
+fn end_all(dir: &Path, find: impl Fn() -> Vec<Pid>, signal: Signal) -> anyhow::Result<()> {
     let begin = Instant::now();
     let mut quiet = 0;
     while quiet < QUIET_LOOKS {
-        let found = running(dir, daemon);
+        let found = find();
         quiet = if found.is_empty() { quiet + 1 } else { 0 };
         for pid in found {
             // It may just have ended by itself.
-            let _ = kill(pid, Signal::SIGKILL);
+            let _ = kill(pid, signal);
         }
         if begin.elapsed() > LIMIT {
-            bail!("daemons in {} do not end", dir.display());
+            bail!("processes in {} do not end", dir.display());
         }
         std::thread::sleep(PAUSE);
     }
@@ -155,14 +220,29 @@ fn end_all(dir: &Path, daemon: &Path) -> anyhow::Result<()> {
 
 /// Processes that run `program` in `dir` or below it.
 fn running(dir: &Path, program: &Path) -> Vec<Pid> {
+    let is_here = |pid: i32| {
+        std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir))
+    };
+    processes(program, is_here)
+}
+
+/// Processes that run `program` to keep something for a daemon in `dir`.
+fn keepers(dir: &Path, program: &Path) -> Vec<Pid> {
+    let keeps_here = |pid: i32| {
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = words.split(|byte| *byte == 0).map(|w| Path::new(OsStr::from_bytes(w)));
+        words.nth(1) == Some(Path::new("keeper")) && words.any(|word| word.starts_with(dir))
+    };
+    processes(program, keeps_here)
+}
+
+fn processes(program: &Path, is_wanted: impl Fn(i32) -> bool) -> Vec<Pid> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
-    let runs_here = |pid: &i32| {
-        let link = |what: &str| std::fs::read_link(format!("/proc/{pid}/{what}")).ok();
-        link("exe").is_some_and(|exe| is_same(&exe, program))
-            && link("cwd").is_some_and(|cwd| cwd.starts_with(dir))
+    let runs = |pid: &i32| {
+        std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| is_same(&exe, program))
     };
-    pids.filter(runs_here).map(Pid::from_raw).collect()
+    pids.filter(runs).filter(|pid| is_wanted(*pid)).map(Pid::from_raw).collect()
 }
 
 /// A program that was replaced since it was started is shown with a remark behind its name.
@@ -175,8 +255,8 @@ mod tests {
     use super::*;
     use std::process::Command;
 
-    #[test]
-    fn processes_are_known_by_program_and_directory() {
+    #[tokio::test]
+    async fn processes_are_known_by_program_and_directory() {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().canonicalize().unwrap().join("lockstep-demo-test");
         std::fs::create_dir_all(dir.join("n1")).unwrap();
@@ -192,7 +272,7 @@ mod tests {
         assert_eq!(running(&dir, &exe), [pid]);
         assert_eq!(running(&dir, &program), []);
 
-        clean(&dir, &exe, false).unwrap();
+        clean(&dir, &exe, false).await.unwrap();
         assert!(!inside.wait().unwrap().success());
         assert!(!dir.exists() && parent.path().exists());
         assert!(outside.try_wait().unwrap().is_none(), "a process elsewhere must be left alone");
@@ -200,13 +280,13 @@ mod tests {
         assert!(outside.wait().unwrap().success());
     }
 
-    #[test]
-    fn kept_directories_are_kept_and_missing_ones_no_failure() {
+    #[tokio::test]
+    async fn kept_directories_are_kept_and_missing_ones_no_failure() {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("lockstep-demo-kept");
-        clean(&dir, Path::new("/no/such/program"), false).unwrap();
+        clean(&dir, Path::new("/no/such/program"), false).await.unwrap();
         std::fs::create_dir(&dir).unwrap();
-        clean(&dir, Path::new("/no/such/program"), true).unwrap();
+        clean(&dir, Path::new("/no/such/program"), true).await.unwrap();
         assert!(dir.exists());
     }
 

@@ -60,6 +60,16 @@ pub struct DemoReport {
     pub repl: u8,
     /// Size of the volume.
     pub size_bytes: u64,
+    /// Type of the file system that it was done on; empty: none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub fs: String,
+    /// The door of its block device.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub door: String,
+    /// From the return of the killed daemon until all who waited on its device had errors.
+    pub freed_ms: u64,
+    /// Writes acknowledged by the node that was left, after the volume was taken over. Must be 0.
+    pub late_acks: u64,
     /// Which random writes.
     pub seed: u64,
     /// All of it.
@@ -81,6 +91,8 @@ impl DemoReport {
         let flushed = self.lost_flushed_blocks;
         must(flushed == 0, format!("{flushed} blocks miss what a flush had covered"));
         must(self.corrupt_blocks == 0, format!("{} blocks are corrupt", self.corrupt_blocks));
+        let late = self.late_acks;
+        must(late == 0, format!("{late} writes were acknowledged by a node that was left"));
         must(self.acked_writes > 0, "no write was acknowledged".to_owned());
         must(self.replicas_identical, "the copies differ".to_owned());
         must(
@@ -131,6 +143,12 @@ impl DemoReport {
                 if self.input_sha256_ok { "unchanged" } else { "CHANGED" }
             ),
         ];
+        if !self.fs.is_empty() {
+            lines.push(format!(
+                "on {} through {}; who waited on the lost node had errors {} ms after its return",
+                self.fs, self.door, self.freed_ms
+            ));
+        }
         let complaints = self.complaints();
         lines.extend(complaints.iter().map(|c| format!("FAILED: {c}")));
         if complaints.is_empty() {
@@ -170,6 +188,7 @@ mod tests {
             |r: &mut DemoReport| r.lost_acked_writes = 1,
             |r: &mut DemoReport| r.lost_flushed_blocks = 1,
             |r: &mut DemoReport| r.corrupt_blocks = 1,
+            |r: &mut DemoReport| r.late_acks = 1,
             |r: &mut DemoReport| r.replicas_identical = false,
             |r: &mut DemoReport| r.replicas_compared = 2,
             |r: &mut DemoReport| r.input_sha256_ok = false,

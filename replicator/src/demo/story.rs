@@ -1,5 +1,7 @@
 //! What happens, in order.
 
+mod mounted;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -41,6 +43,8 @@ pub(super) struct Story {
     screen: Screen,
     progress: Arc<Progress>,
     report: DemoReport,
+    /// When the killed daemon was started again.
+    returned: Option<Instant>,
 }
 
 impl Story {
@@ -58,16 +62,20 @@ impl Story {
         let report = DemoReport {
             nodes: args.nodes,
             repl: args.repl,
-            size_bytes: args.size,
+            size_bytes: args.size_bytes(),
+            fs: args.file_system().unwrap_or_default(),
             seed,
             ..DemoReport::default()
         };
-        Ok(Self { args, input, cluster, screen, progress, report })
+        Ok(Self { args, input, cluster, screen, progress, report, returned: None })
     }
 
     /// Tells it all. If something goes wrong, what the daemons said last is shown.
     pub(super) async fn tell(mut self) -> anyhow::Result<DemoReport> {
-        let outcome = self.act().await;
+        let outcome = match self.args.file_system() {
+            Some(_) => self.act_mounted().await,
+            None => self.act().await,
+        };
         self.screen.clear();
         if let Err(error) = outcome {
             for end in self.cluster.log_ends() {
@@ -116,7 +124,7 @@ impl Story {
         watch: &mut Watch,
     ) -> anyhow::Result<()> {
         let orders = Orders::default();
-        orders.rate.store(self.args.rate, Ordering::Relaxed);
+        orders.rate.store(self.args.rate_bytes(), Ordering::Relaxed);
         let mut drive = std::pin::pin!(workload.drive(client, &orders));
         let end = tokio::select! {
             end = &mut drive => end,
@@ -132,9 +140,8 @@ impl Story {
         Ok(())
     }
 
-    /// Starts the daemons, makes the volume, attaches it and copies the file.
-    async fn set_up(&mut self) -> anyhow::Result<Client> {
-        let first = self.cluster.name(FIRST).to_owned();
+    /// Starts the daemons and makes the volume.
+    async fn start_and_create(&mut self) -> anyhow::Result<()> {
         let (nodes, repl) = (self.args.nodes, self.args.repl);
         self.screen.phase(&format!(
             "starting {nodes} daemons in {} (seed {})",
@@ -149,7 +156,14 @@ impl Story {
         let control = self.cluster.control(FIRST)?;
         let names: Vec<String> = self.cluster.names().into_iter().take(usize::from(repl)).collect();
         self.screen.phase(&format!("making a volume with copies on {}", names.join(", ")));
-        control.create(VOLUME, self.args.size, names).await?;
+        control.create(VOLUME, self.report.size_bytes, names).await.map(drop)
+    }
+
+    /// Starts the daemons, makes the volume, attaches it and copies the file.
+    async fn set_up(&mut self) -> anyhow::Result<Client> {
+        let first = self.cluster.name(FIRST).to_owned();
+        self.start_and_create().await?;
+        let control = self.cluster.control(FIRST)?;
         let uri = control.attach(VOLUME, &first, LIMIT, false).await?;
         let client = connect(&uri).await?;
         self.screen.phase(&format!(
@@ -243,6 +257,7 @@ impl Story {
         self.screen.daemon(FIRST, "starting");
         self.screen.phase(&format!("{first}'s daemon is started again"));
         let begin = Instant::now();
+        self.returned = Some(begin);
         self.cluster.launch(FIRST)?;
         self.cluster.until_ready(FIRST).await?;
         self.screen.daemon(FIRST, "up");

@@ -108,7 +108,8 @@ fn read_all(
     stream::iter(reads).buffered(PIECES)
 }
 
-fn hex(hash: Sha256) -> String {
+/// A checksum as people write it.
+pub(super) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

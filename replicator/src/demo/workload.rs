@@ -65,7 +65,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    fn add(counter: &AtomicU64, number: u64) {
+    pub(super) fn add(counter: &AtomicU64, number: u64) {
         counter.fetch_add(number, Ordering::Relaxed);
     }
 }
@@ -123,24 +123,33 @@ enum Done {
 }
 
 /// How many bytes may be written by now.
-struct Pace {
+#[derive(Debug)]
+pub(super) struct Pace {
     since: Instant,
     bytes: u64,
     rate: u64,
 }
 
 impl Pace {
-    fn new(rate: u64) -> Self {
+    /// From now on.
+    pub(super) fn new(rate: u64) -> Self {
         Self { since: Instant::now(), bytes: 0, rate }
     }
 
-    fn obey(&mut self, rate: u64) {
+    /// Begins anew if the rate is another one.
+    pub(super) fn obey(&mut self, rate: u64) {
         if rate != self.rate {
             *self = Self::new(rate);
         }
     }
 
-    fn allows(&self) -> bool {
+    /// These were written.
+    pub(super) fn spend(&mut self, bytes: u64) {
+        self.bytes += bytes;
+    }
+
+    /// Whether more may be.
+    pub(super) fn allows(&self) -> bool {
         let due = self.since.elapsed().as_secs_f64() * rate_f64(self.rate);
         self.rate == 0 || rate_f64(self.bytes) <= due
     }
@@ -184,7 +193,7 @@ impl Workload {
             let depth = if deepest { DEPTH_MAX } else { self.depth };
             while end.is_none() && flying.len() < depth && pace.allows() {
                 let (op, bytes) = self.next_op(client);
-                pace.bytes += bytes;
+                pace.spend(bytes);
                 flying.push(op);
             }
             self.progress.in_flight.store(flying.len() as u64, Ordering::Relaxed);
