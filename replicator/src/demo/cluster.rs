@@ -200,7 +200,7 @@ impl Cluster {
             ("nbd-dir", node.dir.join("nbd").display().to_string()),
             ("pool", format!("default={}", node.dir.join("pool").display())),
             ("meta", meta),
-            ("run-dir", run_dir(&node.dir).display().to_string()),
+            ("run-dir", node.dir.join("run").display().to_string()),
             ("device-dir", node.dir.join("dev").display().to_string()),
             ("ready-file", node.dir.join("ready").display().to_string()),
             ("rebuild-after-ms", REBUILD_AFTER_MS.to_owned()),
@@ -268,11 +268,6 @@ impl Cluster {
         });
         ends.collect()
     }
-}
-
-/// What a node keeps for its next daemon.
-pub(super) fn run_dir(node_dir: &Path) -> PathBuf {
-    node_dir.join("run")
 }
 
 /// The last lines of a file.

@@ -9,6 +9,7 @@
 //! the number of a dead one is hit. The pipe has ended only after every child of the
 //! demonstration has become its program, for until then a child holds the pipe too.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io::{BufRead as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
@@ -25,9 +26,6 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::signal::unix::{SignalKind, signal};
-
-use super::cluster::run_dir;
-use crate::devices;
 
 /// How the directories that a janitor may remove are called.
 pub(super) const DIR_PREFIX: &str = "lockstep-demo-";
@@ -155,18 +153,9 @@ async fn clean(dir: &Path, daemon: &Path, keep: bool) -> anyhow::Result<()> {
         tokio::task::spawn_blocking(move || step(&dir, &daemon)).await.context("cleaning up")?
     };
     blocking(|dir, daemon| end_all(dir, || running(dir, daemon), Signal::SIGKILL)).await?;
-    let nodes: Vec<PathBuf> = std::fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|e| run_dir(&e.path()))
-        .collect();
-    for run_dir in nodes.iter().filter(|run_dir| run_dir.exists()) {
-        let ended = tokio::time::timeout(LIMIT, devices::end_all(run_dir)).await;
-        ended.with_context(|| format!("devices of {} do not end", run_dir.display()))?;
-    }
-    blocking(|dir, _| unmount_all(dir)).await?;
+    // Told to end, keepers end all devices of their nodes.
     blocking(|dir, daemon| end_all(dir, || keepers(dir, daemon), Signal::SIGTERM)).await?;
+    blocking(|dir, _| unmount_all(dir)).await?;
     if keep {
         return Ok(());
     }
@@ -199,16 +188,18 @@ fn remove(dir: &Path) -> anyhow::Result<()> {
     std::fs::remove_dir_all(dir).with_context(failed)
 }
 
-/// Sends a signal to all processes that are found, until none is found any more.
+/// Sends a signal to each process that is found, until none is found any more.
 fn end_all(dir: &Path, find: impl Fn() -> Vec<Pid>, signal: Signal) -> anyhow::Result<()> {
     let begin = Instant::now();
-    let mut quiet = 0;
+    let (mut quiet, mut told) = (0, BTreeSet::new());
     while quiet < QUIET_LOOKS {
         let found = find();
         quiet = if found.is_empty() { quiet + 1 } else { 0 };
         for pid in found {
-            // It may just have ended by itself.
-            let _ = kill(pid, signal);
+            if told.insert(pid) {
+                // It may just have ended by itself.
+                let _ = kill(pid, signal);
+            }
         }
         if begin.elapsed() > LIMIT {
             bail!("processes in {} do not end", dir.display());
