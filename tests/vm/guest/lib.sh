@@ -20,9 +20,12 @@ doors() {
 # device_up VOLUME SIZE_MIB DOOR COPIES: makes a volume and, on node 1, its device; DEV is its path.
 device_up() {
     lockstep volume create "$1" --size "$2MiB" --repl "$4" >/dev/null || die "no volume $1"
-    DEV=$(lockstep_on 1 attach "$1" --node n1 --device --door "$3" | grep -o '^/dev/.*')
+    DEV=$(lockstep_on 1 attach "$1" --node n1 --device --door "$3" | grep '^/' | tail -n 1)
     [ -b "$DEV" ] || die "no device of $1 through $3"
 }
+
+# device_gone DEVICE: an NBD device stays for ever, empty.
+device_gone() { [ ! -b "$1" ] || [ "$(blockdev --getsize64 "$1")" = 0 ]; }
 
 # device_down VOLUME: undoes device_up.
 device_down() {

@@ -27,7 +27,7 @@ old_mount_ends() {
     check "within a second" [ $after -le 1000 ]
     check "the old mount is unmounted" umount /mnt
     check "nobody is stuck" not asleep_for_ever
-    check "the old device is gone" until_true 10 test ! -e "$(cat /tmp/real)"
+    check "the old device is gone" until_true 10 device_gone "$(cat /tmp/real)"
     check "its name too" test ! -e "$DEV"
     waited="$waited, $after ms"
 }

@@ -14,6 +14,8 @@ for n in 1 2; do
     mkdir -p "$(node_dir $n)"
     [ "$VM_ROUND" -gt 0 ] || mkfs.ext4 -q "$disk" || die "no file system for node $n"
     check "the disk of node $n is mounted" mount "$disk" "$(node_dir $n)"
+    # What must not outlive the machine.
+    mkdir -p "$(node_dir $n)/run" && mount -t tmpfs tmpfs "$(node_dir $n)/run"
 done
 for n in 2 1; do node_launch $n; done
 for n in 2 1; do node_ready $n 60 || die "n$n is not ready"; done
@@ -24,7 +26,7 @@ if [ "$VM_ROUND" -eq 0 ]; then
     mount "$DEV" /mnt || die "it is not mounted"
     mkdir /mnt/files && sync
 else
-    DEV=$(lockstep_on 1 attach v --node n1 --wait 60 --device | grep -o '^/dev/.*')
+    DEV=$(lockstep_on 1 attach v --node n1 --wait 60 --device | grep '^/' | tail -n 1)
     [ -b "$DEV" ] || die "no device after the power cut"
     # Its journal is replayed, as any mount after a crash does.
     check "it is mounted" mount "$DEV" /mnt

@@ -7,6 +7,20 @@
 pools_on /dev/vda
 cluster_up 3
 
+# node1 SIGNAL: to everything of node 1, as init does: daemon, keeper, and whoever uses the volume.
+node1() {
+    local pid
+    for pid in $(node1_processes); do kill -"$1" "$pid"; done
+}
+node1_processes() {
+    local pid
+    for pid in $(pidof lockstepd); do
+        [ "$pid" = "$(node_pid 2)" ] || [ "$pid" = "$(node_pid 3)" ] || echo "$pid"
+    done
+    process_alive $writer && echo $writer
+}
+node1_over() { [ -z "$(node1_processes)" ]; }
+
 for door in $(doors); do
     # With two copies needed for each write, and one of them gone, all writes wait.
     device_up v 320 "$door" 2
@@ -21,14 +35,9 @@ for door in $(doors); do
 
     echo "-- $door: the machine stops: TERM to all, KILL to all, umount, as init does"
     begin=$(now_ms)
-    for pid in $(pgrep lockstepd) $writer; do
-        [ "$pid" = "$(node_pid 2)" ] || [ "$pid" = "$(node_pid 3)" ] || kill -TERM "$pid"
-    done
-    gone() { ! pgrep lockstepd | grep -vxE "$(node_pid 2)|$(node_pid 3)"; }
-    until_true 10 gone
-    for pid in $(pgrep lockstepd) $writer; do
-        [ "$pid" = "$(node_pid 2)" ] || [ "$pid" = "$(node_pid 3)" ] || kill -KILL "$pid"
-    done
+    node1 TERM
+    until_true 10 node1_over
+    node1 KILL
     check "the writer is gone" until_true 10 not process_alive $writer
     check "it can be unmounted" timeout 20 umount /mnt
     check "nobody is stuck" not asleep_for_ever
