@@ -26,8 +26,21 @@ disk_up() {
     mapped "$disk" "linear $disk 0" | dmsetup create "disk$n" &&
         mkfs.ext4 -q "/dev/mapper/disk$n" && mkdir -p "$dir" && mount "/dev/mapper/disk$n" "$dir"
 }
-CLUSTER_NODES=3 CLUSTER_DIR=$(mktemp -d /pools/bad.XXXXXX) CLUSTER_UUID=$(</proc/sys/kernel/random/uuid)
-for n in 1 2; do disk_up $n || die "no device mapper"; done
+# new_disk N: mends node N's disk and starts its daemon again.
+new_disk() {
+    node_kill "$1"
+    fault "$1" linear DISK 0
+    umount "$(node_pool "$1")"
+    e2fsck -fy "/dev/mapper/disk$1" >/dev/null 2>&1
+    check "the disk of node $1 can be mounted" mount "/dev/mapper/disk$1" "$(node_pool "$1")"
+    node_start "$1"
+}
+CLUSTER_NODES=3 CLUSTER_DIR=$(mktemp -d /pools/bad.XXXXXX)
+CLUSTER_UUID=$(</proc/sys/kernel/random/uuid)
+for n in 1 2; do
+    disk_up $n || die "no device mapper"
+    ON_CLEANUP+=("umount -l $(node_pool $n)")
+done
 for n in 3 2 1; do node_launch $n; done
 for n in 3 2 1; do node_ready $n || die "n$n is not ready"; done
 
@@ -49,9 +62,13 @@ check "files are written on" until_true 30 written $(($(grep -c done /tmp/ledger
 fault 2 error
 check "files are written on" until_true 30 written $(($(grep -c done /tmp/ledger) + 30))
 
+echo "-- node 2 gets a new disk"
+new_disk 2
+check "its copy gets in sync" until_true 120 in_sync v 3
+
 echo "-- the disk of the node that serves the volume fails"
 fault 1 error
-check "the member on node 1 is let go" until_true 60 in_sync v 1
+check "the member on node 1 is let go" until_true 60 in_sync v 2
 check "files are written on" until_true 30 written $(($(grep -c done /tmp/ledger) + 30))
 check "the writer has met no error" process_alive $writer
 kill $writer
@@ -63,15 +80,8 @@ check "it is unmounted" umount /mnt
 check "the file system is clean" e2fsck -fn "$DEV"
 check "it is detached" lockstep_on 1 detach v
 
-echo "-- new disks"
-for n in 1 2; do
-    node_kill $n
-    fault $n linear DISK 0
-    umount "$(node_pool $n)"
-    e2fsck -fy "/dev/mapper/disk$n" >/dev/null 2>&1
-    check "the disk of node $n can be mounted" mount "/dev/mapper/disk$n" "$(node_pool $n)"
-    node_start $n
-done
+echo "-- node 1 gets a new disk"
+new_disk 1
 device=$(lockstep_on 1 attach v --node n1 --device --door "$door" | grep '^/' | tail -n 1)
 check "the volume is attached again" test -b "$device"
 check "all copies get in sync" until_true 120 in_sync v 3
@@ -80,5 +90,4 @@ check "all files are right" lockstep-vm check /mnt/files /tmp/ledger
 check "it is unmounted" umount /mnt
 check "it is detached" lockstep_on 1 detach v
 result "$(grep -c done /tmp/ledger) changes over 2 lost disks, door $door"
-for n in 1 2; do ON_CLEANUP+=("umount -l $(node_pool $n)"); done
 finish
