@@ -98,7 +98,7 @@ impl Default for NbdOptions {
         Self {
             owner: String::new(),
             dead_after: Duration::from_secs(600),
-            resend_after: Duration::from_millis(500),
+            resend_after: Duration::from_millis(250),
             drain: Duration::from_secs(5),
         }
     }
