@@ -154,7 +154,7 @@ async fn on<T: Send + 'static>(
 #[must_use]
 pub fn probes(run_dir: &Path) -> Vec<Probe> {
     let keeper = door::keeper(run_dir);
-    door::all(run_dir, &keeper).iter().map(|door| door.probe()).collect()
+    door::all(run_dir, "", &keeper).iter().map(|door| door.probe()).collect()
 }
 
 impl Devices {
@@ -164,7 +164,7 @@ impl Devices {
     /// If what was left cannot be read.
     pub fn new(config: &DeviceConfig, owner: &str) -> Result<Self, DevicesError> {
         let keeper = door::keeper(&config.run_dir);
-        let doors = door::all(&config.run_dir, &keeper);
+        let doors = door::all(&config.run_dir, owner, &keeper);
         Self::with_doors(config, owner, doors, Mounter::Process, Some(keeper))
     }
 

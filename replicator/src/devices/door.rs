@@ -18,12 +18,16 @@ pub(super) fn keeper(run_dir: &Path) -> KeeperClient {
     KeeperClient::new(run_dir, Some(OWN_PROGRAM.into()))
 }
 
-/// All of them, the best first.
-pub(super) fn all(run_dir: &Path, keeper: &KeeperClient) -> Vec<Box<dyn Door<VolumeHandle>>> {
+/// All of them, the best first. `owner` is who makes devices: a node of a cluster.
+pub(super) fn all(
+    run_dir: &Path,
+    owner: &str,
+    keeper: &KeeperClient,
+) -> Vec<Box<dyn Door<VolumeHandle>>> {
     let keeper = keeper.clone();
     let nbd = NbdOptions { owner: run_dir.display().to_string(), ..NbdOptions::default() };
     vec![
-        Box::new(UblkDoor::new()),
+        Box::new(UblkDoor::new(owner)),
         Box::new(NbdDoor::new(nbd)),
         Box::new(FuseDoor::new(run_dir.to_owned(), keeper, OWN_PROGRAM.into())),
     ]

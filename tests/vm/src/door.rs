@@ -25,6 +25,8 @@ pub(crate) struct Args {
     door: String,
 }
 
+/// Whose devices they are.
+const OWNER: &str = "scenes";
 /// Size of the devices.
 const SIZE: u64 = 16 << 20;
 /// How soon everybody must have heard that a device fails.
@@ -42,7 +44,7 @@ type AnyDoor = dyn Door<Gated>;
 /// Runs all scenes.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let door: Box<AnyDoor> = match args.door.as_str() {
-        "ublk" => Box::new(UblkDoor::new()),
+        "ublk" => Box::new(UblkDoor::new(OWNER)),
         "nbd" => Box::new(NbdDoor::new(NbdOptions::default())),
         other => bail!("no door {other} here"),
     };

@@ -100,7 +100,7 @@ async fn open(options: &Options, backend: &Arc<TestBackend>) -> Outcome<Box<dyn 
             let keeper = KeeperClient::new(&options.run_dir, Some(OWN_PROGRAM.into()));
             Box::new(FuseDoor::new(options.run_dir.clone(), keeper, OWN_PROGRAM.into()))
         }
-        Kind::Ublk => Box::new(UblkDoor::new()),
+        Kind::Ublk => Box::new(UblkDoor::new("device-memory")),
         Kind::Nbd => Box::new(NbdDoor::new(NbdOptions::default())),
     };
     let probe = door.probe();

@@ -16,16 +16,17 @@
 //!
 //! # Marks
 //!
-//! Numbers of devices are used again. The driver keeps a word for user space with each device; it
-//! gets a random one when it is added, which the token remembers. A device with another word is
-//! somebody else's.
+//! Numbers of devices are used again. The driver keeps a word for user space with each device: see
+//! [`mark`]. A device with another word than its token's is somebody else's.
 
 mod limits;
 mod make;
+mod mark;
 mod request;
 mod serve;
 mod served;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,7 @@ use lockstep_kernel::ublk::{Control, Features};
 
 use super::{Device, DeviceError, Door, Kind, Place, Probe, Shape, Token, known_bad};
 use crate::backend::Backend;
+use mark::Mark;
 
 /// What a driver must offer.
 const NEEDED: Features = Features::USER_RECOVERY
@@ -45,16 +47,17 @@ const NEEDED: Features = Features::USER_RECOVERY
     .and(Features::USER_COPY);
 
 /// The ublk door of this node.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct UblkDoor {
-    _private: (),
+    owner: String,
 }
 
 impl UblkDoor {
-    /// The door; whether the kernel has it is told by its probe.
+    /// The door; whether the kernel has it is told by its probe. `owner` tells the daemon, over all
+    /// its lives, from others that use the same kernel, for [`Door::sweep`].
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(owner: &str) -> Self {
+        Self { owner: owner.to_owned() }
     }
 }
 
@@ -77,8 +80,9 @@ impl<B: Backend> Door<B> for UblkDoor {
         backend: Arc<B>,
     ) -> BoxFuture<'_, Result<Box<dyn Device>, DeviceError>> {
         let runtime = tokio::runtime::Handle::current();
+        let mark = Mark::new(&self.owner, &shape.name);
         Box::pin(async move {
-            let made = blocking("add a device", move || make::open(&shape, backend, runtime));
+            let made = blocking("add a device", move || make::open(&shape, mark, backend, runtime));
             Ok(Box::new(made.await?) as Box<dyn Device>)
         })
     }
@@ -98,6 +102,11 @@ impl<B: Backend> Door<B> for UblkDoor {
 
     fn end(&self, token: Token) -> BoxFuture<'_, Result<(), DeviceError>> {
         Box::pin(blocking("end a device", move || make::end(&token)))
+    }
+
+    fn sweep(&self, known: BTreeSet<String>) -> BoxFuture<'_, Result<(), DeviceError>> {
+        let owner = self.owner.clone();
+        Box::pin(blocking("look for devices", move || make::sweep(&owner, &known)))
     }
 }
 

@@ -1,11 +1,14 @@
 //! Servers of ublk that die while they take a device over.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lockstep_attach::device::{DeviceError, Place, Token};
-use lockstep_kernel::ublk::{Control, Queues};
+use lockstep_attach::device::ublk::UblkDoor;
+use lockstep_attach::device::{DeviceError, Place, Shape, Token};
+use lockstep_kernel::ublk::{Control, DeviceState, Queues};
 use nix::libc;
 
 use super::gated::Gated;
@@ -35,7 +38,39 @@ pub(super) async fn all(door: &AnyDoor) -> Result<()> {
     passed("a device is taken over after servers died at each step of taking it over");
     strangers(door).await.context("a device of somebody else")?;
     passed("a device with another mark is left alone");
+    forgotten(door).await.context("devices that nobody noted")?;
+    passed("only devices of our own that nobody serves and nobody noted are swept away");
     Ok(())
+}
+
+async fn forgotten(door: &AnyDoor) -> Result<()> {
+    let served = door.open(shape(), Arc::new(Gated::new(SIZE))).await?;
+    let (noted, left, other) = (left(door, "noted").await?, left(door, "left").await?, {
+        let stranger: Box<AnyDoor> = Box::new(UblkDoor::new("another owner"));
+        left(stranger.as_ref(), "other").await?
+    });
+    door.sweep(BTreeSet::from(["noted".to_owned()])).await?;
+    ensure!(noted.device.exists() && other.device.exists(), "some must stay");
+    ensure!(served.path().exists(), "the one that is served must stay");
+    ensure!(!left.device.exists(), "the one that is left must go");
+    door.end(noted).await?;
+    door.end(other).await?;
+    served.close().await?;
+    Ok(())
+}
+
+/// Makes a device and dies.
+async fn left(door: &AnyDoor, name: &str) -> Result<Token> {
+    let shape = Shape { name: name.to_owned(), ..shape() };
+    let device = door.open(shape, Arc::new(Gated::new(SIZE))).await?;
+    let token = device.token().clone();
+    let (id, _) = place(&token)?;
+    drop(device);
+    let mut control = Control::open()?;
+    while control.info(id)?.state == DeviceState::Live {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(token)
 }
 
 async fn deaths_then_life(door: &AnyDoor, deaths: &[Death]) -> Result<()> {
@@ -87,7 +122,7 @@ fn wait_for_begin(control: &mut Control, id: u32) -> Result<()> {
         match control.start_recovery(id).map_err(|error| error.raw_os_error()) {
             // Begun already by one that had not fetched.
             Ok(()) | Err(Some(libc::EINVAL)) => return Ok(()),
-            Err(Some(libc::EBUSY)) => std::thread::sleep(std::time::Duration::from_millis(2)),
+            Err(Some(libc::EBUSY)) => std::thread::sleep(Duration::from_millis(2)),
             Err(errno) => bail!("errno {errno:?}"),
         }
     }

@@ -1,6 +1,7 @@
 //! Devices are made, taken over, and ended. All of this blocks.
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::collections::BTreeSet;
+use std::fs;
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,6 +14,7 @@ use super::limits::{
     BEST_SHIFT, BLOCK_SHIFT, DEPTH, DISCARD_BYTES_MAX, GRACE, PAUSE, PAYLOAD_BYTES_MAX, QUEUES_MAX,
     RECOVERY_WAIT,
 };
+use super::mark::Mark;
 use super::request::SECTOR_BYTES;
 use super::serve::{Plan, Server};
 use super::served::UblkDevice;
@@ -31,6 +33,7 @@ pub(super) fn control() -> Result<Control, DeviceError> {
 /// Adds a device and serves it.
 pub(super) fn open<B: Backend>(
     shape: &Shape,
+    mark: Mark,
     backend: Arc<B>,
     runtime: Handle,
 ) -> Result<UblkDevice, DeviceError> {
@@ -44,8 +47,7 @@ pub(super) fn open<B: Backend>(
         depth: DEPTH,
         payload_bytes_max: PAYLOAD_BYTES_MAX,
         features: NEEDED,
-        // What std takes for its hash tables is random enough to tell two devices apart.
-        mark: RandomState::new().hash_one(&shape.name),
+        mark: mark.0,
     };
     let info = control.add(&new).map_err(|error| refused("cannot add a ublk device", error))?;
     let started = start(&mut control, shape, &info, backend, runtime);
@@ -184,6 +186,32 @@ pub(super) fn end(token: &Token) -> Result<(), DeviceError> {
         Err(error) => return Err(refused(format!("cannot look at ublk device {id}"), error)),
     }
     stop_and_remove(&mut control, id)
+}
+
+/// Ends devices of this owner that nobody serves and whose names are not known.
+pub(super) fn sweep(owner: &str, known: &BTreeSet<String>) -> Result<(), DeviceError> {
+    // Without the module there is no such directory, and no device.
+    let Ok(entries) = fs::read_dir("/sys/class/ublk-char") else { return Ok(()) };
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let ids = names.filter_map(|name| name.to_str()?.strip_prefix("ublkc")?.parse().ok());
+    let ids: Vec<u32> = ids.collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let own = i32::try_from(std::process::id()).unwrap_or(i32::MAX);
+    let mut control = control()?;
+    for id in ids {
+        let Ok(info) = control.info(id) else { continue };
+        let mark = Mark(info.mark);
+        // One that this process is making is not started yet.
+        let made_now = info.state == DeviceState::Dead && info.server == own;
+        let left = info.state != DeviceState::Live && !made_now && mark.is_of(owner);
+        if left && !known.iter().any(|name| mark.may_name(name)) {
+            tracing::warn!("ends ublk device {id}, which a daemon left before it could note it");
+            stop_and_remove(&mut control, id)?;
+        }
+    }
+    Ok(())
 }
 
 /// Stops a device and removes it. It need not be there any more.
