@@ -2,7 +2,7 @@
 # the daemon is killed and started again under fio --verify: no error, no wrong block, short stalls
 # disk: 2G
 # memory: 768
-# limit: 420
+# limit: 600
 . /tests/vm/lib.sh
 pools_on /dev/vda
 cluster_up 2
