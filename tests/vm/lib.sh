@@ -212,7 +212,8 @@ vm_qemu() {
     accel=$(vm_accel)
     # An emulated guest counts the host's cycles, and a busy host makes it miscount them.
     khz=$(awk -F: '/^cpu MHz/ { printf "%d", $2 * 1000; exit }' /proc/cpuinfo)
-    [ "$accel" = kvm ] || append="tsc_early_khz=$khz tsc=reliable no_timer_check $append"
+    [ "$accel" = kvm ] ||
+        append="tsc_early_khz=$khz tsc=reliable no_timer_check vm.env.VM_PATIENCE=10 $append"
     exec qemu-system-x86_64 -machine q35 -accel "$accel" -cpu max -smp "$cpus" -m "$memory" \
         -nodefaults -no-user-config -display none -serial stdio -no-reboot \
         -device virtio-serial -chardev "file,id=status,path=$dir/status" \

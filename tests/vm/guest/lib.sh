@@ -5,6 +5,10 @@
 
 quick() { [ -n "${VM_QUICK:-}" ]; }
 
+# in_time MS GOAL_MS: whether something took no longer than it should. An emulated processor, one of
+# several on a busy machine, gets ten times as long; what it took is told by `result` anyway.
+in_time() { [ "$1" -le $(($2 * ${VM_PATIENCE:-1})) ]; }
+
 # pools_on DEVICE: clusters of this test are on this disk: a tmpfs takes no direct I/O everywhere.
 pools_on() {
     mkfs.ext4 -q "$1" && mkdir -p /pools && mount "$1" /pools || die "no disk for pools"

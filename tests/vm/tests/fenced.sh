@@ -24,7 +24,7 @@ old_mount_ends() {
     check "the writer ends" until_true 30 test -s /tmp/writer
     after=$(($(head -n 1 /tmp/writer | cut -d' ' -f1) - since))
     check "it has met an error" grep -qiE 'input/output|read-only' /tmp/writer
-    check "within a second" [ $after -le 1000 ]
+    check "within a second" in_time $after 1000
     check "the old mount is unmounted" umount /mnt
     check "nobody is stuck" not asleep_for_ever
     check "the old device is gone" until_true 10 device_gone "$(cat /tmp/real)"
