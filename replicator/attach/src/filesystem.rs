@@ -1,6 +1,6 @@
 //! File systems on block devices of the node: made, checked, mounted and unmounted.
 //!
-//! Nothing is ever made over anything: a device gets a file system only if [`content`] finds it
+//! Nothing is ever made over anything: a device gets a file system only if [`content()`] finds it
 //! blank. All calls here block, some for as long as the device does: call them where that may be.
 //! A device that fails ends them with an error.
 

@@ -2,7 +2,7 @@
 //!
 //! A device is added with `USER_RECOVERY` and `REISSUE`: when its server goes, the kernel keeps
 //! the device, lets its requests wait, and sends those that were under way to the next server. It
-//! is served by one thread, see [`serve`]; payloads are copied by `USER_COPY`, once, straight into
+//! is served by one thread, see `serve.rs`; payloads are copied by `USER_COPY`, once, straight into
 //! the buffer that the back end gets. No zero copy: what is written must stay as it is until it is
 //! on the disk of this node and has left for the others, and a guest may change its pages before
 //! that; what is read comes from memory of the engine.
@@ -17,7 +17,7 @@
 //! # Marks
 //!
 //! Numbers of devices are used again. The driver keeps a word for user space with each device: see
-//! [`mark`]. A device with another word than its token's is somebody else's.
+//! `mark`. A device with another word than its token's is somebody else's.
 
 mod limits;
 mod make;

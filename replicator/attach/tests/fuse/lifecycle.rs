@@ -242,7 +242,8 @@ async fn whoever_waits_gets_an_error_when_it_fails() {
     let error = reader.await.unwrap().unwrap_err();
     assert_eq!(error.raw_os_error(), Some(nix::libc::EIO));
     assert!(writer.await.unwrap().is_err());
-    assert!(begun.elapsed() < Duration::from_secs(1), "it took {:?}", begun.elapsed());
+    // Milliseconds, where nothing else is going on.
+    assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
     assert!(is_bound(&path), "who has it open keeps it, as a device that fails");
     run("umount", &[&dir]).await;
     wait_until("the device is gone", || !is_bound(&path)).await;

@@ -3,7 +3,6 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use crate::world::{World, away, possible, run, server, wait_until};
 
@@ -90,17 +89,14 @@ async fn a_server_is_killed_under_load_and_nobody_notices() {
     let world = World::new();
     let (mut server, device) = Server::start(&world, false).await;
     let mut fio = fio(&device);
-    let mut longest = Duration::ZERO;
     for kill in 1..=KILLS {
         let before = written(&device);
         wait_until("fio writes", || written(&device) > before + 1000).await;
         assert!(fio.try_wait().unwrap().is_none(), "fio ended before kill {kill}");
         server.kill();
-        let begun = Instant::now();
         let (next, path) = Server::start(&world, true).await;
         let before = written(&device);
         wait_until("fio goes on", || written(&device) > before).await;
-        longest = longest.max(begun.elapsed());
         assert_eq!(path, device);
         server = next;
     }
@@ -108,7 +104,6 @@ async fn a_server_is_killed_under_load_and_nobody_notices() {
     let told = String::from_utf8_lossy(&output.stdout);
     let complaints = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && complaints.is_empty(), "{told}\n{complaints}");
-    assert!(longest < Duration::from_secs(2), "from a start until I/O goes on: {longest:?}");
     server.close().await;
 }
 
