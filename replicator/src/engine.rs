@@ -4,6 +4,7 @@ mod alarm;
 mod config;
 mod error;
 mod fetcher;
+mod incoming;
 mod keeper;
 mod opening;
 mod path;
@@ -41,6 +42,7 @@ use crate::clock::Clock;
 use crate::net::{Net, Peers, Server, Service};
 use crate::pool::{Pool, PoolError};
 use fetcher::Fetcher;
+use incoming::Incoming;
 use replicas::Replicas;
 
 /// Threads that wait for disks. A thread waits for one operation at a time, so this is also the
@@ -59,6 +61,14 @@ pub struct Engine {
     inner: Arc<Inner>,
 }
 
+/// The attachments of a node.
+type Primaries = Arc<Mutex<BTreeMap<VolumeId, VolumeHandle>>>;
+
+/// The map is changed by single inserts and removals: it is whole even after a panic.
+fn locked(primaries: &Primaries) -> MutexGuard<'_, BTreeMap<VolumeId, VolumeHandle>> {
+    primaries.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[derive(Debug)]
 struct Inner {
     net: Arc<Net>,
@@ -67,7 +77,7 @@ struct Inner {
     replicas: Arc<Replicas>,
     meta: Arc<dyn Meta>,
     slots: Arc<slots::NodeSlots>,
-    primaries: Mutex<BTreeMap<VolumeId, VolumeHandle>>,
+    primaries: Primaries,
     stopping: AtomicBool,
     /// Ends the listener and all connections.
     stop: CancellationToken,
@@ -98,7 +108,10 @@ impl Engine {
             Replicas::open(clock, config.direct_io, pools, DISK_THREADS, fetcher, entries)
         });
         let replicas = opening.await.map_err(|_| EngineError::Stopped)??;
-        let service: Arc<dyn Service> = Arc::<Replicas>::clone(&replicas);
+        let primaries = Primaries::default();
+        let incoming =
+            Incoming { replicas: Arc::clone(&replicas), primaries: Arc::clone(&primaries) };
+        let service: Arc<dyn Service> = Arc::new(incoming);
         let server = Server::start(Arc::clone(&net), listen, service, stop.clone())
             .await
             .map_err(|source| EngineError::Listen { addr: listen, source })?;
@@ -110,7 +123,7 @@ impl Engine {
             replicas,
             meta,
             slots: Arc::default(),
-            primaries: Mutex::default(),
+            primaries,
             stopping: AtomicBool::new(false),
             stop,
         };
@@ -327,9 +340,8 @@ impl Engine {
         if self.inner.stopping.load(Ordering::SeqCst) { Err(EngineError::Stopped) } else { Ok(()) }
     }
 
-    /// The map is changed by single inserts and removals: it is whole even after a panic.
     fn primaries(&self) -> MutexGuard<'_, BTreeMap<VolumeId, VolumeHandle>> {
-        self.inner.primaries.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.inner.primaries)
     }
 }
 

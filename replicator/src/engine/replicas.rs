@@ -21,7 +21,6 @@ use super::slots::NodeSlots;
 use super::status::{OpenReplica, PoolInfo, ReplicaInfo, ReplicaState};
 use crate::clock::Clock;
 use crate::disk::Threads;
-use crate::net::{Connection, Service};
 use crate::pool::{self, Found, Pool, PoolError};
 
 /// All replicas of this node.
@@ -341,16 +340,6 @@ impl Replicas {
 
     fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<VolumeId, Slot>> {
         self.slots.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Service for Replicas {
-    fn request(&self, from: &Arc<Connection>, message: Message<Request>) {
-        self.submit(ReplyPath::Remote(Arc::clone(from)), message);
-    }
-
-    fn disconnected(&self, conn: Conn) {
-        Self::disconnected(self, conn);
     }
 }
 
