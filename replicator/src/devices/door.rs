@@ -25,7 +25,7 @@ pub(super) fn all(
     keeper: &KeeperClient,
 ) -> Vec<Box<dyn Door<VolumeHandle>>> {
     let keeper = keeper.clone();
-    let nbd = NbdOptions { owner: run_dir.display().to_string(), ..NbdOptions::default() };
+    let nbd = NbdOptions { owner: owner.to_owned(), ..NbdOptions::default() };
     vec![
         Box::new(UblkDoor::new(owner)),
         Box::new(NbdDoor::new(nbd)),
