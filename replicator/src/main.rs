@@ -106,6 +106,9 @@ fn hold_memory() {
     if let Err(error) = memory::lock_memory() {
         tracing::info!(%error, "cannot keep the daemon's memory from being swapped out");
     }
+    if let Err(error) = memory::never_kill_for_memory() {
+        tracing::info!(%error, "cannot keep the daemon from being killed when memory is short");
+    }
     if let Err(error) = memory::become_io_flusher() {
         tracing::info!(%error, "cannot tell the kernel that this daemon writes back for others");
     }

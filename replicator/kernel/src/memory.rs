@@ -34,6 +34,16 @@ fn set_io_flusher(set: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// Asks never to be chosen when memory is so short that a process is killed: killing who writes
+/// dirty pages back frees none of them. Children inherit it.
+///
+/// # Errors
+/// `EACCES` without `CAP_SYS_RESOURCE`.
+pub fn never_kill_for_memory() -> io::Result<()> {
+    // OOM_SCORE_ADJ_MIN of `linux/oom.h`.
+    std::fs::write("/proc/self/oom_score_adj", "-1000")
+}
+
 /// Keeps all memory of the process, present and future, from being swapped out. Pages count once
 /// they are touched, not when they are mapped.
 ///

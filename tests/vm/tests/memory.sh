@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # most of a small machine's memory is dirty pages of the device that its own daemon serves
 # disk: 3G
-# memory: 512
+# memory: 768
 # limit: 700
 . /tests/vm/lib.sh
 pools_on /dev/vda

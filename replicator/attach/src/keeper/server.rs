@@ -71,7 +71,7 @@ pub async fn run<F: Future<Output = ()>>(
     let run_dir = run_dir.canonicalize()?;
     // What follows makes it harder to kill or to stall; it works without, in a test for example.
     let _ = nix::unistd::setsid();
-    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    let _ = memory::never_kill_for_memory();
     if let Err(error) = memory::lock_memory() {
         tracing::warn!(%error, "the keeper's memory is not locked");
     }
