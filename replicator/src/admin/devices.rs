@@ -166,7 +166,8 @@ impl Admin {
 
     async fn resume_device(&self, kept: &Kept) {
         let mut told = String::new();
-        loop {
+        // Until somebody detaches the volume: then it must not be attached once more.
+        while self.inner.devices.left().iter().any(|left| left.volume == kept.volume) {
             match self.serve_again(kept).await {
                 Ok(handle) => {
                     match self.inner.devices.resume(kept, &handle).await {
