@@ -1,14 +1,22 @@
-//! The daemon of this node, as the driver sees it.
+//! The daemons, as the driver sees them.
 
-use lockstep_proto::v1::GetNodeRequest;
+use lockstep_proto::v1;
 use lockstep_proto::v1::control_client::ControlClient;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Response, Status};
 
-/// For a connection and an answer; a probe of the kubelet waits little longer.
+/// For a connection and a short answer; a probe of the kubelet waits little longer.
 const DEADLINE: Duration = Duration::from_secs(2);
+/// For a question about volumes or nodes: a daemon asks others, some of which may be silent.
+const ASK: Duration = Duration::from_secs(15);
+/// For what makes and removes things. What takes longer goes on, and the next call finds it.
+const DO: Duration = Duration::from_secs(90);
+/// A daemon that does not answer this is gone, and another one is asked.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// The address of the daemon is not one.
 #[derive(Debug, Error)]
@@ -18,30 +26,256 @@ pub(crate) struct AddressError {
     source: tonic::transport::Error,
 }
 
-/// A client that connects when it is used.
-#[derive(Clone, Debug)]
-pub(crate) struct Daemon {
-    client: ControlClient<Channel>,
+type Client = ControlClient<Channel>;
+
+/// One or more daemons of a cluster, any of which knows all of it. Connects when it is used.
+#[derive(Debug)]
+pub(crate) struct Daemons {
+    all: Vec<(String, Client)>,
+    /// The one that answered last.
+    last: AtomicUsize,
 }
 
-impl Daemon {
-    pub(crate) fn new(address: &str) -> Result<Self, AddressError> {
-        let endpoint = Endpoint::from_shared(address.to_owned())
-            .map_err(|source| AddressError { address: address.to_owned(), source })?;
-        let channel = endpoint.connect_timeout(DEADLINE).connect_lazy();
-        Ok(Self { client: ControlClient::new(channel) })
+/// What a daemon said, without what belongs to the connection.
+fn plain(address: &str, status: &Status) -> Status {
+    let broken = std::error::Error::source(status).is_some();
+    if broken {
+        let why = format!("the daemon at {address} does not answer: {}", status.message());
+        return Status::unavailable(why);
     }
+    Status::new(status.code(), status.message())
+}
 
-    /// Whether it answers.
+impl Daemons {
+    /// These daemons.
     ///
     /// # Errors
-    /// Why it did not, in one sentence.
-    pub(crate) async fn answers(&self) -> Result<(), String> {
-        let mut client = self.client.clone();
-        match timeout(DEADLINE, client.get_node(GetNodeRequest {})).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(status)) => Err(format!("the daemon did not answer: {}", status.message())),
-            Err(_) => Err(format!("the daemon did not answer within {} ms", DEADLINE.as_millis())),
+    /// If one of these is no address.
+    pub(crate) fn new(addresses: &[String]) -> Result<Self, AddressError> {
+        let client = |address: &String| {
+            let endpoint = Endpoint::from_shared(address.clone())
+                .map_err(|source| AddressError { address: address.clone(), source })?;
+            let channel = endpoint
+                .connect_timeout(DEADLINE)
+                .http2_keep_alive_interval(KEEP_ALIVE)
+                .keep_alive_timeout(KEEP_ALIVE)
+                .connect_lazy();
+            Ok((address.clone(), ControlClient::new(channel)))
+        };
+        let all = addresses.iter().map(client).collect::<Result<_, _>>()?;
+        Ok(Self { all, last: AtomicUsize::new(0) })
+    }
+
+    /// Asks one after another until one can tell: all calls may be repeated.
+    async fn ask<T, A>(&self, limit: Duration, call: impl Fn(Client) -> A) -> Result<T, Status>
+    where
+        A: Future<Output = Result<Response<T>, Status>>,
+    {
+        let first = self.last.load(Ordering::Relaxed);
+        let mut refused = Status::unavailable("no daemon is named; start with --daemon");
+        for n in 0..self.all.len() {
+            let which = (first + n) % self.all.len();
+            let Some((address, client)) = self.all.get(which) else { break };
+            let outcome = match timeout(limit, call(client.clone())).await {
+                Ok(Ok(answer)) => Ok(answer.into_inner()),
+                Ok(Err(status)) => Err(plain(address, &status)),
+                Err(_) => Err(Status::deadline_exceeded(format!(
+                    "the daemon at {address} did not answer within {} s; it may still do what was \
+                     asked, and the same call again finds out",
+                    limit.as_secs()
+                ))),
+            };
+            match outcome {
+                Err(status) if status.code() == Code::Unavailable => refused = status,
+                told => {
+                    self.last.store(which, Ordering::Relaxed);
+                    return told;
+                }
+            }
         }
+        Err(refused)
+    }
+
+    /// What the daemon says of itself.
+    pub(crate) async fn node(&self) -> Result<v1::Node, Status> {
+        let call = |mut client: Client| async move { client.get_node(v1::GetNodeRequest {}).await };
+        let answer = self.ask(DEADLINE, call).await?;
+        answer.node.ok_or_else(|| Status::internal("the daemon does not say which node it is"))
+    }
+
+    /// All nodes, by name.
+    pub(crate) async fn nodes(&self) -> Result<Vec<v1::NodeStatus>, Status> {
+        let call =
+            |mut client: Client| async move { client.list_nodes(v1::ListNodesRequest {}).await };
+        Ok(self.ask(ASK, call).await?.nodes)
+    }
+
+    /// All nodes and all volumes, also those that are being made or removed.
+    pub(crate) async fn cluster(
+        &self,
+    ) -> Result<(Vec<v1::NodeStatus>, Vec<v1::VolumeStatus>), Status> {
+        let call = |mut client: Client| async move { client.status(v1::StatusRequest {}).await };
+        let told = self.ask(ASK, call).await?;
+        Ok((told.nodes, told.volumes))
+    }
+
+    /// Changes labels of nodes. Returns all that were put, by node.
+    pub(crate) async fn label(
+        &self,
+        changes: Vec<v1::LabelChange>,
+    ) -> Result<Vec<v1::NodeLabels>, Status> {
+        let request = v1::LabelNodesRequest { changes };
+        let call = |mut client: Client| {
+            let request = request.clone();
+            async move { client.label_nodes(request).await }
+        };
+        Ok(self.ask(ASK, call).await?.nodes)
+    }
+
+    /// All volumes that are not being made or removed.
+    pub(crate) async fn volumes(&self) -> Result<Vec<v1::VolumeStatus>, Status> {
+        let call = |mut client: Client| async move {
+            client.list_volumes(v1::ListVolumesRequest {}).await
+        };
+        let mut volumes = self.ask(ASK, call).await?.volumes;
+        volumes.retain(|volume| volume.stage == i32::from(v1::VolumeStage::Ready));
+        Ok(volumes)
+    }
+
+    /// One volume, if it is there; also one that is being made or removed.
+    pub(crate) async fn volume(&self, name: &str) -> Result<Option<v1::VolumeStatus>, Status> {
+        if !crate::names::is_volume_name(name) {
+            return Ok(None);
+        }
+        let call = |mut client: Client| {
+            let request = v1::GetVolumeRequest { name: name.to_owned() };
+            async move { client.get_volume(request).await }
+        };
+        match self.ask(ASK, call).await {
+            Ok(answer) => Ok(answer.volume),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(status),
+        }
+    }
+
+    /// Makes a volume.
+    pub(crate) async fn create(
+        &self,
+        request: &v1::CreateVolumeRequest,
+    ) -> Result<v1::VolumeStatus, Status> {
+        let call = |mut client: Client| {
+            let request = Request::new(request.clone());
+            async move { client.create_volume(request).await }
+        };
+        let answer = self.ask(DO, call).await?;
+        answer.volume.ok_or_else(|| Status::internal("the daemon does not say what it has made"))
+    }
+
+    /// Removes a volume, if it is there.
+    pub(crate) async fn delete(&self, name: &str) -> Result<(), Status> {
+        if !crate::names::is_volume_name(name) {
+            return Ok(());
+        }
+        let call = |mut client: Client| {
+            let request = v1::DeleteVolumeRequest { name: name.to_owned() };
+            async move { client.delete_volume(request).await }
+        };
+        self.ask(DO, call).await.map(drop)
+    }
+
+    /// Wants other numbers of copies.
+    pub(crate) async fn set(&self, request: &v1::SetVolumeRequest) -> Result<(), Status> {
+        let call = |mut client: Client| {
+            let request = request.clone();
+            async move { client.set_volume(request).await }
+        };
+        self.ask(DO, call).await.map(drop)
+    }
+
+    /// Makes a volume larger. Returns what does not show that, in words.
+    pub(crate) async fn resize(&self, name: &str, size_bytes: u64) -> Result<String, Status> {
+        let call = |mut client: Client| {
+            let request = v1::ResizeVolumeRequest { name: name.to_owned(), size_bytes };
+            async move { client.resize_volume(request).await }
+        };
+        Ok(self.ask(DO, call).await?.note)
+    }
+
+    /// Takes a snapshot, or finds it.
+    pub(crate) async fn take_snapshot(
+        &self,
+        name: &str,
+        volume: &str,
+    ) -> Result<v1::Snapshot, Status> {
+        let call = |mut client: Client| {
+            let request = v1::CreateSnapshotRequest {
+                name: name.to_owned(),
+                volume: volume.to_owned(),
+                ..Default::default()
+            };
+            async move { client.create_snapshot(request).await }
+        };
+        self.ask(DO, call).await
+    }
+
+    /// Removes a snapshot, if it is there.
+    pub(crate) async fn delete_snapshot(&self, name: &str) -> Result<(), Status> {
+        if !crate::names::is_volume_name(name) {
+            return Ok(());
+        }
+        let call = |mut client: Client| {
+            let request = v1::DeleteSnapshotRequest { name: name.to_owned() };
+            async move { client.delete_snapshot(request).await }
+        };
+        self.ask(DO, call).await.map(drop)
+    }
+
+    /// The snapshots that are not being taken still; of one volume, or of one name, if these are
+    /// not empty.
+    pub(crate) async fn snapshots(
+        &self,
+        volume: &str,
+        name: &str,
+    ) -> Result<Vec<v1::Snapshot>, Status> {
+        let is_name = |text: &str| text.is_empty() || crate::names::is_volume_name(text);
+        if !is_name(volume) || !is_name(name) {
+            return Ok(Vec::new());
+        }
+        let call = |mut client: Client| {
+            let (volume, name) = (volume.to_owned(), name.to_owned());
+            async move { client.list_snapshots(v1::ListSnapshotsRequest { volume, name }).await }
+        };
+        let mut snapshots = self.ask(ASK, call).await?.snapshots;
+        snapshots.retain(|snapshot| snapshot.ready);
+        Ok(snapshots)
+    }
+
+    /// One snapshot, if it is there.
+    pub(crate) async fn snapshot(&self, name: &str) -> Result<Option<v1::Snapshot>, Status> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        Ok(self.snapshots("", name).await?.pop())
+    }
+
+    /// Attaches a volume.
+    pub(crate) async fn attach(
+        &self,
+        request: &v1::AttachRequest,
+    ) -> Result<v1::AttachResponse, Status> {
+        let call = |mut client: Client| {
+            let request = request.clone();
+            async move { client.attach(request).await }
+        };
+        self.ask(DO, call).await
+    }
+
+    /// Detaches a volume.
+    pub(crate) async fn detach(&self, request: &v1::DetachRequest) -> Result<bool, Status> {
+        let call = |mut client: Client| {
+            let request = request.clone();
+            async move { client.detach(request).await }
+        };
+        Ok(self.ask(DO, call).await?.was_attached)
     }
 }

@@ -1,15 +1,32 @@
 //! lockstep-csi: what Kubernetes asks of Lockstep, over the Container Storage Interface.
 //!
-//! So far it serves the Identity service only, so that a registrar and a liveness probe work.
+//! The Node service runs beside each daemon, the Controller service anywhere; `--standalone` is
+//! both in one process.
 
+mod capability;
+mod controller;
 mod daemon;
 mod endpoint;
 mod identity;
+mod keeper;
+mod labels;
+mod names;
+mod node;
+mod pages;
+mod parameters;
+mod refuse;
+mod size;
+mod topology;
+mod turns;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use daemon::Daemons;
 use endpoint::Endpoint;
+use lockstep_proto::csi::controller_server::ControllerServer;
 use lockstep_proto::csi::identity_server::IdentityServer;
+use lockstep_proto::csi::node_server::NodeServer;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
@@ -20,22 +37,49 @@ use tracing_subscriber::EnvFilter;
 /// How long requests under way may take once the program was told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// Which services are served, besides Identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Role {
+    /// Volumes are staged and published on this node.
+    Node,
+    /// Volumes are made, changed and removed.
+    Controller,
+}
+
 /// The CSI driver of Lockstep.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Args {
+    /// What to serve.
+    #[arg(value_enum, required_unless_present = "standalone")]
+    role: Option<Role>,
+
+    /// Serve both, on one socket: for tests, and to try it without a cluster.
+    #[arg(long, conflicts_with = "role")]
+    standalone: bool,
+
     /// Where to serve, as unix:///path/to/csi.sock.
     #[arg(long, env = "CSI_ENDPOINT")]
     endpoint: Endpoint,
 
-    /// Name of this node, as Kubernetes knows it.
+    /// Name of this node, as the orchestrator knows it. The controller needs none.
     #[arg(long, env = "NODE_ID", value_parser = node_id)]
-    node_id: String,
+    node_id: Option<String>,
 
-    /// Where the daemon of this node listens, as unix:///path/to/socket or http://host:port.
-    /// Without it the driver calls itself ready whether there is a daemon or not.
-    #[arg(long, env = "LOCKSTEP_DAEMON")]
-    daemon: Option<String>,
+    /// Where a daemon listens, as unix:///path/to/socket or http://host:port. The first is that of
+    /// this node; the controller asks the others too, should it not answer.
+    #[arg(long, env = "LOCKSTEP_DAEMON", required = true, value_delimiter = ',')]
+    daemon: Vec<String>,
+
+    /// Most volumes on this node, or 0. The kernel module ublk makes 64 devices, unless told
+    /// otherwise.
+    #[arg(long, env = "MAX_VOLUMES", default_value_t = 64)]
+    max_volumes: u32,
+
+    /// How often the controller compares labels of nodes with where copies are, in milliseconds.
+    #[arg(long, env = "LABELS_EVERY_MS", default_value_t = 5000,
+        value_parser = clap::value_parser!(u64).range(10..=3_600_000))]
+    labels_every_ms: u64,
 }
 
 /// CSI allows 256 bytes.
@@ -57,8 +101,25 @@ async fn main() -> anyhow::Result<()> {
 
 async fn serve(args: Args) -> anyhow::Result<()> {
     let mut stop = Stop::new().context("cannot wait for signals")?;
-    let daemon = args.daemon.as_deref().map(daemon::Daemon::new).transpose()?;
-    let identity = identity::Identity::new(args.node_id, daemon);
+    let controller = args.standalone || args.role == Some(Role::Controller);
+    let node = args.standalone || args.role == Some(Role::Node);
+    let all = Arc::new(Daemons::new(&args.daemon)?);
+    // What is done on this node is done by its own daemon.
+    let own = Arc::new(Daemons::new(args.daemon.get(..1).unwrap_or_default())?);
+    if node && args.node_id.is_none() {
+        anyhow::bail!("--node-id is needed: a node has a name; pass spec.nodeName of the pod");
+    }
+    let node_id = args.node_id.filter(|_| node);
+    let asked = if node { Arc::clone(&own) } else { Arc::clone(&all) };
+    let identity = identity::Identity::new(node_id.clone(), asked, controller);
+    let labels = Arc::new(labels::InRecordStore(Arc::clone(&all)));
+    let keeper = keeper::Keeper::new(Arc::clone(&all), labels);
+    if controller {
+        let every = Duration::from_millis(args.labels_every_ms);
+        tokio::spawn(keeper.clone().keep(every));
+    }
+    let controller = controller.then(|| controller::Controller::new(Arc::clone(&all), keeper));
+    let node = node_id.map(|id| node::Node::new(id, i64::from(args.max_volumes), own));
     let bound = args.endpoint.bind().await?;
     let (incoming, socket) = bound.split();
     info!(endpoint = %socket.display(), "serving CSI");
@@ -66,6 +127,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let (tell, told) = tokio::sync::oneshot::channel::<()>();
     let server = Server::builder()
         .add_service(IdentityServer::new(identity))
+        .add_optional_service(controller.map(ControllerServer::new))
+        .add_optional_service(node.map(NodeServer::new))
         .serve_with_incoming_shutdown(incoming, async {
             // Also when the sender is gone: then nobody could ever tell us again.
             told.await.unwrap_or_default();

@@ -2,9 +2,12 @@
 //!
 //! - [`v1`]: the record store as a service (`meta.proto`) and the admin API of the daemon
 //!   (`control.proto`, `types.proto`).
-//! - [`csi`]: the part of the Container Storage Interface that the CSI driver serves.
+//! - [`csi`]: the Container Storage Interface.
 //!
 //! Each message and field is explained in the `.proto` file it comes from.
+
+/// A moment, as several messages tell it.
+pub use prost_types::Timestamp;
 
 /// Lockstep's own services: `Meta` and `Control`.
 pub mod v1 {

@@ -15,22 +15,27 @@ mod evacuate;
 mod explain;
 mod housekeeping;
 mod keeper;
+mod labels;
 mod liveness;
 mod local;
 mod modify;
+mod moment;
 mod names;
 mod peers;
 mod pools;
 mod recover;
 mod refuse;
 mod replicas;
+mod resize;
 mod resolver;
 mod scrub;
 mod service;
+mod snapshots;
 mod survey;
 #[cfg(test)]
 mod tests;
 mod view;
+mod whereabouts;
 
 pub use catalog::{Catalog, NodeObject};
 pub use resolver::CatalogResolver;
@@ -76,6 +81,8 @@ pub struct Parts<'a> {
     pub addresses: Addresses,
     /// Where the node stands, if copies are spread over zones.
     pub zone: Option<String>,
+    /// Labels of the node.
+    pub labels: BTreeMap<String, String>,
     /// Directory for the sockets of attached volumes.
     pub nbd_dir: &'a Path,
     /// Listener for attached volumes over TCP, and the host and port that clients are told.
@@ -102,6 +109,7 @@ struct Inner {
     catalog: Catalog,
     addresses: Addresses,
     zone: Option<String>,
+    labels: BTreeMap<String, String>,
     peers: Peers,
     doors: Doors,
     devices: Devices,
@@ -133,6 +141,7 @@ impl Admin {
             catalog: parts.catalog,
             addresses: parts.addresses,
             zone: parts.zone,
+            labels: parts.labels,
             peers: Peers::default(),
             doors: Doors::new(parts.nbd_dir, parts.nbd_tcp, stop.child_token())?,
             devices: parts.devices,
@@ -154,6 +163,7 @@ impl Admin {
     pub fn begin(&self) {
         self.set_ready();
         self.inner.tasks.spawn(self.clone().resume_devices());
+        self.inner.tasks.spawn(self.clone().mind_keeper());
         self.inner.tasks.spawn(self.clone().keep_house());
         self.inner.tasks.spawn(self.clone().keep_copies());
     }

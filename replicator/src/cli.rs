@@ -3,6 +3,7 @@
 mod args;
 mod attach;
 mod connect;
+mod explain;
 mod failure;
 mod json;
 mod leave;
@@ -10,6 +11,7 @@ mod node;
 mod output;
 mod recover;
 mod scrub;
+mod snapshot;
 mod status;
 mod table;
 mod volume;
@@ -22,7 +24,7 @@ use std::process::ExitCode;
 
 use lockstep_proto::v1;
 
-use args::{Command, NodeCommand, VolumeCommand};
+use args::{Command, ExplainCommand, NodeCommand, VolumeCommand};
 use connect::Server;
 use failure::Failure;
 use output::Output;
@@ -60,8 +62,11 @@ async fn dispatch(args: Args, out: &Output) -> Result<ExitCode, Failure> {
             VolumeCommand::List => volume::list(&server, out).await?,
             VolumeCommand::Show { name } => volume::show(&server, out, name).await?,
             VolumeCommand::Delete { name } => volume::delete(&server, out, name).await?,
-            VolumeCommand::Set { name, repl, min_in_sync } => {
-                volume::set(&server, out, name, repl, min_in_sync).await?;
+            VolumeCommand::Set { name, repl, min_in_sync, max_iops, max_bandwidth } => {
+                let max_bytes_per_s = max_bandwidth;
+                let wanted =
+                    v1::SetVolumeRequest { name, repl, min_in_sync, max_iops, max_bytes_per_s };
+                volume::set(&server, out, wanted).await?;
             }
             VolumeCommand::Recover { name, replica, force, yes, acknowledge } => {
                 let replica = replica.unwrap_or_default();
@@ -71,10 +76,17 @@ async fn dispatch(args: Args, out: &Output) -> Result<ExitCode, Failure> {
             VolumeCommand::Scrub { name, wait } => {
                 return scrub::scrub(&server, out, name, wait).await;
             }
+            VolumeCommand::Resize { name, size } => {
+                snapshot::resize(&server, out, name, size).await?;
+            }
             VolumeCommand::AddReplica { name, node } => {
                 volume::add_replica(&server, out, name, node).await?;
             }
         },
+        Command::Explain { command: ExplainCommand::Volume { name } } => {
+            explain::volume(&server, out, name).await?;
+        }
+        Command::Snapshot { command } => snapshot::run(&server, out, command).await?,
         Command::Attach(wanted) => attach::attach(&server, out, wanted).await?,
         Command::Detach { name, force } => attach::detach(&server, out, name, force).await?,
         Command::Demo(mut wanted) => {

@@ -5,6 +5,7 @@
 //! file, that over the default.
 
 mod flags;
+pub mod labels;
 mod layers;
 mod pool;
 pub mod size;
@@ -13,10 +14,12 @@ mod tests;
 
 pub use flags::Flags;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use lockstep_attach::device::Choice;
+use lockstep_core::cluster::locality::LABEL_DOMAIN;
 use lockstep_core::id::NodeId;
 use uuid::Uuid;
 
@@ -45,6 +48,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Where this node stands: copies of a volume are spread over zones. `None`: not told.
     pub zone: Option<String>,
+    /// Labels of this node; the zone is among them.
+    pub labels: BTreeMap<String, String>,
     /// Where replicas are kept; their names differ. May be empty: a node without storage.
     pub pools: Vec<PoolConfig>,
     /// Where the record store is.
@@ -188,7 +193,8 @@ impl Config {
             socket: layers.with_default("socket", "/run/lockstep/lockstepd.sock", |text| {
                 socket_path(text, MAX_SOCKET_PATH)
             })?,
-            zone: layers.optional("zone", zone)?,
+            zone: Self::zone(layers)?,
+            labels: Self::labels(layers)?,
             pools: layers.pools()?,
             meta: layers.need("meta", "where the record store is", meta)?,
             nbd_dir: layers.with_default("nbd_dir", "/run/lockstep/nbd", |text| {
@@ -222,6 +228,29 @@ impl Config {
                 text.parse().map_err(|_| "the number of an open descriptor is needed".to_owned())
             })?,
         })
+    }
+
+    fn zone(layers: &Layers) -> Result<Option<String>, ConfigError> {
+        let told = layers.optional("zone", zone)?;
+        Ok(told.or_else(|| layers.labels().get(labels::ZONE_LABEL).cloned()))
+    }
+
+    /// The labels with the zone among them, and none of those that a controller puts.
+    fn labels(layers: &Layers) -> Result<BTreeMap<String, String>, ConfigError> {
+        let mut all = layers.labels().clone();
+        if let Some(zone) = Self::zone(layers)? {
+            let there = all.insert(labels::ZONE_LABEL.to_owned(), zone.clone());
+            if let Some(there) = there.filter(|there| *there != zone) {
+                let why = format!("the label {} is {there}; give one of them", labels::ZONE_LABEL);
+                return Err(layers.bad("zone", &zone, why));
+            }
+        }
+        let follows = |key: &&String| key.split('/').next() == Some(LABEL_DOMAIN);
+        if let Some(key) = all.keys().find(follows) {
+            let why = "labels of this domain follow the copies of volumes and are not given";
+            return Err(labels::bad("label", key, why));
+        }
+        Ok(all)
     }
 
     /// Checks what concerns more than one key.

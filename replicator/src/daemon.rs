@@ -37,8 +37,8 @@ const META_PAUSE: Duration = Duration::from_millis(200);
 /// daemon is this node already.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
-    let (meta, owned) = open_meta(&config.meta)?;
     let listeners = Listeners::bind(&config).await?;
+    let (meta, owned) = open_meta(&config.meta)?;
     let catalog = Catalog::new(Arc::clone(&meta));
     let resolver = Arc::new(CatalogResolver::new(catalog.clone()));
     let engine = Engine::start(engine_config(&config), meta, resolver).await?;
@@ -60,6 +60,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         catalog: catalog.clone(),
         addresses,
         zone: config.zone.clone(),
+        labels: config.labels.clone(),
         nbd_dir: &config.nbd_dir,
         nbd_tcp: listeners.nbd,
         devices,
@@ -171,6 +172,8 @@ async fn devices(config: &Config) -> anyhow::Result<Devices> {
     for probe in devices.probes() {
         tracing::debug!(door = %probe.kind, usable = probe.usable, why = probe.why, "probed");
     }
+    // The daemon before this one is dead: this one has its pools and its socket.
+    devices.hold().await;
     Ok(devices)
 }
 

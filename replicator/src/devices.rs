@@ -5,9 +5,12 @@
 //! a daemon that dies in between leaves nothing that its successor does not know of.
 
 mod door;
+mod dress;
+mod guard;
 mod kept;
 mod link;
 mod mount;
+mod resize;
 #[cfg(test)]
 mod tests;
 mod will;
@@ -19,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use lockstep_attach::Backend as _;
 use lockstep_attach::device::{Choice, Device, DeviceError, Door, Kind, Probe, Shape};
 use lockstep_attach::keeper::KeeperClient;
 use lockstep_core::id::VolumeId;
@@ -29,6 +33,7 @@ pub use kept::{Kept, Mounted};
 use link::Links;
 use mount::Mounter;
 pub use mount::{MOUNTER, serve as serve_mounter};
+use resize::catch_up;
 pub use will::end_all;
 
 /// Queues, or connections, of a device.
@@ -59,6 +64,8 @@ pub struct WantedDevice {
     pub write_through: bool,
     /// Makes a file system of this type if the device is blank.
     pub fs: Option<String>,
+    /// `fs` is only for a blank device: any file system that is there will do.
+    pub any_fs: bool,
     /// Mounts it there.
     pub mount_dir: Option<PathBuf>,
     /// With these options.
@@ -82,6 +89,9 @@ pub enum DevicesError {
     /// A file system could not be made, mounted or unmounted; says why and what to do.
     #[error("{0}")]
     FileSystem(String),
+    /// The same, and a part of it is on the device.
+    #[error("{0}")]
+    Unfinished(String),
     /// There is one already, which is another.
     #[error("it has a device already, {0}; detach the volume first")]
     Differs(String),
@@ -123,10 +133,15 @@ struct Inner {
     choice: Choice,
     probes: Vec<Probe>,
     open: Mutex<BTreeMap<VolumeId, Open>>,
+    /// Tells of each one that comes to be open.
+    added: tokio::sync::Notify,
     /// Of the daemon before this one, and not taken over yet.
     left: Mutex<BTreeMap<VolumeId, Kept>>,
     /// One operation on a volume's device at a time; failing it does not wait.
     turns: Mutex<BTreeMap<VolumeId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Shared by those who make a device until it is noted, so that [`Devices::sweep`] does not
+    /// take it for a forgotten one.
+    making: tokio::sync::RwLock<()>,
 }
 
 impl std::fmt::Debug for Devices {
@@ -168,6 +183,12 @@ impl Devices {
         Self::with_doors(config, owner, doors, Mounter::Process, Some(keeper))
     }
 
+    /// The devices of a node whose kernel offers nothing.
+    #[cfg(test)]
+    pub(crate) fn without_doors(config: &DeviceConfig) -> Result<Self, DevicesError> {
+        Self::with_doors(config, "test", Vec::new(), Mounter::Nobody, None)
+    }
+
     fn with_doors(
         config: &DeviceConfig,
         owner: &str,
@@ -186,8 +207,10 @@ impl Devices {
             keeper,
             choice: config.door,
             open: Mutex::default(),
+            added: tokio::sync::Notify::new(),
             left: Mutex::new(left.into_iter().map(|kept| (kept.volume, kept)).collect()),
             turns: Mutex::default(),
+            making: tokio::sync::RwLock::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -225,6 +248,22 @@ impl Devices {
     #[must_use]
     pub fn left(&self) -> Vec<Kept> {
         lock(&self.inner.left).values().cloned().collect()
+    }
+
+    /// Whether a volume has a device, or is to have one again.
+    #[must_use]
+    pub fn is_there(&self, volume: VolumeId) -> bool {
+        lock(&self.inner.left).contains_key(&volume) || self.find(volume).is_some()
+    }
+
+    /// Gets hold of what the daemon before this one left, so that what was under way there waits
+    /// for nothing but the volumes. Comes before anything else is done with it.
+    pub async fn hold(&self) {
+        let holds = self.left().into_iter().filter_map(|kept| {
+            let door = self.door(kept.token.kind()).ok()?;
+            Some(door.hold(kept.token))
+        });
+        futures::future::join_all(holds).await;
     }
 
     fn turn(&self, volume: VolumeId) -> Arc<tokio::sync::Mutex<()>> {
@@ -304,6 +343,7 @@ impl Devices {
             write_through: wanted.write_through,
             queues: QUEUES,
         };
+        let _making = self.inner.making.read().await;
         let device = self.door(kind)?.open(shape, Arc::new(handle.clone())).await?;
         let kept = Kept::new(&self.inner.files, handle.volume(), name, device.token().clone());
         let noted = self.note(&kept).await;
@@ -323,6 +363,7 @@ impl Devices {
     fn put(&self, device: Box<dyn Device>, kept: &Kept) {
         let open = Open { device: Arc::from(device), kept: kept.clone() };
         lock(&self.inner.open).insert(kept.volume, open);
+        self.inner.added.notify_one();
     }
 
     /// Notes a device for the next daemon, and for the keeper.
@@ -356,31 +397,6 @@ impl Devices {
         let why = self.inner.probes.iter().filter(asked);
         let why: Vec<_> = why.map(|probe| format!("{}: {}", probe.kind, probe.why)).collect();
         DevicesError::NoDoor { choice, why: why.join("; ") }
-    }
-
-    /// Makes and mounts the file system that is wanted, if it is not there yet.
-    async fn dress(&self, kept: Kept, wanted: &WantedDevice) -> Result<Kept, DevicesError> {
-        if wanted.fs.is_none() && wanted.mount_dir.is_none() {
-            return Ok(kept);
-        }
-        if let (Some(mounted), Some(_)) = (&kept.mount, &wanted.mount_dir) {
-            // It may have been unmounted by hand, or not have come so far.
-            self.inner.mounter.mount(&kept, mounted).await?;
-            return Ok(kept);
-        }
-        let Some(mounted) = self.inner.mounter.prepare(&kept, wanted).await? else {
-            return Ok(kept);
-        };
-        let dressed = Kept { mount: Some(mounted.clone()), ..kept.clone() };
-        self.keep(&dressed)?;
-        match self.inner.mounter.mount(&dressed, &mounted).await {
-            Ok(()) => Ok(dressed),
-            Err(error) => {
-                self.inner.mounter.unmount(&dressed, &mounted).await?;
-                self.keep(&kept)?;
-                Err(error)
-            }
-        }
     }
 
     /// Notes what has become of an open device.
@@ -426,26 +442,29 @@ impl Devices {
         };
         self.inner.mounter.settle(&kept).await?;
         if let Err(error) = device.close().await {
-            if let Some(mounted) = &kept.mount {
-                self.inner.mounter.mount(&kept, mounted).await?;
+            if let Some(mounted) = &kept.mount
+                && let Err(why) = self.inner.mounter.mount(&kept, mounted).await
+            {
+                tracing::warn!(volume = kept.name, %why, "not mounted again; detach it once more");
             }
             return Err(error.into());
         }
         lock(&self.inner.open).remove(&volume);
-        self.forget(&kept);
+        self.forget(&kept).await;
         Ok(())
     }
 
-    /// The name that stays, then the file.
-    fn forget(&self, kept: &Kept) {
+    /// The name that stays, then the file, then what the keeper has of it. The next device of the
+    /// volume has the same names, so it is waited for.
+    async fn forget(&self, kept: &Kept) {
         self.inner.links.remove(&kept.name, &kept.token.device);
         if let Err(error) = self.inner.files.remove(kept.volume) {
             tracing::warn!(volume = kept.name, %error, "a device that is gone is still noted");
         }
         let (keeper, name) = (self.inner.keeper.clone(), kept.token.name.clone());
         if let Some(keeper) = keeper.filter(|_| kept.token.kind() != Kind::Fuse) {
-            // Nobody waits for this: what the keeper has too much does no harm.
-            tokio::task::spawn_blocking(move || keeper.forget(&name));
+            // What the keeper has too much does no harm.
+            let _ = tokio::task::spawn_blocking(move || keeper.forget(&name)).await;
         }
     }
 
@@ -469,7 +488,7 @@ impl Devices {
         if let Some(mounted) = &kept.mount {
             self.inner.mounter.detach(kept, mounted).await;
         }
-        self.forget(kept);
+        self.forget(kept).await;
     }
 
     async fn end(&self, kept: &Kept) {
@@ -483,16 +502,23 @@ impl Devices {
         self.bury(kept).await;
     }
 
+    /// Does something for the device that the daemon before this one left for a volume, unless it
+    /// was given up. Nobody gives it up meanwhile.
+    pub fn while_left<T>(&self, volume: VolumeId, work: impl FnOnce() -> T) -> Option<T> {
+        let left = lock(&self.inner.left);
+        left.contains_key(&volume).then(work)
+    }
+
     /// Takes over the device that the daemon before this one left for a volume, which is served
-    /// again.
+    /// again. Returns whether it goes on: somebody may have given it up.
     ///
     /// # Errors
     /// If it cannot be taken over; then it is ended.
-    pub async fn resume(&self, kept: &Kept, handle: &VolumeHandle) -> Result<(), DevicesError> {
+    pub async fn resume(&self, kept: &Kept, handle: &VolumeHandle) -> Result<bool, DevicesError> {
         let turn = self.turn(kept.volume);
         let _turn = turn.lock().await;
-        if !lock(&self.inner.left).contains_key(&kept.volume) {
-            return Ok(());
+        if self.while_left(kept.volume, || ()).is_none() {
+            return Ok(false);
         }
         let backend = Arc::new(handle.clone());
         let resumed = match self.door(kept.token.kind()) {
@@ -506,16 +532,18 @@ impl Devices {
                 return Err(error.into());
             }
         };
-        let kept = Kept { token: device.token().clone(), ..kept.clone() };
+        let mut kept = Kept { token: device.token().clone(), ..kept.clone() };
+        catch_up(device.as_ref(), &mut kept, handle.info().size_bytes).await;
         if let Err(error) = self.note(&kept).await {
             tracing::warn!(volume = kept.name, %error, "a device lacks its name or its file");
         }
         self.put(device, &kept);
         let wanted = lock(&self.inner.left).remove(&kept.volume).is_some();
-        if !wanted || handle.is_over() {
+        let goes_on = wanted && !handle.is_over();
+        if !goes_on {
             self.fail(kept.volume).await;
         }
-        Ok(())
+        Ok(goes_on)
     }
 
     /// Ends a device that the daemon before this one left and that cannot be served again.
@@ -528,6 +556,7 @@ impl Devices {
 
     /// Ends what is left of devices whose daemon died before it could note them.
     pub async fn sweep(&self) {
+        let _nobody_makes_one = self.inner.making.write().await;
         for door in &self.inner.doors {
             if let Err(error) = door.sweep(self.inner.files.names()).await {
                 tracing::warn!(door = %door.kind(), %error, "cannot look for forgotten devices");

@@ -4,6 +4,8 @@ mod files;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod whole;
 
 pub(crate) use files::{DirectIo, ReplicaFiles, class_of};
 pub(crate) use threads::Threads;
+pub(crate) use whole::{Home, Room, full_bytes};

@@ -10,13 +10,15 @@ use lockstep_core::guest::{GuestError, GuestOp, GuestReply};
 use lockstep_core::id::{InstanceId, NodeId, VolumeId};
 use lockstep_core::limits::MAX_QUEUED_REQUESTS;
 use lockstep_core::message::Payload;
-use lockstep_core::primary::{Phase, Status};
+use lockstep_core::primary::{Phase, Status, Task, TaskDone, TaskError};
 use lockstep_core::range::{BLOCK_SIZE, BlockRange};
+use lockstep_core::throttle::RateLimits;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::engine::EngineError;
 use crate::engine::{Guest, GuestResult, PrimaryInput};
+use crate::pace::Pace;
 
 /// Data of writes that wait or run, and of reads that are asked for, in blocks: 128 MiB.
 const BLOCKS_MAX: u32 = (128 << 20) / BLOCK_SIZE;
@@ -40,6 +42,7 @@ struct Shared {
     write_through: AtomicBool,
     requests: Arc<Semaphore>,
     blocks: Arc<Semaphore>,
+    pace: Pace,
 }
 
 impl VolumeHandle {
@@ -54,14 +57,28 @@ impl VolumeHandle {
         let requests = Arc::new(Semaphore::new(MAX_QUEUED_REQUESTS));
         let blocks = Arc::new(Semaphore::new(BLOCKS_MAX as usize));
         let write_through = AtomicBool::new(false);
-        let shared =
-            Shared { volume, instance, phase, inputs, size_bytes, write_through, requests, blocks };
+        let shared = Shared {
+            volume,
+            instance,
+            phase,
+            inputs,
+            size_bytes,
+            write_through,
+            requests,
+            blocks,
+            pace: Pace::new(),
+        };
         Self { shared: Arc::new(shared) }
     }
 
     /// Whether each write is durable when it is answered, whatever the client asks for.
     pub(crate) fn set_write_through(&self, write_through: bool) {
         self.shared.write_through.store(write_through, Ordering::Relaxed);
+    }
+
+    /// How fast it may be used, from now on.
+    pub(crate) fn set_limits(&self, limits: RateLimits) {
+        self.shared.pace.set(limits);
     }
 
     /// Whether a change that asks for `fua` or not is to be durable when it is answered.
@@ -129,6 +146,13 @@ impl VolumeHandle {
         answer.await.ok()
     }
 
+    /// Has the primary do something with the volume as a whole; `None` if its task has ended.
+    pub(crate) async fn task(&self, task: Task) -> Option<Result<TaskDone, TaskError>> {
+        let (reply, answer) = oneshot::channel();
+        self.send(PrimaryInput::Task { task, reply });
+        answer.await.ok()
+    }
+
     /// Tells the primary something. One that has ended hears nothing.
     pub(crate) fn send(&self, input: PrimaryInput) {
         let _ = self.shared.inputs.send(input);
@@ -143,6 +167,11 @@ impl VolumeHandle {
     /// Hands a request to the primary and waits for its answer. `blocks` is the data it carries.
     async fn submit(&self, op: GuestOp, blocks: u32) -> Result<GuestReply, Errno> {
         let shared = &self.shared;
+        // What was written can always be made durable.
+        if !matches!(op, GuestOp::Flush) {
+            let bytes = u64::from(blocks) * u64::from(BLOCK_SIZE);
+            shared.pace.pass(bytes, &shared.phase).await;
+        }
         let blocks = blocks.min(BLOCKS_MAX);
         // The semaphores are never closed.
         let requests = Arc::clone(&shared.requests).acquire_owned().await;

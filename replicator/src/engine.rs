@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lockstep_core::id::{InstanceId, NodeId, ReplicaId, VolumeId};
+use lockstep_core::id::{InstanceId, NodeId, ReplicaId, SnapshotId, VolumeId};
 use lockstep_core::primary::Phase;
 use lockstep_meta::Meta;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -170,6 +170,15 @@ impl Engine {
     ) -> Result<bool, EngineError> {
         self.refuse_when_stopping()?;
         self.inner.replicas.delete(volume, replica).await
+    }
+
+    /// Removes a snapshot that this node holds. `Ok(false)` if there was none.
+    ///
+    /// # Errors
+    /// [`EngineError::Pool`].
+    pub async fn drop_snapshot(&self, id: SnapshotId) -> Result<bool, EngineError> {
+        self.refuse_when_stopping()?;
+        self.inner.replicas.drop_snapshot(id).await
     }
 
     /// The replica of `volume` that this node holds.

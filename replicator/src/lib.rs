@@ -23,4 +23,5 @@ pub mod door;
 pub mod engine;
 pub mod logging;
 pub(crate) mod net;
+mod pace;
 pub mod pool;

@@ -4,6 +4,7 @@
 //! <pool>/lock            held by the daemon that owns the pool; holds its process id
 //! <pool>/pool.json       whose pool it is
 //! <pool>/replicas/<volume uid>/{about.json,meta,data,tags,regions}
+//! <pool>/snapshots/<id>/ {about.json,data,tags,regions}
 //! <pool>/trash/          what is being deleted
 //! ```
 //! Everything here blocks; callers on async threads hand it to blocking ones.
@@ -12,6 +13,7 @@ mod error;
 pub(crate) mod fs;
 mod identity;
 mod replicas;
+mod snapshots;
 mod space;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -25,7 +27,8 @@ use lockstep_core::id::NodeId;
 use uuid::Uuid;
 
 pub use error::PoolError;
-pub(crate) use replicas::{Found, Initial};
+pub(crate) use replicas::{Found, Initial, preallocate};
+pub(crate) use snapshots::{FILES as SNAPSHOT_FILES, SnapshotAbout};
 pub(crate) use space::{Space, bytes_used};
 
 use crate::engine::PoolConfig;
@@ -46,6 +49,7 @@ pub(crate) struct Pool {
     pub(crate) uuid: Uuid,
     /// Keeps other daemons out for as long as it is open.
     lock: Mutex<Option<File>>,
+    sharing: snapshots::Sharing,
 }
 
 impl Pool {
@@ -75,11 +79,15 @@ impl Pool {
                 identity
             }
         };
-        for sub in [REPLICAS, TRASH] {
+        for sub in [REPLICAS, snapshots::SNAPSHOTS, TRASH] {
             create_dir(dir, &dir.join(sub))?;
         }
-        let pool =
-            Self { config: config.clone(), uuid: identity.uuid, lock: Mutex::new(Some(lock)) };
+        let pool = Self {
+            config: config.clone(),
+            uuid: identity.uuid,
+            lock: Mutex::new(Some(lock)),
+            sharing: snapshots::Sharing::default(),
+        };
         pool.remove_leftovers()?;
         Ok(pool)
     }

@@ -85,7 +85,7 @@ echo "-- strangers"
 # A rejection is a frame of kind 3; the versions that are spoken stand behind the reason.
 answer=$(tell 7170 "$hello_future")
 check "a peer of another version is told which are spoken" test "${answer:12:2}" = 03
-check "namely versions 1 to 3" test "${answer:146:8}" = 01000300
+check "namely versions 1 to 4" test "${answer:146:8}" = 01000400
 answer=$(tell 7170 "$hello_foreign")
 check "a peer of another cluster is refused" test "${answer:12:2}" = 03
 check "strangers did no harm" goes_on

@@ -45,6 +45,8 @@ for fs in ext4 xfs; do
     echo "-- $fs"
     check "a volume is made" lockstep volume create v --size 400MiB --repl 2 --node n1 --node n2
     check_refused 4 "no file system to mount" lockstep attach v --node n1 --mount "$mnt"
+    check_refused 4 "not empty" lockstep attach v --node n1 --fs $fs --mount "$CLUSTER_DIR"
+    check "who gets no mount has nothing attached" says "not attached" lockstep volume show v
     check "attached with $fs" lockstep attach v --node n1 --fs $fs --mount "$mnt"
     check "once more is the same" says "$(dev 1)" lockstep attach v --node n1 --fs $fs --mount "$mnt"
     check "it is mounted" mountpoint -q "$mnt"

@@ -199,20 +199,23 @@ node_alive() { [ -n "${NODE_PID[$1]:-}" ] && process_alive "${NODE_PID[$1]}"; }
 # A zombie is not alive: its files are closed, it only waits to be collected. Unless another of its
 # threads is not done yet: until then it has all its files, and ports.
 process_alive() {
-    local state
-    state=$(sed 's/.*) //; s/ .*//' "/proc/$1/stat" 2>/dev/null) || return 1
-    case $state in
-        Z) [ "$(find "/proc/$1/task" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l)" -gt 1 ] ;;
+    local line threads
+    { read -r line <"/proc/$1/stat"; } 2>/dev/null || return 1
+    line=${line##*) }
+    case ${line%% *} in
+        Z) threads=("/proc/$1/task/"*); [ ${#threads[@]} -gt 1 ] ;;
         '' | X) return 1 ;;
     esac
 }
 
 # The processes that keep connections of devices for the daemons of this cluster.
 keepers() {
-    local dir
-    for dir in /proc/[0-9]*; do
-        { tr '\0' ' ' <"$dir/cmdline" | grep -qF " keeper --run-dir $CLUSTER_DIR/"; } 2>/dev/null &&
-            echo "${dir#/proc/}"
+    local file words
+    for file in /proc/[0-9]*/cmdline; do
+        # No program is started for each: an emulated machine takes seconds for that.
+        { mapfile -d '' -t words <"$file"; } 2>/dev/null || continue
+        [[ " ${words[*]}" != *" keeper --run-dir $CLUSTER_DIR/"* ]] ||
+            basename "${file%/cmdline}"
     done
 }
 
@@ -276,6 +279,34 @@ lockstep_on() {
     local i=$1
     shift
     "$BIN_DIR/lockstep" --server "$(node_server "$i")" "$@"
+}
+
+# Whether a file system of this type can grow here: ext4 asks for CAP_SYS_RESOURCE.
+can_grow() {
+    local may
+    may=$(sed -n 's/^CapEff:\t//p' /proc/self/status)
+    [ "$1" = xfs ] || ((0x$may & 1 << 24))
+}
+
+# pools_on_xfs SIZE: all pools are on an XFS of their own, which can share blocks between files.
+# Before cluster_up; as root. Skips the test where nobody may mount that.
+pools_on_xfs() {
+    local why
+    need mkfs.xfs
+    POOLS=$(mktemp -d "${TMPDIR:-/tmp}/lockstep-pools.XXXXXX") || exit 1
+    ON_CLEANUP+=(pools_away)
+    truncate -s "$1" "$POOLS/xfs.img" && mkdir "$POOLS/xfs" || die "no image"
+    mkfs.xfs -q -K "$POOLS/xfs.img" || die "no file system"
+    why=$(mount -o loop,discard "$POOLS/xfs.img" "$POOLS/xfs" 2>&1) || skip "no loop mount here: $why"
+    node_pool() { echo "$POOLS/xfs/n$1"; }
+}
+pools_away() {
+    local i
+    # Who closes the last file of an image with many holes would be busy with that for long.
+    for i in "${!NODE_PID[@]}"; do node_stop "$i"; done
+    umount -l "$POOLS/xfs" 2>/dev/null
+    rm -f "$POOLS/xfs.img"
+    rmdir "$POOLS/xfs" "$POOLS" 2>/dev/null
 }
 
 # --- volumes -----------------------------------------------------------------------------------

@@ -437,6 +437,7 @@ impl State {
                 }
             }
             primary::Effect::Reset(conn) => self.close_seat_end(conn),
+            primary::Effect::Task { .. } => return Err("a task that nobody asked for".into()),
             primary::Effect::Send { conn, message } => {
                 if let Some(link) = self.link(conn).filter(|l| !l.broken) {
                     link.requests.push_back(Arc::new(message));

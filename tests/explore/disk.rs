@@ -212,6 +212,12 @@ impl Disk {
                 return StoreReply::Regions { regions, next: None };
             }
             StoreOp::Digest { since, .. } => return self.digest(since),
+            // Other sizes and snapshots are not explored: nobody asks for them.
+            StoreOp::Extend { .. }
+            | StoreOp::Prepare
+            | StoreOp::Snapshot { .. }
+            | StoreOp::Seal { .. }
+            | StoreOp::DropSnapshot { .. } => {}
         }
         StoreReply::Done
     }

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lockstep_core::guest::{GuestOp, GuestReply};
 use lockstep_core::id::{
-    Conn, Incarnation, InstanceId, Lineage, NodeId, ReplicaId, RequestId, Revision, Tick, VolumeId,
+    Conn, Incarnation, InstanceId, Lineage, NodeId, ReplicaId, RequestId, Revision, SnapshotId,
+    Tick, VolumeId,
 };
 use lockstep_core::message::{Message, Payload, Reply, Request};
 use lockstep_core::planted::Planted;
@@ -16,13 +17,13 @@ use lockstep_core::primary::{self, Params, Phase, Primary};
 use lockstep_core::range::BlockRange;
 use lockstep_core::record::{Chosen, NewVolume, Record};
 use lockstep_core::replica::{self, Identity, Replica};
+use lockstep_core::store::StoreError;
 use uuid::Uuid;
 
 use self::records::Mishap;
 use crate::twin::Twin;
 use crate::words;
 
-const BLOCKS: u64 = 1024;
 pub(crate) const VOLUME: VolumeId = VolumeId(Uuid::from_u128(0xf0));
 const LINEAGE: Lineage = Lineage(Uuid::from_u128(0xf1));
 
@@ -125,6 +126,14 @@ impl Stage {
                 let rid = copy.expect("a copy there").rid;
                 self.change_record(|r| r.forget(rid, Uuid::from_u128(4)).expect("allowed"));
             }
+            ["resize", n, blocks] => {
+                let blocks = blocks.parse().expect("a number of blocks");
+                self.ask(&node(n), primary::Task::Resize { blocks });
+            }
+            ["snapshot", n] => {
+                let id = SnapshotId(Uuid::from_u128(self.next_id().into()));
+                self.ask(&node(n), primary::Task::Snapshot { id });
+            }
             ["advance", ms] => self.advance(ms.parse().expect("milliseconds")),
             ["force", n] => self.force(&node(n)),
             ["keep", what] => self.keep(what),
@@ -147,6 +156,16 @@ impl Stage {
                 let n = self.nodes.get_mut(&node(n)).expect("a node");
                 let (_, twin) = n.disk.as_mut().expect("a copy there");
                 twin.rot(block.parse().expect("a block's number"));
+            }
+            // Its pool has no room, or can't share blocks, from now on or not any more.
+            ["pool", n, what] => {
+                let n = self.nodes.get_mut(&node(n)).expect("a node");
+                let (_, twin) = n.disk.as_mut().expect("a copy there");
+                twin.refuses = match *what {
+                    "full" => Some(StoreError::NoSpace),
+                    "plain" => Some(StoreError::NoReflink),
+                    _ => None,
+                };
             }
             ["heal", a, b] => {
                 self.cut.remove(&(node(a), node(b)));
@@ -237,7 +256,7 @@ impl Stage {
         let new = NewVolume {
             uid: VOLUME,
             lineage: LINEAGE,
-            blocks: BLOCKS,
+            blocks: words::USUAL_BLOCKS,
             repl: value("repl").unwrap_or(3),
             min_in_sync: value("min").unwrap_or(1),
             replicas,
@@ -248,8 +267,9 @@ impl Stage {
     }
 
     fn place(&mut self, name: &NodeId, rid: ReplicaId) {
+        let blocks = self.record.as_ref().map_or(words::USUAL_BLOCKS, |(record, _)| record.blocks);
         let n = self.nodes.entry(name.clone()).or_default();
-        n.disk = Some((rid, Twin::new(BLOCKS)));
+        n.disk = Some((rid, Twin::new(blocks)));
         self.start(name);
     }
 
@@ -276,6 +296,12 @@ impl Stage {
         let request = RequestId(self.next_id());
         self.say(format!("{name} guest #{request} asks"));
         self.tell(name, primary::Event::Guest { request, op });
+    }
+
+    fn ask(&mut self, name: &NodeId, task: primary::Task) {
+        let request = RequestId(self.next_id());
+        self.say(format!("{name} task #{request} is asked for"));
+        self.tell(name, primary::Event::Task { request, task });
     }
 
     /// The data that a primary sends because of a guest's request, instead of sending it.
@@ -403,6 +429,7 @@ impl Stage {
                 let ring = role.map_or("down".into(), |s| format!("ring={}", s.ring));
                 let logged = twin.logged();
                 lines.push(format!("{name} copy {ring} log={logged} {}", content.join(" ")));
+                lines.extend(twin.kept().map(|kept| format!("{name} snapshot {kept}")));
             }
         }
         self.said.extend(lines);
@@ -452,6 +479,9 @@ impl Stage {
                     Err(error) => format!("{error:?}"),
                 };
                 self.say(format!("{name} guest #{request}: {what}"));
+            }
+            primary::Effect::Task { request, result } => {
+                self.say(format!("{name} task #{request}: {}", words::task(&result)));
             }
             primary::Effect::Phase(phase) => self.on_phase(name, phase),
             primary::Effect::Notice(notice) => self.say(format!("{name} notes {notice:?}")),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_core::gap;
-use lockstep_core::id::{Epoch, Gen, Lineage, RegionIndex};
+use lockstep_core::id::{Epoch, Gen, Lineage, RegionIndex, SnapshotId};
 use lockstep_core::message::{BlockDigest, Digest, Payload, ResyncContent, Wholeness};
 use lockstep_core::range::{BlockRange, BlockSet, region_of};
 use lockstep_core::store::{Recovered, StoreError, StoreNote, StoreOp, StoreReply};
@@ -34,6 +34,12 @@ pub(crate) struct Twin {
     /// Its history, if it has changed over to another one.
     lineage: Option<Lineage>,
     blocks: u64,
+    /// Snapshots.
+    kept: BTreeMap<SnapshotId, BTreeMap<u64, u8>>,
+    /// The one that was kept last by this process.
+    unsealed: Option<SnapshotId>,
+    /// What it is asked for as a favour it refuses so.
+    pub(crate) refuses: Option<StoreError>,
 }
 
 impl Twin {
@@ -95,6 +101,14 @@ impl Twin {
     /// The disk rots under a block.
     pub(crate) fn rot(&mut self, block: u64) {
         self.bad.insert(block);
+    }
+
+    /// Its snapshots.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = String> {
+        let content = |kept: &BTreeMap<u64, u8>| {
+            kept.iter().map(|(b, c)| format!("{b}={}", *c as char)).collect::<Vec<_>>().join(" ")
+        };
+        self.kept.iter().map(move |(id, kept)| format!("{} {}", id.0.as_u128(), content(kept)))
     }
 
     pub(crate) fn logged(&self) -> usize {
@@ -179,6 +193,29 @@ impl Twin {
             StoreOp::Read { blocks } => return self.read(&blocks),
             StoreOp::Scan { since, .. } => return Ok(self.scan(since)),
             StoreOp::Digest { blocks, since } => return self.digest(&blocks, since),
+            favour => return self.favour(&favour),
+        }
+        Ok(StoreReply::Done)
+    }
+
+    /// What it may refuse.
+    fn favour(&mut self, op: &StoreOp) -> Result<StoreReply, StoreError> {
+        match (self.refuses, op) {
+            (_, StoreOp::DropSnapshot { id }) => {
+                self.kept.remove(id);
+            }
+            (Some(error), _) => return Err(error),
+            (None, StoreOp::Extend { blocks }) => self.blocks = self.blocks.max(*blocks),
+            (None, StoreOp::Snapshot { id }) => {
+                self.unsealed = Some(*id);
+                self.kept.insert(*id, self.content.clone());
+            }
+            (None, StoreOp::Seal { id }) => {
+                if self.unsealed.take() != Some(*id) {
+                    return Err(StoreError::Io);
+                }
+            }
+            (None, _) => self.flush(),
         }
         Ok(StoreReply::Done)
     }

@@ -7,8 +7,12 @@
 
 use bytes::Bytes;
 use lockstep_core::block::ZEROES;
+use lockstep_core::id::SnapshotId;
+use lockstep_core::range::BlockRange;
+use lockstep_store::Patch;
 use lockstep_store::layout::File;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use crate::content::{BLOCK, Value, value_of};
 use crate::rng::Rng;
@@ -79,6 +83,19 @@ pub struct Disk {
     /// checkers look at is what was written.
     damage: BTreeMap<Key, Damage>,
     order: u64,
+    /// Snapshots that were taken of it.
+    kept: BTreeMap<SnapshotId, Kept>,
+    /// What was copied ahead for the next one.
+    ahead: Option<Box<Disk>>,
+}
+
+/// A snapshot: what data, tags and regions read as.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// The files; the fourth, with the superblock, is empty.
+    pub disk: Box<Disk>,
+    /// Size in blocks, told when it was made durable; until then it goes with the process.
+    pub blocks: Option<u64>,
 }
 
 /// What is wrong with a page.
@@ -103,6 +120,79 @@ impl Disk {
             };
             self.put(file, page, Some(bytes), durable);
         }
+    }
+
+    /// Keeps the content of a snapshot.
+    pub fn keep(&mut self, id: SnapshotId, ahead: Option<&[BlockRange]>) {
+        let disk = if let Some(ranges) = ahead {
+            self.copy_ahead(false, ranges);
+            self.ahead.take().unwrap_or_default()
+        } else {
+            let mut disk = Box::<Self>::default();
+            disk.copy(self, File::Data, 0..u64::MAX);
+            disk
+        };
+        self.kept.insert(id, Kept { disk, blocks: None });
+    }
+
+    /// Copies content ahead of a snapshot.
+    pub fn copy_ahead(&mut self, fresh: bool, ranges: &[BlockRange]) {
+        let mut ahead = self.ahead.take().filter(|_| !fresh).unwrap_or_default();
+        for range in ranges {
+            ahead.copy(self, File::Data, range.start..range.end());
+        }
+        self.ahead = Some(ahead);
+    }
+
+    /// Drops what was copied ahead.
+    pub fn drop_ahead(&mut self) {
+        self.ahead = None;
+    }
+
+    /// Keeps its tags too.
+    pub fn keep_tags(&mut self, id: SnapshotId, patches: &[Patch]) {
+        let Some(mut kept) = self.kept.remove(&id) else { return };
+        kept.disk.copy(self, File::Tags, 0..u64::MAX);
+        kept.disk.copy(self, File::Regions, 0..u64::MAX);
+        for patch in patches {
+            kept.disk.write(patch.file, patch.offset, &patch.data, true);
+        }
+        self.kept.insert(id, kept);
+    }
+
+    /// Makes a snapshot durable.
+    pub fn seal(&mut self, id: SnapshotId, blocks: u64) {
+        let kept = self.kept.get_mut(&id);
+        kept.into_iter().for_each(|kept| kept.blocks = Some(blocks));
+    }
+
+    /// Whoever opens the files takes nothing for a snapshot that was not made durable.
+    pub fn drop_unsealed(&mut self) {
+        self.kept.retain(|_, kept| kept.blocks.is_some());
+        self.ahead = None;
+    }
+
+    /// Makes these pages what they are there.
+    fn copy(&mut self, from: &Self, file: File, pages: Range<u64>) {
+        let all = (number(file), pages.start)..(number(file), pages.end);
+        self.pages.retain(|key, _| !all.contains(key));
+        self.damage.retain(|key, _| !all.contains(key));
+        for (key, page) in from.pages.range(all.clone()) {
+            self.pages.insert(*key, Page { versions: vec![page.visible().clone()] });
+        }
+        let damage = from.damage.range(all);
+        self.damage.extend(damage.map(|(key, damage)| (*key, damage.clone())));
+    }
+
+    /// Drops a snapshot.
+    pub fn drop_kept(&mut self, id: SnapshotId) {
+        self.kept.remove(&id);
+    }
+
+    /// A snapshot.
+    #[must_use]
+    pub fn kept(&self, id: SnapshotId) -> Option<&Kept> {
+        self.kept.get(&id)
     }
 
     /// Zeroes `len` bytes from `offset`, which are whole pages.

@@ -136,6 +136,10 @@ faults! {
     PoolGone = "pool-gone", 20000;
     /// A disk is many times slower, for long.
     VerySlowDisk = "very-slow-disk", 40000;
+    /// Somebody wants the volume to be larger. Worlds have this by their plan.
+    ControllerResize = "controller-resize", 0;
+    /// Somebody wants a snapshot. Worlds have this by their plan.
+    ControllerSnapshot = "controller-snapshot", 0;
 }
 
 impl Fault {
@@ -173,7 +177,7 @@ impl Swarm {
         let share = rng.pick(&[0, 150, 300, 500, 800]).unwrap_or(0);
         let rate = |rng: &mut Rng, typical: u64| typical * rng.between(30, 250) / 100;
         let mut rates = Vec::new();
-        for (fault, _, typical) in Fault::ALL {
+        for (fault, _, typical) in Fault::ALL.iter().filter(|(_, _, typical)| *typical > 0) {
             let rate = rate(rng, *typical);
             if rng.chance(share) {
                 rates.push((*fault, rate));
@@ -192,6 +196,11 @@ impl Swarm {
             }
         }
         Self { rates }
+    }
+
+    /// Adds one.
+    pub fn add(&mut self, fault: Fault, rate: u64) {
+        self.rates.push((fault, rate));
     }
 
     /// Takes some out.

@@ -14,6 +14,8 @@ use crate::rng::Rng;
 pub struct Habits {
     /// Blocks of the volume.
     pub blocks: u64,
+    /// Blocks that it may get.
+    pub most_blocks: u64,
     /// Where most requests start.
     pub hot: Vec<u64>,
     /// Most requests under way.
@@ -46,6 +48,7 @@ impl Habits {
             [[25, 55, 8, 12], [10, 80, 5, 5], [50, 40, 5, 5], [5, 90, 0, 5], [10, 60, 0, 30]];
         Self {
             blocks,
+            most_blocks: blocks,
             hot,
             depth: rng.pick(&[1, 4, 8, 16, 32]).unwrap_or(8),
             budget: rng.pick(&[200, 500, 1000, 3000]).unwrap_or(500),
@@ -63,6 +66,7 @@ impl Habits {
     /// Writes to few places of a small volume.
     pub fn few(&mut self, rng: &mut Rng) {
         self.blocks = rng.between(2, 4) * 256 - rng.below(100);
+        self.most_blocks = self.blocks;
         let hot = rng.pick(&[2, 3, 8]).unwrap_or(3);
         self.hot = (0..hot).map(|_| rng.below(self.blocks)).collect();
         self.mix = rng.pick(&[[15, 70, 8, 7], [5, 90, 0, 5], [20, 60, 5, 15]]).unwrap_or(self.mix);
@@ -89,6 +93,8 @@ pub struct Guest {
     again: Vec<(GuestOp, Value)>,
     /// Blocks still to be read before anything else.
     pub to_verify: Vec<BlockRange>,
+    /// Blocks that its device shows.
+    pub blocks: u64,
     /// Does it ask anything?
     pub running: bool,
     /// Number of requests so far.
@@ -145,7 +151,7 @@ impl Guest {
         let value = Value(value.0.saturating_sub(back).max(1));
         let op = match self.to_verify.pop() {
             Some(range) => GuestOp::Read { range },
-            None if is_valid => draw(rng, habits, value),
+            None if is_valid => draw(rng, habits, self.blocks, value),
             None => beyond(rng, habits),
         };
         if !is_valid {
@@ -159,7 +165,7 @@ impl Guest {
 
 /// A request that reaches beyond the end of the volume.
 fn beyond(rng: &mut Rng, habits: &Habits) -> GuestOp {
-    let start = habits.blocks - rng.below(3).min(habits.blocks);
+    let start = habits.most_blocks - rng.below(3).min(habits.blocks);
     let range = BlockRange::new(start, 3);
     if rng.chance(500) {
         return GuestOp::Read { range };
@@ -167,8 +173,8 @@ fn beyond(rng: &mut Rng, habits: &Habits) -> GuestOp {
     GuestOp::Zero { range, fua: false, deallocate: true }
 }
 
-fn draw(rng: &mut Rng, habits: &Habits, value: Value) -> GuestOp {
-    let range = place(rng, habits);
+fn draw(rng: &mut Rng, habits: &Habits, blocks: u64, value: Value) -> GuestOp {
+    let range = place(rng, habits, blocks);
     let fua = rng.chance(habits.fua);
     let mut dice = rng.below(habits.mix.iter().sum());
     let kind = habits.mix.iter().position(|share| {
@@ -187,11 +193,16 @@ fn draw(rng: &mut Rng, habits: &Habits, value: Value) -> GuestOp {
     }
 }
 
-fn place(rng: &mut Rng, habits: &Habits) -> BlockRange {
+fn place(rng: &mut Rng, habits: &Habits, blocks: u64) -> BlockRange {
     let count = if rng.chance(habits.large) { rng.between(200, 700) } else { rng.between(1, 8) };
     let count = count.min(habits.blocks);
     let hot = rng.pick(&habits.hot).unwrap_or(0);
     let start = hot.saturating_sub(rng.below(4)).min(habits.blocks - count);
+    if blocks > habits.blocks && rng.chance(400) {
+        // What is new of it.
+        let start = (blocks - count).saturating_sub(rng.below(8));
+        return BlockRange::new(start, u32::try_from(count).unwrap_or(1));
+    }
     BlockRange::new(start, u32::try_from(count).unwrap_or(1))
 }
 
@@ -205,7 +216,7 @@ mod tests {
         for seed in 0..200 {
             let mut rng = Rng::new(seed);
             let habits = Habits::draw(&mut rng);
-            let mut guest = Guest::default();
+            let mut guest = Guest { blocks: habits.blocks, ..Guest::default() };
             for n in 1..20 {
                 let asked = guest.ask(&mut rng, &habits, Value(n));
                 let (kind, range) = match asked.op {

@@ -480,6 +480,14 @@ impl Oracle {
         self.known(block).map_or(value == Value::ZERO, |k| k.readable().any(|v| v == value))
     }
 
+    /// What may be the content of each block that was written, for whoever reads in this
+    /// attachment now, be it the last one or not.
+    #[must_use]
+    pub fn readable_in(&self, instance: InstanceId) -> Option<BTreeMap<u64, Vec<Value>>> {
+        let blocks = &self.attachments.get(&instance)?.blocks;
+        Some(blocks.iter().map(|(block, known)| (*block, known.readable().collect())).collect())
+    }
+
     /// Blocks that were written, in any attachment.
     pub fn blocks(&self) -> impl Iterator<Item = u64> + '_ {
         self.current

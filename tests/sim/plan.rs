@@ -70,6 +70,8 @@ profiles! {
     Cluster = "cluster";
     /// All members lose their files, and the record store what it knew.
     Disaster = "disaster";
+    /// The volume is made larger again and again, and snapshots are taken of it.
+    Tasks = "tasks";
 }
 
 /// Faults in worlds of disasters.
@@ -80,6 +82,19 @@ const DISASTER: &[(Fault, u64)] = &[
     (Fault::ProcessKill, 2000),
     (Fault::PowerLoss, 8000),
     (Fault::BitRot, 2500),
+];
+
+/// Faults in worlds of tasks.
+const TASKS: &[(Fault, u64)] = &[
+    (Fault::ProcessKill, 4000),
+    (Fault::PowerLoss, 6000),
+    (Fault::ConnectionReset, 1500),
+    (Fault::Takeover, 5000),
+    (Fault::PrimaryRestart, 5000),
+    (Fault::MetaUnknownLate, 150),
+    (Fault::MetaUnknownApplied, 150),
+    (Fault::Pause, 5000),
+    (Fault::DiskFull, 15_000),
 ];
 
 /// Faults in worlds of controllers.
@@ -107,7 +122,9 @@ impl Profile {
         }
         // A disaster needs a quiet moment, which other worlds seldom have.
         let disasters = [Self::Disaster; 4];
-        let directed = Self::ALL.iter().map(|(p, _)| *p).skip(1);
+        // Any world may have tasks, see `Plan::draw`.
+        let tasks = |p: &Self| *p == Self::Tasks;
+        let directed = Self::ALL.iter().map(|(p, _)| *p).skip(1).filter(|p| !tasks(p));
         let directed: Vec<Self> = directed.chain(disasters).collect();
         rng.pick(&directed).unwrap_or(Self::Any)
     }
@@ -172,6 +189,7 @@ impl Profile {
                 (Fault::PrimaryRestart, 5000),
                 (Fault::ConnectionReset, 3000),
             ],
+            Self::Tasks => TASKS,
             Self::Disaster => DISASTER,
             Self::Cluster => CLUSTER,
         }
@@ -226,6 +244,7 @@ impl Plan {
         if plan.profile != Profile::Any {
             plan.direct(rng);
         }
+        plan.add_tasks(options);
         plan.swarm.leave_out(&options.without);
         plan.chaos_ms = plan.chaos_ms.min(options.chaos_ms.unwrap_or(u64::MAX)).max(1);
         plan.habits.depth = options.depth.unwrap_or(plan.habits.depth).max(1);
@@ -264,6 +283,24 @@ impl Plan {
         }
     }
 
+    /// Some worlds have tasks. They are drawn apart, so that all others stay as they were.
+    fn add_tasks(&mut self, options: &Options) {
+        let mut rng = Rng::new(options.seed ^ 0x7461_736b_7321);
+        let directed = self.profile == Profile::Tasks;
+        if !directed && !rng.chance(80) {
+            return;
+        }
+        let pace = if directed { 300 } else { 1500 };
+        self.swarm.add(Fault::ControllerSnapshot, pace * rng.between(30, 250) / 100);
+        // What a record store that was put back says of the size is not what it was. And who is
+        // out, and then never knows of sizes any more, can't come back to what has grown.
+        let without = [Fault::MetaPutBack, Fault::MembersLost, Fault::OldWire];
+        if without.iter().all(|fault| self.swarm.rate(*fault) == 0) {
+            self.swarm.add(Fault::ControllerResize, 3 * pace * rng.between(30, 250) / 100);
+            self.habits.most_blocks = self.habits.blocks + 3 * 256;
+        }
+    }
+
     /// Makes the world what its profile says.
     fn direct(&mut self, rng: &mut Rng) {
         self.swarm = Swarm::of(self.profile.faults(), rng);
@@ -278,7 +315,7 @@ impl Plan {
         (self.aims, self.ambushes) = (true, rng.pick(&[50, 200, 500]).unwrap_or(200));
         self.habits.few(rng);
         match self.profile {
-            Profile::Any => {}
+            Profile::Any | Profile::Tasks => {}
             Profile::Promotion => self.away = 800,
             Profile::Return => self.habits.repeats = rng.pick(&[0, 300, 700]).unwrap_or(0),
             Profile::Swap => {

@@ -78,6 +78,12 @@ pub struct Coverage {
     pub put_back_noticed: u64,
     /// Volumes recovered by force (T11).
     pub forced: u64,
+    /// Times that a volume became larger (T10).
+    pub expansions: u64,
+    /// Snapshots taken (D1).
+    pub snapshots: u64,
+    /// Tasks that were not done.
+    pub tasks_failed: u64,
 }
 
 impl Coverage {
@@ -126,7 +132,10 @@ impl Coverage {
             copies_vanished,
             copies_spared,
             put_back_noticed,
-            forced
+            forced,
+            expansions,
+            snapshots,
+            tasks_failed
         );
     }
 }

@@ -17,6 +17,7 @@ mod seat;
 mod slots;
 mod story;
 mod strangers;
+mod tasks;
 mod torn;
 mod transport;
 mod twice;
@@ -24,15 +25,17 @@ mod wild;
 
 use lockstep_core::cluster::trim::Wanted;
 use lockstep_core::guest::GuestError;
-use lockstep_core::id::{Lineage, NodeId, ReplicaId, RequestId, Seq, Token, VolumeId};
+use lockstep_core::id::{Lineage, NodeId, ReplicaId, RequestId, Seq, SnapshotId, Token, VolumeId};
 use lockstep_core::planted::Planted;
 use lockstep_core::record::{NewVolume, Record};
 use lockstep_core::{primary, replica};
 use lockstep_store::DiskOpId;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use uuid::Uuid;
 
 use crate::cluster::{Cluster, POOL};
+use crate::content::Value;
 use crate::fault::Fault;
 use crate::meta::Meta;
 use crate::net::{Net, Wire};
@@ -162,6 +165,10 @@ pub struct World {
     pub(crate) crisis_since: u64,
     /// Puts that were asked for and may still be applied.
     pub(crate) puts_under_way: u64,
+    /// What was asked of primaries and is not answered.
+    pub(crate) tasks: BTreeMap<(u64, RequestId), primary::Task>,
+    /// What could be read when the first copy of a snapshot was kept.
+    pub(crate) moments: BTreeMap<SnapshotId, BTreeMap<u64, Vec<Value>>>,
     /// The next frame is garbled.
     pub(crate) garbles_next: bool,
     /// The next frame breaks the format.
@@ -212,6 +219,8 @@ impl World {
             crisis: None,
             crisis_since: 0,
             puts_under_way: 0,
+            tasks: BTreeMap::new(),
+            moments: BTreeMap::new(),
             garbles_next: false,
             mangles_next: false,
             next_id: 0,

@@ -59,7 +59,7 @@ pub(crate) const EDGES: &[Edges] = &[
     },
     Edges {
         package: "lockstep-csi",
-        ours: &["lockstep-core", "lockstep-meta", "lockstep-proto"],
+        ours: &["lockstep-attach", "lockstep-core", "lockstep-meta", "lockstep-proto"],
         others: None,
         never: &[],
     },
@@ -75,6 +75,7 @@ pub(crate) const EDGES: &[Edges] = &[
         others: None,
         never: &[],
     },
+    Edges { package: "lockstep-csi-torture", ours: &["lockstep-proto"], others: None, never: &[] },
     Edges {
         package: "lockstep-vm",
         ours: &["lockstep-attach", "lockstep-kernel"],

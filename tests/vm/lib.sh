@@ -16,26 +16,24 @@ readonly VM_SRC VM_ROOT TARGET VM_DIR
 # The kernels that are tried: Debian 12's own, and what its backports offer.
 readonly VM_KERNELS=(6.1 6.12)
 
-# What a guest can load; what it does load at start is said by the test. Those that a kernel does
-# not have are left out: 6.1 is built without ublk.
-readonly VM_MODULES=(ext4 xfs loop fuse nbd ublk_drv virtio_pci virtio_blk virtio_console dm-mod dm-flakey
-    dm-delay null_blk brd crc32c_generic crc32c-intel)
-
-# What a guest gets of the host's programs, under the names on the left; busybox has the rest.
-readonly VM_TOOLS=(bash fio mkfs.ext4 mkfs.xfs e2fsck fsck.ext4 xfs_repair mount umount losetup
-    lsblk findmnt wipefs blkid blockdev blkdiscard fallocate fstrim dmsetup timeout stat dd kmod)
+# What a guest gets of the host's programs; busybox has the rest, and is slow at comparing.
+readonly VM_TOOLS=(bash fio mkfs.ext4 mkfs.xfs e2fsck fsck.ext4 resize2fs xfs_repair xfs_logprint
+    xfs_growfs mount umount losetup lsblk findmnt wipefs blkid blockdev blkdiscard fallocate fstrim dmsetup timeout
+    stat dd kmod cmp sha256sum grep awk sed)
+# What it gets of ours, as far as it is built.
+readonly VM_PROGRAMS=(lockstepd lockstep lockstep-vm examples/device-memory examples/nbd-memory)
 
 vm_die() { echo "tests/vm: $*" >&2; exit 1; }
 
 # The Debian packages of all these programs.
 readonly VM_PACKAGES=(qemu-system-x86 busybox-static cpio zstd xz-utils lz4 kmod binutils libc-bin
-    bash fio e2fsprogs xfsprogs mount util-linux fdisk dmsetup coreutils)
+    bash fio e2fsprogs xfsprogs mount util-linux fdisk dmsetup coreutils diffutils grep mawk sed)
 
 # vm_need: ends with 77, which means skipped, unless what makes and runs a guest is installed.
 vm_need() {
     local tool missing=()
-    for tool in qemu-system-x86_64 busybox cpio zstd xz lz4 depmod modprobe apt-get dpkg-deb ldd \
-        strip "${VM_TOOLS[@]}"; do
+    for tool in qemu-system-x86_64 busybox cpio zstd xz lz4 depmod apt-get dpkg-deb ldd ldconfig \
+        mke2fs strip "${VM_TOOLS[@]}"; do
         command -v "$tool" >/dev/null || missing+=("$tool")
     done
     if [ ${#missing[@]} -eq 0 ]; then
@@ -121,65 +119,80 @@ vm_unpack_kernel() {
 
 # --- images ------------------------------------------------------------------------------------
 
-# vm_program DIR FILE [NAME]: copies a program with its libraries into the image, without symbols.
+# A guest has two parts: a disk with all programs and modules, which is made anew only when one of
+# them has changed, and an initramfs with the first process and the test. What lies on a disk costs
+# a guest neither time at its start nor memory.
+
+# vm_program DIR FILE [NAME]: copies a program with its libraries, without symbols of ours.
 vm_program() {
     local dir=$1 file name library
     file=$(command -v "$2") || vm_die "no program $2"
     name=${3:-$(basename "$2")}
     file=$(readlink -f "$file")
+    mkdir -p "$dir/bin"
     rm -f "$dir/bin/$name"
-    if [ "$(stat -c %s "$file")" -gt 4000000 ]; then
-        vm_stripped "$file" "$dir/bin/$name"
-    else
-        cp "$file" "$dir/bin/$name"
-    fi
+    case $file in
+        "$TARGET"/*) strip -g -o "$dir/bin/$name" "$file" ;;
+        *) cp "$file" "$dir/bin/$name" ;;
+    esac
     ldd "$file" 2>/dev/null | grep -o '/[^ )]*' | while read -r library; do
         mkdir -p "$dir$(dirname "$library")"
         cp -Ln "$library" "$dir$library"
     done
 }
 
-# vm_stripped FILE TO: as `strip -g`, but once for each version of the file.
-vm_stripped() {
-    local kept
-    kept=$VM_DIR/stripped/$(stat -c '%n-%i-%Y-%s' "$1" | tr / _)
-    if [ ! -e "$kept" ]; then
-        mkdir -p "$VM_DIR/stripped"
-        find "$VM_DIR/stripped" -name "$(tr / _ <<<"$1")-*" -mmin +60 -delete
-        strip -g -o "$kept.$$" "$1" && mv "$kept.$$" "$kept"
-    fi
-    cp "$kept" "$2"
+# Everything that the disk is made from, with what changes when it does.
+vm_disk_parts() {
+    local name
+    cat "$VM_SRC/lib.sh"
+    for name in "${VM_TOOLS[@]}" busybox; do readlink -f "$(command -v "$name")"; done |
+        xargs stat -c '%n %i %Y %s'
+    for name in "${VM_PROGRAMS[@]}"; do stat -c '%n %i %Y %s' "$TARGET/release/$name" 2>/dev/null; done
+    stat -c '%n %i' "$VM_DIR"/kernel-*
 }
 
-# vm_image OUT KERNEL "MODULES" "PROGRAMS" SCRIPT "FILES": an initramfs that loads the modules and runs the
+# vm_disk: makes <target>/vm/disk, unless it is there and as it should be.
+vm_disk() {
+    (
+        flock 9
+        parts=$(vm_disk_parts)
+        [ -e "$VM_DIR/disk" ] && [ "$parts" = "$(cat "$VM_DIR/disk.parts" 2>/dev/null)" ] && exit
+        rm -rf "$VM_DIR"/{disk.new,disk.dir,disk.parts}
+        dir=$VM_DIR/disk.dir
+        mkdir -p "$dir"/{bin,lib/modules,lib64,usr,etc}
+        for name in sbin usr/bin usr/sbin; do ln -s /bin "$dir/$name"; done
+        cp "$(command -v busybox)" "$dir/bin/busybox"
+        for name in $(busybox --list); do
+            [ "$name" = busybox ] || ln -s busybox "$dir/bin/$name"
+        done
+        for name in "${VM_TOOLS[@]}"; do vm_program "$dir" "$name"; done
+        for name in modprobe insmod lsmod depmod; do ln -sf kmod "$dir/bin/$name"; done
+        for name in "${VM_PROGRAMS[@]}"; do
+            [ ! -e "$TARGET/release/$name" ] || vm_program "$dir" "$TARGET/release/$name"
+        done
+        ldconfig -r "$dir" || exit
+        for name in "$VM_DIR"/kernel-*; do cp -al "$name"/lib/modules/* "$dir/lib/modules/" || exit; done
+        truncate -s $(($(du -sm "$dir" | cut -f 1) * 5 / 4 + 16))M "$VM_DIR/disk.new" &&
+            mke2fs -q -t ext4 -O ^has_journal -m 0 -d "$dir" "$VM_DIR/disk.new" || exit
+        rm -rf "$dir"
+        mv "$VM_DIR/disk.new" "$VM_DIR/disk" && echo "$parts" >"$VM_DIR/disk.parts"
+    ) 9>"$VM_DIR/disk.lock" || vm_die "no disk with the programs"
+}
+
+# vm_image OUT "MODULES" "PROGRAMS" SCRIPT "FILES": an initramfs that loads the modules and runs the
 # script. Programs are files of the host; `name=file` gives one another name.
 vm_image() {
-    local out=$1 series=$2 modules=$3 programs=$4 script=$5 files=$6
-    local kernel=$VM_DIR/kernel-$2
-    local release dir name path kind
-    release=$(cat "$kernel/release")
+    local out=$1 modules=$2 programs=$3 script=$4 files=$5 dir name
     dir=$(mktemp -d "$VM_DIR/image.XXXXXX") || exit 1
-    mkdir -p "$dir"/{bin,dev,proc,sys,tmp,run,mnt,etc,root,lib,lib64,usr,var,tests}
-    for name in sbin usr/bin usr/sbin; do ln -s /bin "$dir/$name"; done
-    cp "$(command -v busybox)" "$dir/bin/busybox"
-    for name in $(busybox --list); do [ -e "$dir/bin/$name" ] || ln -s busybox "$dir/bin/$name"; done
+    mkdir -p "$dir"/{dev,proc,sys,tmp,run,mnt,etc,root,var,disk,tests/e2e,tests/vm}
+    for name in bin sbin lib lib64 usr etc/ld.so.cache; do ln -s "/disk/$name" "$dir/$name"; done
+    cp "$(command -v busybox)" "$dir/busybox"
     ln -s /proc/mounts "$dir/etc/mtab"
     echo "root:x:0:0:root:/root:/bin/sh" >"$dir/etc/passwd"
-    for name in "${VM_TOOLS[@]}"; do vm_program "$dir" "$name"; done
-    for name in modprobe insmod lsmod depmod; do ln -sf kmod "$dir/bin/$name"; done
-    for name in lockstepd lockstep lockstep-vm examples/device-memory; do
-        [ ! -e "$TARGET/release/$name" ] || vm_program "$dir" "$TARGET/release/$name"
-    done
-    for name in $programs; do vm_program "$dir" "${name#*=}" "$(basename "${name%%=*}")"; done
-    for name in "${VM_MODULES[@]}" $modules; do
-        modprobe -d "$kernel" -S "$release" --show-depends "$name" 2>/dev/null |
-            while read -r kind path _; do [ "$kind" != insmod ] || echo "${path#"$kernel/"}"; done
-    done | sort -u | (cd "$kernel" && cpio --quiet -pdm "$dir")
-    cp "$kernel/lib/modules/$release"/modules.{builtin,builtin.modinfo,order} \
-        "$dir/lib/modules/$release/"
-    depmod -b "$dir" "$release"
     echo "$modules" >"$dir/etc/modules"
-    mkdir -p "$dir/tests/e2e" "$dir/tests/vm"
+    for name in $programs; do
+        vm_program "$dir/with" "${name#*=}" "$(basename "${name%%=*}")"
+    done
     cp "$VM_ROOT/tests/e2e/lib.sh" "$dir/tests/e2e/"
     cp "$VM_SRC/guest/"* "$dir/tests/vm/"
     # shellcheck disable=SC2086 # names without blanks
@@ -213,11 +226,13 @@ vm_qemu() {
     # An emulated guest counts the host's cycles, and a busy host makes it miscount them.
     khz=$(awk -F: '/^cpu MHz/ { printf "%d", $2 * 1000; exit }' /proc/cpuinfo)
     [ "$accel" = kvm ] ||
-        append="tsc_early_khz=$khz tsc=reliable no_timer_check vm.env.VM_PATIENCE=10 $append"
+        append="tsc_early_khz=$khz tsc=reliable no_timer_check vm.env.VM_PATIENCE=3 $append"
     exec qemu-system-x86_64 -machine q35 -accel "$accel" -cpu max -smp "$cpus" -m "$memory" \
         -nodefaults -no-user-config -display none -serial stdio -no-reboot \
         -device virtio-serial -chardev "file,id=status,path=$dir/status" \
         -device virtserialport,chardev=status,name=status \
+        -drive "file=$VM_DIR/disk,format=raw,if=none,id=disk,readonly=on" \
+        -device nvme,serial=disk,drive=disk \
         -kernel "$VM_DIR/kernel-$kernel/vmlinux" -initrd "$dir/image" \
         -append "console=ttyS0 panic=-1 mitigations=off quiet $append" "$@" </dev/null
 }

@@ -25,6 +25,7 @@ pub mod fuse;
 mod kind;
 mod known_bad;
 pub mod nbd;
+mod others;
 mod probe;
 mod shape;
 mod token;
@@ -96,6 +97,15 @@ pub trait Door<B: Backend>: Send + Sync {
         backend: Arc<B>,
     ) -> BoxFuture<'_, Result<Box<dyn Device>, DeviceError>>;
 
+    /// Gets hold of a device that another daemon left, before anybody knows whether this one will
+    /// have its volume: what was under way there may then come sooner once it has. Nothing is
+    /// begun, and nobody is told if it cannot be had. It ends with [`Door::resume`],
+    /// [`Door::end`] or the door.
+    fn hold(&self, token: Token) -> BoxFuture<'_, ()> {
+        drop(token);
+        Box::pin(std::future::ready(()))
+    }
+
     /// Takes over a device that another daemon left, by dying or by [`Device::release`]. Requests
     /// that wait are served; those that were under way are done once more.
     fn resume(
@@ -137,6 +147,12 @@ pub trait Device: Send + Sync {
     /// Stops serving without an error to anybody: what is under way is finished, what comes later
     /// waits for [`Door::resume`].
     fn release(&self) -> BoxFuture<'_, ()>;
+
+    /// Has the keeper hold once more what it holds of this device, because the one before was
+    /// killed. Most doors need no keeper.
+    fn keep(&self) -> BoxFuture<'_, Result<(), DeviceError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// Fails all requests with `EIO`, present and future, and removes the device as soon as nobody
     /// has it open. Returns when no request waits any more.

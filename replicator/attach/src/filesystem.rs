@@ -4,12 +4,16 @@
 //! blank. All calls here block, some for as long as the device does: call them where that may be.
 //! A device that fails ends them with an error.
 
+mod alone;
 mod content;
+mod grow;
+mod make;
 mod mount;
 mod options;
 mod programs;
 mod table;
 mod users;
+mod xfs;
 
 use std::fmt;
 use std::io;
@@ -18,13 +22,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub use content::{Content, content};
-pub use mount::{Mount, detach, mount, mounted_at, unmount};
+pub use grow::grow;
+pub use make::{make, remake};
+pub use mount::{Mount, detach, mount, mounted_at, settle, unmount};
 pub use options::Options;
 pub use table::{MountPoint, mounts};
 pub use users::{User, users};
 
-/// Smallest device on which `mkfs.xfs` makes a file system, since xfsprogs 6.0.
-const XFS_BYTES_MIN: u64 = 300 << 20;
 /// `e2fsck`: all is well, or was mended.
 const E2FSCK_FINE: [i32; 4] = [0, 1, 2, 3];
 
@@ -98,13 +102,22 @@ pub enum FileSystemError {
     /// There is something on the device.
     #[error(
         "{device} is not blank: {found} is on it; nothing was written. \
-         If that may go, make the device blank first, as with blkdiscard -z"
+         If that may go (it may be what is left of a file system whose making was cut short), \
+         attach the volume with a device only, and make that blank, as with blkdiscard -z"
     )]
     NotBlank {
         /// Which.
         device: PathBuf,
         /// What.
         found: Content,
+    },
+    /// A file system was begun, is not finished, and what was written of it is still there.
+    #[error("{why}; what was written until then could not be removed again: {removing}")]
+    Unfinished {
+        /// Why it is not finished.
+        why: Box<FileSystemError>,
+        /// Why it is still there.
+        removing: Box<FileSystemError>,
     },
     /// Nothing that could be mounted is on the device.
     #[error("{device} has no file system to mount: {found} is on it; say which to make")]
@@ -147,54 +160,17 @@ fn failed(what: impl fmt::Display, path: &Path, source: io::Error) -> FileSystem
     FileSystemError::Kernel { what: format!("{what} {}", path.display()), source }
 }
 
-/// Makes a file system on a blank device. One of the same type that is there already is left as it
-/// is: then this returns false.
-///
-/// # Errors
-/// [`FileSystemError::NotBlank`] if anything else is there, and what kept it from being made.
-pub fn make(device: &Path, fs: FileSystem) -> Result<bool, FileSystemError> {
-    match content(device)? {
-        Content::Blank => {}
-        Content::FileSystem(there) if there == fs.name() => return Ok(false),
-        found => return Err(FileSystemError::NotBlank { device: device.to_owned(), found }),
-    }
-    let size_bytes = content::size_bytes(device)?;
-    match fs {
-        // 4096 also where it is small. A fresh volume needs no discard, and takes zeroes without
-        // storing them: so inode tables are zeroed now, and nothing is left to do for the kernel
-        // once it is mounted. Root's share is for systems, not for volumes.
-        FileSystem::Ext4 => programs::run(
-            &programs::MKFS_EXT4,
-            &["-q", "-b", "4096", "-m", "0"],
-            &["-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"],
-            device,
-        )?
-        .success()?,
-        FileSystem::Xfs if size_bytes < XFS_BYTES_MIN => {
-            return Err(FileSystemError::Unfit(format!(
-                "xfs needs at least {} MiB, and {} has {} MiB; \
-                 take ext4, or a larger volume",
-                XFS_BYTES_MIN >> 20,
-                device.display(),
-                size_bytes >> 20,
-            )));
-        }
-        FileSystem::Xfs => {
-            programs::run(&programs::MKFS_XFS, &["-q", "-K"], &[], device)?.success()?
-        }
-    }
-    Ok(true)
-}
-
 /// Brings a file system that was not unmounted cleanly into order, as far as that needs no
-/// decision: the journal of ext2 to ext4 is replayed and small damage mended. Any other type is
-/// left to its mount, which replays the journal. The device must be writable and not mounted.
+/// decision: the journal of ext2 to ext4 is replayed and small damage mended, and the log of XFS is
+/// replayed. Any other type is left to its mount. The device must be writable and not mounted.
 ///
 /// # Errors
 /// [`FileSystemError::Damaged`] if somebody has to look at it.
 pub fn repair(device: &Path, fs: &str) -> Result<(), FileSystemError> {
-    if !matches!(fs, "ext2" | "ext3" | "ext4") {
-        return Ok(());
+    match fs {
+        "xfs" => return xfs::replay(device),
+        "ext2" | "ext3" | "ext4" => {}
+        _ => return Ok(()),
     }
     let ended = programs::run(&programs::E2FSCK, &["-p"], &[], device)?;
     match ended.code {
@@ -214,7 +190,7 @@ pub fn repair(device: &Path, fs: &str) -> Result<(), FileSystemError> {
 ///
 /// # Errors
 /// [`FileSystemError::Busy`] if somebody else has it to himself, such as a file system.
-pub fn write_out(device: &Path) -> Result<(), FileSystemError> {
+fn write_out(device: &Path) -> Result<(), FileSystemError> {
     let mut exclusive = std::fs::OpenOptions::new();
     exclusive.read(true).custom_flags(nix::libc::O_EXCL);
     match exclusive.open(device) {

@@ -7,16 +7,17 @@
 //!
 //! It listens on `<run_dir>/keeper.sock`, to root only. One connection is one request: a line of
 //! JSON, with a file attached where one is kept; the answer is a line of JSON, with the file
-//! attached where one was fetched. It is started by whoever first needs it, detached, or by a
-//! service manager; it ends when it has nothing to keep for a while, or on `SIGTERM`, which is a
-//! shutdown of the node.
+//! attached where one was fetched. Who wants to know when the keeper ends keeps a connection: it
+//! ends without another line if the keeper was killed. A keeper is started by whoever first needs
+//! it, detached, or by a service manager; it ends when it has nothing to keep for a while, or on
+//! `SIGTERM`, which is a shutdown of the node.
 
 mod client;
 mod command;
 mod server;
 mod wire;
 
-pub use client::{KeeperClient, Kept};
+pub use client::{End, KeeperClient, Kept};
 pub use command::command;
 pub use server::run;
 

@@ -1,5 +1,7 @@
 //! A volume in memory, for tests and measurements. Nothing survives the process.
 
+mod gated;
+
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,6 +11,8 @@ use bytes::{Bytes, BytesMut};
 use crate::backend::{
     BLOCK_BYTES, Backend, Errno, ExportInfo, Extent, ReadData, Segment, ZeroMode,
 };
+
+pub use gated::Gated;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Blocks per chunk; a chunk is what one lock guards and what is allocated at once.

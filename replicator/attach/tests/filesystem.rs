@@ -14,8 +14,9 @@ use std::process::Command;
 
 use lockstep_attach::filesystem::{
     Content, FileSystem, FileSystemError, Mount, User, content, detach, make, mount, mounted_at,
-    mounts, repair, unmount, users, write_out,
+    mounts, remake, repair, settle, unmount, users,
 };
+use nix::fcntl::{Flock, FlockArg};
 
 const MIB: u64 = 1 << 20;
 
@@ -116,11 +117,11 @@ fn round_trip(fs: FileSystem) {
     let FileSystemError::Busy { by, .. } = &told else { panic!("{told}") };
     assert!(by.contains(&std::process::id().to_string()) && by.contains("/file"), "{by}");
     assert!(users(&device.path).contains(&User::Mount(wanted.dir.clone())));
-    let told = write_out(&device.path).unwrap_err().to_string();
+    let told = settle(&device.path, None).unwrap_err().to_string();
     assert!(told.contains("in use: it is mounted"), "{told}");
     drop(file);
     unmount(&device.path, &wanted.dir).unwrap();
-    write_out(&device.path).unwrap();
+    settle(&device.path, None).unwrap();
     unmount(&device.path, &wanted.dir).unwrap();
     assert!(!mounted_at(&device.path, &wanted.dir).unwrap());
     // Programs of others that look at all loop devices may have it open for a moment.
@@ -146,6 +147,26 @@ fn ext4_is_made_mounted_used_and_unmounted() {
 fn xfs_is_made_mounted_used_and_unmounted() {
     if is_possible("xfs_is_made_mounted_used_and_unmounted") {
         round_trip(FileSystem::Xfs);
+    }
+}
+
+#[test]
+fn two_who_mount_it_at_once_mount_it_once() {
+    if !is_possible("two_who_mount_it_at_once_mount_it_once") {
+        return;
+    }
+    let device = Device::new(32 * MIB);
+    make(&device.path, FileSystem::Ext4).unwrap();
+    let wanted = device.mount("ext4");
+    for _ in 0..10 {
+        std::thread::scope(|scope| {
+            let both = [(); 2].map(|()| scope.spawn(|| mount(&wanted)));
+            for one in both {
+                one.join().unwrap().unwrap();
+            }
+        });
+        assert_eq!(mounts().unwrap().iter().filter(|m| m.source == device.path).count(), 1);
+        unmount(&device.path, &wanted.dir).unwrap();
     }
 }
 
@@ -179,6 +200,80 @@ fn nothing_is_made_over_anything() {
     assert_eq!(content(&device.path).unwrap(), Content::FileSystem("xfs".to_owned()));
 }
 
+/// What the first half of making a file system may leave: its journal, say, and no superblock.
+fn spoil(device: &Path) {
+    let writes = fs::OpenOptions::new().write(true).open(device).unwrap();
+    writes.write_all_at(&[0xa5; 65536], 8 * 65536).unwrap();
+    writes.sync_all().unwrap();
+}
+
+fn made_again(fs: FileSystem, other: FileSystem) {
+    let device = Device::new(320 * MIB);
+    spoil(&device.path);
+    assert!(matches!(make(&device.path, fs), Err(FileSystemError::NotBlank { .. })));
+    remake(&device.path, fs).unwrap();
+    let wanted = device.mount(fs.name());
+    mount(&wanted).unwrap();
+    fs::write(wanted.dir.join("file"), "content").unwrap();
+    unmount(&device.path, &wanted.dir).unwrap();
+
+    // One that is whole is left alone, whoever made it.
+    remake(&device.path, fs).unwrap();
+    let told = remake(&device.path, other).unwrap_err();
+    assert!(matches!(told, FileSystemError::NotBlank { .. }), "{told}");
+    mount(&wanted).unwrap();
+    assert_eq!(fs::read(wanted.dir.join("file")).unwrap(), b"content");
+    unmount(&device.path, &wanted.dir).unwrap();
+
+    // Its superblock is there, and what it tells of is not.
+    let writes = fs::OpenOptions::new().write(true).open(&device.path).unwrap();
+    writes.write_all_at(&[0; 65536], 8192).unwrap();
+    writes.sync_all().unwrap();
+    drop(writes);
+    assert_eq!(content(&device.path).unwrap(), Content::FileSystem(fs.name().to_owned()));
+    remake(&device.path, other).unwrap();
+    assert_eq!(content(&device.path).unwrap(), Content::FileSystem(other.name().to_owned()));
+    mount(&device.mount(other.name())).unwrap();
+}
+
+#[test]
+fn ext4_that_was_cut_short_is_made_again() {
+    if is_possible("ext4_that_was_cut_short_is_made_again") {
+        made_again(FileSystem::Ext4, FileSystem::Xfs);
+    }
+}
+
+#[test]
+fn xfs_that_was_cut_short_is_made_again() {
+    if is_possible("xfs_that_was_cut_short_is_made_again") {
+        made_again(FileSystem::Xfs, FileSystem::Ext4);
+    }
+}
+
+#[test]
+fn who_makes_one_again_waits_for_who_makes_it_still() {
+    if !is_possible("who_makes_one_again_waits_for_who_makes_it_still") {
+        return;
+    }
+    let device = Device::new(64 * MIB);
+    spoil(&device.path);
+    let file = fs::File::open(&device.path).unwrap();
+    let maker = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap();
+    let path = device.path.clone();
+    let again = std::thread::spawn(move || remake(&path, FileSystem::Ext4));
+    let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&device.path).unwrap());
+    let waits = |line: &str| line.contains("-> FLOCK") && line.contains(&format!(":{inode} "));
+    while !fs::read_to_string("/proc/locks").unwrap().lines().any(waits) {
+        assert!(!again.is_finished(), "it did not wait");
+        std::thread::yield_now();
+    }
+    // A block that would be gone if anything had been made.
+    assert!(matches!(content(&device.path).unwrap(), Content::Other(_)));
+    drop(maker);
+    again.join().unwrap().unwrap();
+    assert_eq!(content(&device.path).unwrap(), Content::FileSystem("ext4".to_owned()));
+}
+
 #[test]
 fn a_device_that_is_too_small_for_xfs_is_told_so() {
     if !is_possible("a_device_that_is_too_small_for_xfs_is_told_so") {
@@ -192,12 +287,12 @@ fn a_device_that_is_too_small_for_xfs_is_told_so() {
 
 /// What was on a device while it was mounted, as a machine that loses power leaves it: in a
 /// directory, for a device over it.
-fn unclean(fs: FileSystem) -> tempfile::TempDir {
+fn unclean(fs: FileSystem, files: u32) -> tempfile::TempDir {
     let device = Device::new(320 * MIB);
     make(&device.path, fs).unwrap();
     let wanted = device.mount(fs.name());
     mount(&wanted).unwrap();
-    for number in 0..20 {
+    for number in 0..files {
         let file = fs::File::create(wanted.dir.join(number.to_string())).unwrap();
         file.write_all_at(&[7; 9000], 0).unwrap();
         file.sync_all().unwrap();
@@ -209,7 +304,7 @@ fn unclean(fs: FileSystem) -> tempfile::TempDir {
 
 /// On a read-only device its journal cannot be replayed, and that is said; on a writable one it is.
 fn returns_to_order(fs: FileSystem) {
-    let device = Device::over(unclean(fs), &["--read-only"]);
+    let device = Device::over(unclean(fs, 20), &["--read-only"]);
     let mut wanted = Mount { read_only: true, ..device.mount(fs.name()) };
     let told = mount(&wanted).unwrap_err().to_string();
     let option = if fs == FileSystem::Xfs { "norecovery" } else { "noload" };
@@ -219,7 +314,7 @@ fn returns_to_order(fs: FileSystem) {
     detach(&device.path, &wanted.dir).unwrap();
     drop(device);
 
-    let device = Device::over(unclean(fs), &[]);
+    let device = Device::over(unclean(fs, 20), &[]);
     let wanted = device.mount(fs.name());
     repair(&device.path, fs.name()).unwrap();
     mount(&wanted).unwrap();
@@ -240,6 +335,42 @@ fn xfs_that_was_not_unmounted_returns_to_order() {
     if is_possible("xfs_that_was_not_unmounted_returns_to_order") {
         returns_to_order(FileSystem::Xfs);
     }
+}
+
+/// Requests to read that a device has got so far.
+fn reads(device: &Device) -> u64 {
+    let name = device.path.file_name().unwrap();
+    let stat = fs::read_to_string(Path::new("/sys/block").join(name).join("stat")).unwrap();
+    stat.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// The kernel reads each transaction several times, which takes long where a request does.
+#[test]
+fn the_log_of_xfs_is_replayed_in_few_requests() {
+    if !is_possible("the_log_of_xfs_is_replayed_in_few_requests") {
+        return;
+    }
+    let files = 300;
+    // The kernel by itself, for comparison.
+    let device = Device::over(unclean(FileSystem::Xfs, files), &[]);
+    let wanted = device.mount("xfs");
+    fs::create_dir(&wanted.dir).unwrap();
+    let before = reads(&device);
+    let flags = nix::mount::MsFlags::empty();
+    let none = None::<&str>;
+    nix::mount::mount(Some(&device.path), &wanted.dir, Some("xfs"), flags, none).unwrap();
+    let by_kernel = reads(&device) - before;
+    drop(device);
+
+    let device = Device::over(unclean(FileSystem::Xfs, files), &[]);
+    let before = reads(&device);
+    repair(&device.path, "xfs").unwrap();
+    mount(&device.mount("xfs")).unwrap();
+    let by_us = reads(&device) - before;
+    println!("{by_us} requests to read, and {by_kernel} by the kernel");
+    assert!(by_us * 2 < by_kernel, "{by_us} requests, and {by_kernel} by the kernel");
+    assert_eq!(fs::read_dir(device.dir.path().join("m o\\nt")).unwrap().count(), files as usize);
+    assert!(users(&device.path).iter().all(|user| matches!(user, User::Mount(_))));
 }
 
 #[test]

@@ -32,6 +32,15 @@ pub fn is_gap(volume: VolumeId, block: &[u8]) -> bool {
     block.starts_with(&MAGIC) && block == content(volume)
 }
 
+/// Is it the content of a block of any volume that is lost?
+#[must_use]
+pub fn is_any_gap(block: &[u8]) -> bool {
+    let unit = block.get(..32).filter(|unit| unit.starts_with(&MAGIC));
+    unit.is_some_and(|unit| {
+        block.len() == BLOCK_SIZE as usize && block.chunks_exact(32).all(|other| other == unit)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +55,7 @@ mod tests {
         assert!(!is_gap(here, &[0; BLOCK_SIZE as usize]) && !is_gap(here, &gap[..512]));
         let mut other = gap.to_vec();
         other[4095] ^= 1;
-        assert!(!is_gap(here, &other));
+        assert!(!is_gap(here, &other) && !is_any_gap(&other));
+        assert!(is_any_gap(&gap) && is_any_gap(&content(there)) && !is_any_gap(&gap[..512]));
     }
 }

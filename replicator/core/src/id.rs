@@ -93,6 +93,10 @@ number! {
     /// Identifies one claim of a volume by one process.
     InstanceId(Uuid)
 }
+number! {
+    /// Identifies one attempt to make a snapshot; never used for another.
+    SnapshotId(Uuid)
+}
 
 impl Gen {
     /// The next generation. Panics at the end of the number space, which [`crate::record`]

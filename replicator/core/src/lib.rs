@@ -31,4 +31,5 @@ pub mod record;
 pub mod replica;
 pub mod slots;
 pub mod store;
+pub mod throttle;
 pub mod wire;

@@ -142,6 +142,14 @@ pub const RESYNC_ENTRIES: usize = 2;
 pub const RESYNC_ENTRY_MS: u64 = 15_000;
 /// A target says to its node so often that it is still one, while its primary asks something.
 pub const RESYNC_ENTRY_KEEP_MS: u64 = 1000;
+/// How long a task (another size, the preparation of a snapshot) may take; it holds nobody up.
+pub const TASK_MS: u64 = 30_000;
+/// The same of the preparation of a snapshot: long enough for a million extents to be copied on a
+/// busy machine.
+pub const SNAPSHOT_PREPARE_MS: u64 = 60_000;
+/// How long the guest's requests may wait for a snapshot, after which it is given up: long enough
+/// for a file that is not badly fragmented, shorter than what a guest takes for an outage.
+pub const SNAPSHOT_PAUSE_MS: u64 = 500;
 /// A resync that has got no further for so long is reported and begins anew.
 pub const RESYNC_STALL_MS: u64 = 60_000;
 /// Bytes per second that a resync beside a writing guest begins with, falls to at least, and is
@@ -189,6 +197,8 @@ const _: () = assert!(RESYNC_LAG_MS < OP_FAIL_MS && RESYNC_LAG_MS >= SESSION_DEA
 const _: () = assert!(RESYNC_RATE_FLOOR <= RESYNC_RATE_START && RESYNC_RATE_STEP > 0);
 const _: () = assert!(RESYNC_GUARD_WRITES <= RESYNC_INTERVAL_WRITES);
 const _: () = assert!(SLOW_PATIENCE_MS > SLOW_INTERVAL_MS && SLOW_FLOOR_MS < OP_FAIL_MS);
+const _: () = assert!(SNAPSHOT_PAUSE_MS < OP_FAIL_MS && TASK_MS > 2 * OP_FAIL_MS);
+const _: () = assert!(SNAPSHOT_PREPARE_MS >= TASK_MS);
 const _: () = assert!(RESYNC_STALL_MS > 10 * OP_FAIL_MS);
 const _: () = assert!(RESYNC_ENTRY_MS > 4 * OP_FAIL_MS);
 const _: () = assert!(RESYNC_ENTRY_MS > 4 * RESYNC_ENTRY_KEEP_MS);

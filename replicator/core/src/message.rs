@@ -8,7 +8,8 @@ use core::hash::{Hash, Hasher};
 use crate::alike::Kind;
 use crate::block;
 use crate::id::{
-    Epoch, Gen, Incarnation, InstanceId, Lineage, NodeId, RegionIndex, ReplicaId, Seq, VolumeId,
+    Epoch, Gen, Incarnation, InstanceId, Lineage, NodeId, RegionIndex, ReplicaId, Seq, SnapshotId,
+    VolumeId,
 };
 use crate::range::{BLOCK_SIZE, BlockRange, BlockSet};
 
@@ -281,6 +282,33 @@ pub enum Request {
         /// Copies in sync; volumes with the fewest come first.
         copies: u32,
     },
+    /// Be at least this large, durably (T10); what is new is zeroes. Answered by [`Reply::Done`],
+    /// or with [`Refusal::NoRoom`], and then nothing has changed. Since wire version 4, as are the
+    /// next four, and only for a replica that told its size ([`Promised::blocks`]).
+    Extend {
+        /// Size in blocks; less than it has changes nothing.
+        blocks: u64,
+    },
+    /// Make all that a snapshot needs durable as far as that goes beside writes, so that taking
+    /// one is short. Refused with [`Refusal::NoReflink`] if it can't take any.
+    Prepare,
+    /// Keep a copy of all blocks as they are under this id (D1). No write is under way. Answered
+    /// as soon as writes can go on: a power cut may still take the copy.
+    Snapshot {
+        /// Its id; refused as malformed if there is one.
+        id: SnapshotId,
+    },
+    /// Answered when the copy that was kept last, under this id, is durable; refused with
+    /// [`Refusal::Io`] if there is no such copy, or it failed.
+    Seal {
+        /// Its id.
+        id: SnapshotId,
+    },
+    /// Remove that copy, if it is there.
+    DropSnapshot {
+        /// Its id.
+        id: SnapshotId,
+    },
 }
 
 impl Request {
@@ -303,6 +331,11 @@ impl Request {
             | Self::Close
             | Self::Fetch { .. }
             | Self::Enter { .. }
+            | Self::Extend { .. }
+            | Self::Prepare
+            | Self::Snapshot { .. }
+            | Self::Seal { .. }
+            | Self::DropSnapshot { .. }
             | Self::Renew => false,
         }
     }
@@ -334,6 +367,9 @@ pub struct Promised {
     pub silent_ms: Option<u32>,
     /// Can it be told to [`Request::Pull`]? Never on a connection of wire version 2 or less.
     pub pulls: bool,
+    /// Its size: what the record says, or more. None on a connection of wire version 3 or less:
+    /// then it can be neither extended nor asked for snapshots.
+    pub blocks: Option<u64>,
 }
 
 /// Why a replica will not do what it was asked.
@@ -369,6 +405,10 @@ pub enum Refusal {
     NotPulled,
     /// Enough resyncs end on this node. Ask again after a while.
     Busy,
+    /// Its pool has no room for that; nothing was changed.
+    NoRoom,
+    /// The file system of its pool can't share blocks between files, which snapshots need.
+    NoReflink,
 }
 
 /// What a replica answers.

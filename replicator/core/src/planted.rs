@@ -152,6 +152,19 @@ bugs! {
         "copy a block that may be torn over one that is whole, when all lost power";
     HealedAsWhole = "healed-as-whole", "P5":
         "take a block that a member which lost power gave the source for one that can't be torn";
+    ExpandUnextended = "expand-unextended", "T10":
+        "change the size before every member is extended";
+    VolatileExtend = "volatile-extend", "T10": "answer an extension before it is durable";
+    AdmitShort = "admit-short", "T10": "admit a target that was not extended";
+    SnapshotUnheld = "snapshot-unheld", "D1": "let the guest write while a snapshot is taken";
+    SnapshotOfSome = "snapshot-of-some", "D1":
+        "take a snapshot for made when the first member has it";
+    SnapshotUnsealed = "snapshot-unsealed", "D1":
+        "take a snapshot for made before it is durable";
+    StaleAhead = "stale-ahead", "D3":
+        "forget what was written since it was copied ahead";
+    SnapshotStaleTags = "snapshot-stale-tags", "D2":
+        "forget tags that the disk lacks when a snapshot is kept";
     NoImageCheck = "no-image-check", "R7":
         "take a replica for what it says although it was put back to an older image";
 }

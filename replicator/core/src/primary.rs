@@ -28,6 +28,7 @@ mod spoil;
 mod standstill;
 mod status;
 mod stop;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod torn;
@@ -52,6 +53,8 @@ use self::resync::Resync;
 pub use self::scrub::ScrubReport;
 pub use self::status::{Counters, ReplicaStatus, ResyncProgress, ScrubProgress, Status};
 pub use self::stop::Stop;
+use self::tasks::Tasks;
+pub use self::tasks::{Snapshot, Task, TaskDone, TaskError};
 use self::unfit::Fitness;
 pub use self::unfit::Unfit;
 use crate::guest::{GuestError, GuestOp, GuestReply};
@@ -105,6 +108,13 @@ pub enum Event {
     /// Read every block of every member, mend what is bad, compare the members. Nothing happens
     /// if that is under way, or if the volume is not served.
     Scrub,
+    /// Something is asked of the volume as a whole. Answered once by [`Effect::Task`].
+    Task {
+        /// Comes back in the answer; not one of a guest's.
+        request: RequestId,
+        /// What.
+        task: Task,
+    },
     /// Detach: finish what is in flight, flush, close the replicas, leave the record clean.
     Close,
     /// The resync that waits for one of its node's slots may start.
@@ -173,6 +183,13 @@ pub enum Effect {
         request: RequestId,
         /// How it went.
         result: Result<GuestReply, GuestError>,
+    },
+    /// Answer whoever asked for a task.
+    Task {
+        /// Which request.
+        request: RequestId,
+        /// How it went.
+        result: Result<TaskDone, TaskError>,
     },
     /// The phase changed.
     Phase(Phase),
@@ -266,6 +283,8 @@ pub enum Reason {
     Resync,
     /// To ask another member for what one has not read in time.
     HedgeRead,
+    /// To give up a task.
+    Task,
 }
 
 /// A list of effects that a step fills.
@@ -330,6 +349,8 @@ pub struct Primary {
     closing: Option<Closing>,
     /// A member that answers is leaving.
     release: Option<Release>,
+    /// What was asked of the volume as a whole.
+    tasks: Tasks,
     /// Who is no good.
     fitness: Fitness,
     next_seq: Seq,
@@ -364,6 +385,7 @@ impl Primary {
             pace: Pace::default(),
             closing: None,
             release: None,
+            tasks: Tasks::default(),
             fitness: Fitness::default(),
             next_seq: Seq(1),
             counters: Counters::default(),
@@ -376,6 +398,7 @@ impl Primary {
         self.now = self.now.max(now);
         match event {
             Event::Guest { request, op } => self.on_guest(request, op),
+            Event::Task { request, task } => self.on_task(request, task),
             _ if self.is_over() => {}
             Event::Connected { node, conn } => self.on_connected(node, conn),
             Event::Disconnected(conn) => self.on_disconnected(conn),
@@ -406,7 +429,8 @@ impl Primary {
         let meta = self.cas.retry_at().map(|at| (at, Reason::MetaRetry));
         let again = self.promise_due().map(|at| (at, Reason::PromiseRetry));
         let hedge = self.hedge_due().map(|at| (at, Reason::HedgeRead));
-        [commit, resync, promise, lease, again, member, meta, hedge]
+        let task = self.task_due().map(|at| (at, Reason::Task));
+        [commit, resync, promise, lease, again, member, meta, hedge, task]
             .into_iter()
             .flatten()
             .min_by_key(|(at, _)| *at)
@@ -447,6 +471,7 @@ impl Primary {
         self.drive_resync();
         self.drive_mend();
         self.note_scrub();
+        self.drive_tasks();
         self.drive_guests();
         self.drop_lagging_target();
         self.drive_close();
@@ -480,6 +505,7 @@ impl Primary {
     /// Ends everything; `error` answers what is still open.
     fn stop(&mut self, error: GuestError) {
         self.fail_all_guests(error);
+        self.drop_tasks();
         self.calls.clear();
         self.copy = None;
         self.mending = Mending::default();

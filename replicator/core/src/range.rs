@@ -181,6 +181,16 @@ impl BlockSet {
         Self { ranges: inside.map(cut).collect() }
     }
 
+    /// What of it lies before block `end`.
+    #[must_use]
+    pub fn before(&self, end: u64) -> Self {
+        let cut = |r: &BlockRange| {
+            let count = end.saturating_sub(r.start).min(u64::from(r.count));
+            u32::try_from(count).ok().filter(|n| *n > 0).map(|n| BlockRange::new(r.start, n))
+        };
+        Self { ranges: self.ranges.iter().filter_map(cut).collect() }
+    }
+
     /// The whole regions that it touches, in a volume of so many blocks.
     #[must_use]
     pub fn in_whole_regions(&self, volume: u64) -> Self {

@@ -228,6 +228,8 @@ struct InFlight {
     fatal: bool,
     /// Is it a read for another replica's pull?
     gives: bool,
+    /// Its size in blocks when that is done.
+    extends: Option<u64>,
 }
 
 /// Most operations in the store: two sessions' credit, one of them draining, a promise, and what

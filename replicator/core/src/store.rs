@@ -7,7 +7,7 @@
 
 use alloc::vec::Vec;
 
-use crate::id::{Epoch, Gen, Lineage, RegionIndex};
+use crate::id::{Epoch, Gen, Lineage, RegionIndex, SnapshotId};
 use crate::message::{BlockDigest, Payload, ResyncBlock};
 use crate::range::{BlockRange, BlockSet};
 
@@ -90,6 +90,32 @@ pub enum StoreOp {
     },
     /// Flush data and tags and empty the activity log; every region must be unpinned and resolved.
     CleanAll,
+    /// Grow to this many blocks, durably; what is new is zeroes. [`StoreError::NoSpace`] changes
+    /// nothing and is no fault, nor is it with the next four.
+    Extend {
+        /// Size in blocks; less than it has changes nothing.
+        blocks: u64,
+    },
+    /// Data, tags and region entries durable for every region, without clearing it; those that are
+    /// written meanwhile are left out. [`StoreError::NoReflink`] if no snapshots can be taken.
+    Prepare,
+    /// Keep a copy of all content and tags under this id. Answered as soon as blocks may be
+    /// written again; it is made durable then.
+    Snapshot {
+        /// Its id, which no other copy has.
+        id: SnapshotId,
+    },
+    /// Answered when that copy, the last one that was kept, is durable. [`StoreError::Io`] if
+    /// there is none, or it failed.
+    Seal {
+        /// Its id.
+        id: SnapshotId,
+    },
+    /// Remove that copy; done, too, if there is none.
+    DropSnapshot {
+        /// Its id.
+        id: SnapshotId,
+    },
 }
 
 /// A remark without an answer.
@@ -149,6 +175,8 @@ pub enum StoreError {
     },
     /// The store failed before.
     Faulted,
+    /// The file system can't share blocks between files.
+    NoReflink,
 }
 
 /// What a store knows after it was opened; where a replica starts from.

@@ -34,7 +34,7 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"LKS1");
 /// Oldest version of the format that this build speaks.
 pub const MIN_VERSION: u16 = 1;
 /// Newest version of the format that this build speaks.
-pub const MAX_VERSION: u16 = 3;
+pub const MAX_VERSION: u16 = 4;
 /// Version in the header of [`LinkFrame::Hello`], [`LinkFrame::Welcome`] and
 /// [`LinkFrame::Reject`], which every version reads alike.
 pub const HANDSHAKE_VERSION: u16 = 0;

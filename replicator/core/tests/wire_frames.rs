@@ -3,7 +3,8 @@
 
 use bytes::Bytes;
 use lockstep_core::id::{
-    Epoch, Gen, Incarnation, InstanceId, Lineage, NodeId, RegionIndex, ReplicaId, Seq, VolumeId,
+    Epoch, Gen, Incarnation, InstanceId, Lineage, NodeId, RegionIndex, ReplicaId, Seq, SnapshotId,
+    VolumeId,
 };
 use lockstep_core::limits::{MAX_BODY_BYTES, MAX_DATA_BYTES, MAX_OP_BLOCKS, MAX_VOLUME_BLOCKS};
 use lockstep_core::message::{
@@ -109,25 +110,33 @@ fn request() -> impl Strategy<Value = Request> {
         }),
         (uuid(), set())
             .prop_map(|(source, blocks)| Request::Fetch { source: ReplicaId(source), blocks }),
+        (1..=MAX_VOLUME_BLOCKS).prop_map(|blocks| Request::Extend { blocks }),
+        Just(Request::Prepare),
+        uuid().prop_map(|id| Request::Snapshot { id: SnapshotId(id) }),
+        uuid().prop_map(|id| Request::DropSnapshot { id: SnapshotId(id) }),
+        uuid().prop_map(|id| Request::Seal { id: SnapshotId(id) }),
     ]
 }
 
 fn promised() -> impl Strategy<Value = Promised> {
     let flags = any::<(bool, bool, bool, bool)>();
-    let silent = any::<Option<u32>>();
+    let silent = any::<(Option<u32>, Option<u64>)>();
     (any::<(u64, u32, u32, u64)>(), flags, set(), regions(), silent).prop_map(
-        |(numbers, (unclean, lossy, fresh, pulls), ring, unresolved, silent_ms)| Promised {
-            incarnation: Incarnation(numbers.0),
-            unclean,
-            lossy,
-            fresh,
-            member_gen: Gen(numbers.1),
-            ring,
-            unresolved,
-            credit_ops: numbers.2,
-            credit_bytes: numbers.3,
-            silent_ms,
-            pulls,
+        |(numbers, (unclean, lossy, fresh, pulls), ring, unresolved, (silent_ms, blocks))| {
+            Promised {
+                incarnation: Incarnation(numbers.0),
+                unclean,
+                lossy,
+                fresh,
+                member_gen: Gen(numbers.1),
+                ring,
+                unresolved,
+                credit_ops: numbers.2,
+                credit_bytes: numbers.3,
+                silent_ms,
+                pulls,
+                blocks,
+            }
         },
     )
 }
@@ -144,6 +153,8 @@ fn refusal() -> impl Strategy<Value = Refusal> {
         Just(Refusal::Malformed),
         Just(Refusal::NotPulled),
         Just(Refusal::Busy),
+        Just(Refusal::NoRoom),
+        Just(Refusal::NoReflink),
     ]
 }
 
@@ -404,7 +415,7 @@ fn a_header_of_others_is_refused_by_name() {
     assert!(refusal_of(&intact).starts_with("read: "));
     assert!(refusal_of(b"GET / HTTP/1.1\r\n").contains("instead of 72"));
     assert!(changed(0, b'X').contains("does not speak the Lockstep protocol"));
-    assert!(changed(4, 9).contains("Flush frame in wire version 9; this build speaks 1 to 3"));
+    assert!(changed(4, 9).contains("Flush frame in wire version 9; this build speaks 1 to 4"));
     assert!(changed(6, 0x7f).contains("unknown kind of frame 0x7f in wire version 1"));
     assert!(changed(64, 1).contains("must be zero"), "the reserved field");
     let mut ping = made_by_hand(Kind::Ping, 0, &[0; 8], &[]);

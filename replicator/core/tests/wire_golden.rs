@@ -2,7 +2,8 @@
 //! it needs a new wire version, and then a new file beside these.
 
 use lockstep_core::id::{
-    Epoch, Gen, Incarnation, InstanceId, Lineage, NodeId, RegionIndex, ReplicaId, Seq, VolumeId,
+    Epoch, Gen, Incarnation, InstanceId, Lineage, NodeId, RegionIndex, ReplicaId, Seq, SnapshotId,
+    VolumeId,
 };
 use lockstep_core::message::{
     BlockDigest, Digest, Header, Message, Payload, Promised, Refusal, Reply, Request, ResyncBlock,
@@ -14,10 +15,11 @@ use lockstep_core::wire::{
 };
 use uuid::Uuid;
 
-const GOLDEN: [(u16, &str); 3] = [
+const GOLDEN: [(u16, &str); 4] = [
     (1, include_str!("wire_golden_v1.txt")),
     (2, include_str!("wire_golden_v2.txt")),
     (3, include_str!("wire_golden_v3.txt")),
+    (4, include_str!("wire_golden_v4.txt")),
 ];
 const DOCUMENT: &str = include_str!("../../../docs/wire.md");
 
@@ -68,6 +70,12 @@ fn requests() -> Vec<Request> {
     requests.push(Request::Fetch { source, blocks: blocks() });
     requests.push(Request::Complete);
     requests.push(Request::Enter { copies: 2 });
+    let id = SnapshotId(Uuid::from_u128(8));
+    requests.push(Request::Extend { blocks: 0x0708 });
+    requests.push(Request::Prepare);
+    requests.push(Request::Snapshot { id });
+    requests.push(Request::DropSnapshot { id });
+    requests.push(Request::Seal { id });
     requests
 }
 
@@ -84,6 +92,7 @@ fn replies() -> Vec<Reply> {
         credit_bytes: 64 << 20,
         silent_ms: Some(2500),
         pulls: true,
+        blocks: Some(0x0807),
     };
     let digest = BlockDigest {
         block: 9,
@@ -209,6 +218,21 @@ fn an_older_node_is_not_asked_for_leave() {
     };
     let empty = Request::Scan { since: Gen(u32::MAX), from: RegionIndex(0), limit: 1 };
     assert_eq!(read.body, empty);
+}
+
+/// A replica that is reached in version 3 tells no size, so it is never told to grow.
+#[test]
+fn sizes_are_not_told_before_version_4() {
+    let promised = frames()
+        .into_iter()
+        .find(|f| matches!(f, Frame::Reply(Message { body: Reply::Promised(_), .. })))
+        .expect("one of the frames");
+    for (version, expected) in [(3, None), (4, Some(0x0807))] {
+        let Ok(Frame::Reply(read)) = encode_as(&promised, version).decode() else {
+            panic!("not read back: {promised:?}");
+        };
+        assert!(matches!(read.body, Reply::Promised(p) if p.blocks == expected));
+    }
 }
 
 /// A replica that is reached in version 2 is never told to pull.

@@ -12,4 +12,6 @@ pub mod memory;
 pub mod nbd;
 mod netlink;
 pub mod privilege;
+pub mod share;
+pub mod superblock;
 pub mod ublk;

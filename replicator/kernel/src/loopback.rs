@@ -90,6 +90,10 @@ pub struct Shape<'a> {
     pub block_bytes: u32,
     /// Refuse writes.
     pub read_only: bool,
+    /// Read and write the file past the page cache.
+    pub direct_io: bool,
+    /// Unbind it when nobody has it open any more.
+    pub autoclear: bool,
     /// What it tells as the name of its file; cut off after 63 bytes.
     pub name: &'a str,
 }
@@ -105,7 +109,7 @@ pub fn free_index(control: &File) -> io::Result<u32> {
     u32::try_from(index).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
-/// Binds `file` to the loop device, with direct I/O.
+/// Binds `file` to the loop device.
 ///
 /// # Errors
 /// `EBUSY` if it is bound already, `EINVAL` if it is older than Linux 5.8 or refuses the block
@@ -113,7 +117,12 @@ pub fn free_index(control: &File) -> io::Result<u32> {
 pub fn configure(device: &File, file: BorrowedFd<'_>, shape: Shape<'_>) -> io::Result<()> {
     let fd = u32::try_from(file.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let mut info = Info::EMPTY;
-    info.flags = LO_FLAGS_DIRECT_IO | if shape.read_only { LO_FLAGS_READ_ONLY } else { 0 };
+    let flags = [
+        (shape.read_only, LO_FLAGS_READ_ONLY),
+        (shape.direct_io, LO_FLAGS_DIRECT_IO),
+        (shape.autoclear, LO_FLAGS_AUTOCLEAR),
+    ];
+    info.flags = flags.iter().filter(|(wanted, _)| *wanted).fold(0, |all, (_, flag)| all | flag);
     // The last byte stays zero.
     let room = info.file_name.iter_mut().take(NAME_BYTES - 1);
     room.zip(shape.name.bytes()).for_each(|(place, byte)| *place = byte);

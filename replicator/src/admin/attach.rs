@@ -45,11 +45,28 @@ pub(super) struct Attachment {
     pub(super) name: String,
     handle: VolumeHandle,
     door: watch::Receiver<DoorState>,
+    standing: Standing,
+}
+
+/// What callers were told of an attachment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Nobody has been told yet that it succeeded.
+    Asked,
+    /// Somebody has.
+    Promised,
+    /// Nobody was, and nobody will be: it is being ended.
+    Withdrawn,
 }
 
 /// Whether nothing more comes after this phase.
 pub(super) fn is_over(phase: Phase) -> bool {
     matches!(phase, Phase::Closed | Phase::Fenced)
+}
+
+/// The refusal for a volume that somebody else detaches.
+fn detached_meanwhile() -> Status {
+    Status::aborted("it was detached at the same time; try again")
 }
 
 /// The refusal for a volume that is not served, in words that name it as people do.
@@ -106,6 +123,12 @@ impl Admin {
         let name = request.name.as_str();
         let deadline = Instant::now() + wait;
         let volume = self.ready_volume(name).await?;
+        if !request.uid.is_empty() && names::uid(&request.uid)? != volume.uid {
+            return Err(Status::not_found(format!(
+                "there is no volume {name} of uid {}: the one there is now is {}",
+                request.uid, volume.uid
+            )));
+        }
         let device = request.device.as_ref().map(|d| devices::wanted(&volume, d)).transpose()?;
         let served_here = || {
             let attached = self.inner.engine.attached(volume.uid);
@@ -126,7 +149,10 @@ impl Admin {
         };
         match state {
             DoorState::Open => {
-                self.open_device(&volume, &handle, device.as_ref()).await?;
+                if let Err(refusal) = self.open_device(&volume, &handle, device.as_ref()).await {
+                    return Err(self.withdraw(&volume, &handle, refusal).await);
+                }
+                self.promise(&handle)?;
                 self.attached_here(volume.uid).await
             }
             DoorState::Failed(why) => Err(Status::internal(format!(
@@ -139,8 +165,32 @@ impl Admin {
         }
     }
 
+    /// Makes this node the primary of a volume for something else than its use. Nobody is told that
+    /// it is attached; [`Self::let_go`] ends it.
+    pub(super) async fn attach_for_moment(
+        &self,
+        volume: &VolumeObject,
+        wait: Duration,
+    ) -> Result<VolumeHandle, Status> {
+        let deadline = Instant::now() + wait;
+        self.wait_until_free(volume, deadline).await?;
+        let (handle, _) = self.claim(volume)?;
+        let left = deadline.saturating_duration_since(Instant::now()).max(LIVENESS_PAUSE);
+        if let Err(error) = handle.served(left).await {
+            let refusal = not_served(&volume.name, &error);
+            return Err(self.withdraw(volume, &handle, refusal).await);
+        }
+        Ok(handle)
+    }
+
+    /// Ends an attachment for a moment, unless somebody has been told meanwhile that the volume is
+    /// attached.
+    pub(super) async fn let_go(&self, volume: &VolumeObject, handle: &VolumeHandle) {
+        self.withdraw(volume, handle, detached_meanwhile()).await;
+    }
+
     /// The volume, if it can be attached.
-    async fn ready_volume(&self, name: &str) -> Result<VolumeObject, Status> {
+    pub(super) async fn ready_volume(&self, name: &str) -> Result<VolumeObject, Status> {
         let found = self.inner.catalog.volume(name).await?;
         let volume = found.ok_or_else(|| refuse::no_volume(name))?.value;
         let why = match volume.stage {
@@ -163,6 +213,11 @@ impl Admin {
                 let why = format!("volume {name} has no record; restore the record store");
                 return Err(Status::failed_precondition(why));
             };
+            let own = record.value.primary.as_ref().is_some_and(|p| p.node == self.inner.node);
+            if own && self.is_waited_for(volume.uid) {
+                // Nobody is robbed: it is for the same device.
+                return Ok(());
+            }
             let refusal = match self.liveness(&record.value).await? {
                 Liveness::None | Liveness::Gone => return Ok(()),
                 Liveness::Live(why) => Status::failed_precondition(format!(
@@ -190,20 +245,90 @@ impl Admin {
         let mut attachments = self.attachments();
         let handle = self.inner.engine.attach(volume.uid).map_err(|e| refuse::engine(&e))?;
         handle.set_write_through(write_through);
+        handle.set_limits(volume.limits.into());
         if let Some(there) = attachments.get(&volume.uid)
             && there.handle.instance() == handle.instance()
         {
-            return Ok((handle, there.door.clone()));
+            return match there.standing {
+                Standing::Withdrawn => Err(detached_meanwhile()),
+                Standing::Asked | Standing::Promised => Ok((handle, there.door.clone())),
+            };
         }
         let (tell, door) = watch::channel(DoorState::Waiting);
         let name = volume.name.clone();
-        let attachment =
-            Attachment { name: name.clone(), handle: handle.clone(), door: door.clone() };
+        let attachment = Attachment {
+            name: name.clone(),
+            handle: handle.clone(),
+            door: door.clone(),
+            standing: Standing::Asked,
+        };
         attachments.insert(volume.uid, attachment);
         let admin = self.clone();
         let kept = handle.clone();
         self.inner.tasks.spawn(async move { admin.keep_door(name, kept, tell).await });
         Ok((handle, door))
+    }
+
+    /// Notes that somebody is told now that the volume is attached.
+    fn promise(&self, handle: &VolumeHandle) -> Result<(), Status> {
+        let promised = self.stand(handle, |standing| match standing {
+            Standing::Withdrawn => None,
+            Standing::Asked | Standing::Promised => Some(Standing::Promised),
+        });
+        promised.then_some(()).ok_or_else(detached_meanwhile)
+    }
+
+    /// Changes the standing of an attachment as `change` says. Returns whether it did.
+    fn stand(
+        &self,
+        handle: &VolumeHandle,
+        change: impl FnOnce(Standing) -> Option<Standing>,
+    ) -> bool {
+        let mut attachments = self.attachments();
+        let there = attachments.get_mut(&handle.volume());
+        let there = there.filter(|there| there.handle.instance() == handle.instance());
+        let Some(there) = there else { return false };
+        let Some(changed) = change(there.standing) else { return false };
+        there.standing = changed;
+        true
+    }
+
+    /// Ends an attachment again whose device was refused, so that a call has all it asked for or
+    /// nothing: unless somebody has it already, or has or is to get back a device. Returns what the
+    /// caller is told.
+    async fn withdraw(
+        &self,
+        volume: &VolumeObject,
+        handle: &VolumeHandle,
+        refusal: Status,
+    ) -> Status {
+        let of_no_use = |standing| (standing == Standing::Asked).then_some(Standing::Withdrawn);
+        if is_over(*handle.phase().borrow())
+            || self.inner.devices.is_there(volume.uid)
+            || !self.stand(handle, of_no_use)
+        {
+            return refusal;
+        }
+        let (admin, ended) = (self.clone(), volume.clone());
+        // It goes on if the caller goes away.
+        let ended = tokio::spawn(async move { admin.detach_here(&ended, false).await }).await;
+        let why = match ended {
+            Ok(Ok(_)) => return refusal,
+            Ok(Err(why)) => why.message().to_owned(),
+            Err(broken) => broken.to_string(),
+        };
+        self.stand(handle, |_| Some(Standing::Promised));
+        let told = format!("{}; and it stays attached: {why}", refusal.message());
+        Status::new(refusal.code(), told)
+    }
+
+    /// Forgets an attachment, unless another one is in its place already.
+    pub(super) fn forget_attachment(&self, handle: &VolumeHandle) {
+        let same = |there: &Attachment| there.handle.instance() == handle.instance();
+        let mut attachments = self.attachments();
+        if attachments.get(&handle.volume()).is_some_and(same) {
+            attachments.remove(&handle.volume());
+        }
     }
 
     /// Opens the door once the volume is served and closes it when the attachment is over.
@@ -254,7 +379,7 @@ impl Admin {
         if there.is_some_and(|there| there.instance() == handle.instance()) {
             // Fails only if it was detached this very moment.
             let _ = engine.detach(handle.volume(), true, FENCED_SHOWN).await;
-            self.attachments().remove(&handle.volume());
+            self.forget_attachment(handle);
         }
     }
 
@@ -270,7 +395,7 @@ impl Admin {
         let door = self.inner.doors.find(volume);
         let status = self.inner.engine.primary_status(volume).await;
         let (Some(door), Some(status)) = (door, status) else {
-            return Err(Status::aborted("it was detached at the same time; try again"));
+            return Err(detached_meanwhile());
         };
         Ok(v1::AttachResponse {
             nbd_uri: door.uri,

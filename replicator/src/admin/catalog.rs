@@ -5,13 +5,22 @@
 //! - `record/<uid>`: the volume's record, of which the core knows the rules.
 //! - `evacuate/<node>`: a node that is being emptied.
 //! - `gone/<node>/<rid>`: a replica that its node is to remove.
+//! - `snapshot/<name>`: a snapshot, and where its copies are.
+//! - `dropped/<node>/<uid>`: a copy of a snapshot that its node is to remove.
+//! - `labels/<node>`: labels that were put on a node.
+
+mod labels;
+
+pub(super) use labels::PutLabels;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_core::id::{Lineage, NodeId, ReplicaId, Revision, VolumeId};
+use lockstep_core::cluster::locality::PlacementId;
+use lockstep_core::id::{Gen, Lineage, NodeId, ReplicaId, Revision, SnapshotId, VolumeId};
 use lockstep_core::record::Record;
+use lockstep_core::throttle::RateLimits;
 use lockstep_meta::{Expect, Meta, PutError, list_all};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -42,6 +51,9 @@ pub struct NodeObject {
     /// Where it stands, as far as copies are spread over zones.
     #[serde(default)]
     pub zone: Option<String>,
+    /// Its labels, as its daemon was told them; the zone is among them.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// Random per process: tells a restart.
     pub process: Uuid,
     /// Version of its daemon.
@@ -61,6 +73,7 @@ impl NodeObject {
             pools,
             pool_uuids: BTreeMap::new(),
             zone: None,
+            labels: BTreeMap::new(),
             process,
             daemon_version,
         }
@@ -105,6 +118,40 @@ pub(super) struct VolumeObject {
     /// When a write is durable.
     #[serde(default = "super::names::volatile")]
     pub(super) write_cache: String,
+    /// Of whoever made it.
+    #[serde(default)]
+    pub(super) annotations: BTreeMap<String, String>,
+    /// What it begins with, if not empty.
+    #[serde(default)]
+    pub(super) origin: Option<Origin>,
+    /// Label of nodes over whose values its copies are spread.
+    #[serde(default = "super::names::zone_label")]
+    pub(super) spread: String,
+    /// A copy goes where it is served.
+    #[serde(default)]
+    pub(super) follow: bool,
+    /// How fast it may be used.
+    #[serde(default)]
+    pub(super) limits: Limits,
+    /// Nodes that its owner preferred, the best first.
+    #[serde(default)]
+    pub(super) preferred: Vec<NodeId>,
+    /// Which label moves with its copies.
+    #[serde(default)]
+    pub(super) placement_id: Option<PlacementId>,
+}
+
+/// How fast a volume may be used: most requests, and bytes, in a second; 0: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Limits {
+    pub(super) iops: u64,
+    pub(super) bytes_per_s: u64,
+}
+
+impl From<Limits> for RateLimits {
+    fn from(limits: Limits) -> Self {
+        Self { iops: limits.iops, bytes_per_s: limits.bytes_per_s }
+    }
 }
 
 impl VolumeObject {
@@ -124,18 +171,95 @@ impl VolumeObject {
             placement,
             door: wanted.door.clone(),
             write_cache: wanted.write_cache.clone(),
+            annotations: wanted.annotations.clone(),
+            origin: None,
+            spread: wanted.spread.clone(),
+            follow: wanted.follow,
+            limits: wanted.limits,
+            preferred: wanted.prefer.clone(),
+            placement_id: None,
         }
     }
 
-    /// The same with other numbers of copies.
-    pub(super) fn wanting(self, repl: u8, min_in_sync: u8) -> Self {
-        Self { repl, min_in_sync, ..self }
+    /// The same with other numbers of copies and other limits.
+    pub(super) fn wanting(self, repl: u8, min_in_sync: u8, limits: Limits) -> Self {
+        Self { repl, min_in_sync, limits, ..self }
     }
 
     /// The same at another stage.
     pub(super) fn at(self, stage: Stage) -> Self {
         Self { stage, ..self }
     }
+}
+
+/// A snapshot of a volume, which may outlive it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SnapshotObject {
+    version: u32,
+    pub(super) name: String,
+    /// Of this attempt; copies of another one are not this snapshot's.
+    pub(super) uid: SnapshotId,
+    pub(super) volume: String,
+    pub(super) volume_uid: VolumeId,
+    pub(super) stage: Stage,
+    pub(super) pool: String,
+    pub(super) size_bytes: u64,
+    /// No block of it has a higher stamp.
+    pub(super) r#gen: Gen,
+    pub(super) created_unix_ms: u64,
+    /// Where its copies are; while it is being taken, where they may be.
+    pub(super) nodes: Vec<NodeId>,
+    pub(super) pause_us: u64,
+    /// The volume that it was taken for, to be made from it: it goes when that is made.
+    #[serde(default)]
+    pub(super) made_for: Option<String>,
+}
+
+impl SnapshotObject {
+    /// One that is to be taken.
+    pub(super) fn new(name: &str, of: &VolumeObject, nodes: Vec<NodeId>) -> Self {
+        Self {
+            version: OBJECT_VERSION,
+            name: name.to_owned(),
+            uid: SnapshotId(Uuid::new_v4()),
+            volume: of.name.clone(),
+            volume_uid: of.uid,
+            stage: Stage::Creating,
+            pool: of.pool.clone(),
+            size_bytes: 0,
+            r#gen: Gen(0),
+            created_unix_ms: 0,
+            nodes,
+            pause_us: 0,
+            made_for: None,
+        }
+    }
+
+    /// The same at another stage.
+    pub(super) fn at(self, stage: Stage) -> Self {
+        Self { stage, ..self }
+    }
+}
+
+/// A copy of a snapshot that its node is to remove.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Dropped {
+    version: u32,
+    pub(super) uid: SnapshotId,
+    pub(super) snapshot_name: String,
+    /// Since when, milliseconds since 1970.
+    pub(super) unix_ms: u64,
+}
+
+/// What a volume begins with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Origin {
+    /// What was asked for: a snapshot's or a volume's name.
+    pub(super) name: String,
+    /// The snapshot.
+    pub(super) snapshot: SnapshotId,
+    /// No block of it has a higher stamp.
+    pub(super) r#gen: Gen,
 }
 
 /// A replica that its node is to remove.
@@ -363,6 +487,64 @@ impl Catalog {
     /// Forgets a record.
     pub(super) async fn delete_record(&self, uid: VolumeId) -> Result<(), Status> {
         self.delete(&record_key(uid)).await
+    }
+
+    /// All snapshots, by name.
+    pub(super) async fn snapshots(&self) -> Result<Vec<SnapshotObject>, Status> {
+        Ok(self.list("snapshot/").await?.into_iter().map(|stored| stored.value).collect())
+    }
+
+    /// One snapshot.
+    pub(super) async fn snapshot(
+        &self,
+        name: &str,
+    ) -> Result<Option<Stored<SnapshotObject>>, Status> {
+        self.get(&format!("snapshot/{name}")).await
+    }
+
+    /// Writes a snapshot that is as expected.
+    pub(super) async fn put_snapshot(
+        &self,
+        expected: Option<Revision>,
+        snapshot: &SnapshotObject,
+    ) -> Result<(), Status> {
+        self.put(&format!("snapshot/{}", snapshot.name), expected, encode(snapshot)?).await
+    }
+
+    /// Forgets a snapshot.
+    pub(super) async fn delete_snapshot(&self, name: &str) -> Result<(), Status> {
+        self.delete(&format!("snapshot/{name}")).await
+    }
+
+    /// Asks a node to remove its copy of a snapshot, now or when it is back.
+    pub(super) async fn put_dropped(
+        &self,
+        node: &NodeId,
+        uid: SnapshotId,
+        snapshot_name: &str,
+        unix_ms: u64,
+    ) -> Result<(), Status> {
+        let snapshot_name = snapshot_name.to_owned();
+        let value = encode(&Dropped { version: OBJECT_VERSION, uid, snapshot_name, unix_ms })?;
+        match self.meta.put_if(&format!("dropped/{node}/{uid}"), Expect::Absent, value).await {
+            Ok(_) | Err(PutError::Conflict { current: Some(_) }) => Ok(()),
+            Err(error) => Err(refuse::unwritten(&error)),
+        }
+    }
+
+    /// The copies of snapshots that a node is to remove.
+    pub(super) async fn dropped(&self, node: &NodeId) -> Result<Vec<Dropped>, Status> {
+        let found = self.list(&format!("dropped/{node}/")).await?;
+        Ok(found.into_iter().map(|stored| stored.value).collect())
+    }
+
+    /// A node removed its copy of a snapshot.
+    pub(super) async fn delete_dropped(
+        &self,
+        node: &NodeId,
+        uid: SnapshotId,
+    ) -> Result<(), Status> {
+        self.delete(&format!("dropped/{node}/{uid}")).await
     }
 
     /// Asks a node to remove a replica, now or when it is back.

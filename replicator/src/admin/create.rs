@@ -3,21 +3,27 @@
 use std::collections::BTreeSet;
 
 use futures::future::join_all;
-use lockstep_core::cluster::placement::{Misfit, PlacementError, Want, choose};
+use lockstep_core::cluster::copysets::Copysets;
+use lockstep_core::cluster::locality::{PlacementId, is_shared_by};
+use lockstep_core::cluster::placement::{Candidate, Misfit, PlacementError, Want, choose};
 use lockstep_core::id::{NodeId, ReplicaId};
 use lockstep_core::record::{NewVolume, Record};
 use lockstep_proto::v1;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use super::catalog::{Place, Stage, VolumeObject};
-use super::names::{self, Wanted};
+use super::catalog::{Origin, Place, SnapshotObject, Stage, VolumeObject};
+use super::names::{self, Source, Wanted};
 use super::peers::{DO_LIMIT, at, pass_on, within};
-use super::survey::{candidates, copysets, evacuated};
+use super::snapshots::taken_for;
+use super::survey::{Survey, candidates, copysets, evacuated};
 use super::{Admin, refuse};
 
 /// Attempts against others who change the same volume.
 const ATTEMPTS: usize = 5;
+/// Ids tried until one is not that of volumes that have moved elsewhere. If none is found in so
+/// many, the last one is taken: its label is then where most of its volumes have a copy.
+const PLACEMENT_ATTEMPTS: u32 = 64;
 
 impl Admin {
     /// Makes a volume, goes on with the making of it, or finds that it is there.
@@ -29,7 +35,12 @@ impl Admin {
         for _ in 0..ATTEMPTS {
             match self.create_once(&wanted).await {
                 Err(status) if status.code() == Code::Aborted => {}
-                Err(status) => return Err(status),
+                Err(status) => {
+                    if refuse::is_final(&status) {
+                        self.forget_source(&wanted).await;
+                    }
+                    return Err(status);
+                }
                 Ok(()) => return self.look_at(&wanted.name).await,
             }
         }
@@ -39,14 +50,30 @@ impl Admin {
     async fn create_once(&self, wanted: &Wanted) -> Result<(), Status> {
         let name = &wanted.name;
         let Some(found) = self.inner.catalog.volume(name).await? else {
-            let places = self.place(wanted).await?;
-            let object = VolumeObject::new(wanted, places);
+            let source = self.source_of(wanted).await?;
+            let wanted = &match &source {
+                Some(source) => fitted(wanted, source)?,
+                None => wanted.clone(),
+            };
+            let survey = self.survey_all().await?;
+            let places = self.place(wanted, source.as_ref(), &survey).await?;
+            let mut object = VolumeObject::new(wanted, places);
+            object.placement_id = Some(self.placement_id(&object, &survey).await?);
+            object.origin = source.map(|source| Origin {
+                name: wanted.source.as_ref().map_or_else(String::new, |s| s.name().to_owned()),
+                snapshot: source.uid,
+                r#gen: source.r#gen,
+            });
             self.inner.catalog.put_volume(None, &object).await?;
             return Err(Status::aborted("it is begun; go on with it"));
         };
         differences(wanted, &found.value)?;
         match found.value.stage {
-            Stage::Ready => return Ok(()),
+            Stage::Ready => {
+                // Taken here while somebody else made the volume.
+                self.forget_source(wanted).await;
+                return Ok(());
+            }
             Stage::Deleting => {
                 return Err(Status::failed_precondition(format!(
                     "volume {name} is being deleted; wait until it is gone"
@@ -67,12 +94,62 @@ impl Admin {
         let object = found.value.at(Stage::Ready);
         self.inner.catalog.put_volume(Some(found.revision), &object).await?;
         tracing::info!(volume = name, uid = %object.uid, "created");
+        self.forget_source(wanted).await;
         Ok(())
     }
 
+    /// The snapshot that a volume begins with. If it begins with a volume, one is taken for it.
+    async fn source_of(&self, wanted: &Wanted) -> Result<Option<SnapshotObject>, Status> {
+        let name = match &wanted.source {
+            None => return Ok(None),
+            Some(Source::Snapshot(name)) => name.clone(),
+            Some(Source::Volume(volume)) => {
+                let request = v1::CreateSnapshotRequest {
+                    volume: volume.clone(),
+                    name: String::new(),
+                    made_for: wanted.name.clone(),
+                };
+                self.create_snapshot(&request, false).await?;
+                taken_for(&wanted.name)
+            }
+        };
+        let found = self.inner.catalog.snapshot(&name).await?.map(|stored| stored.value);
+        match found {
+            Some(snapshot) if snapshot.stage == Stage::Ready => Ok(Some(snapshot)),
+            Some(_) => Err(Status::failed_precondition(format!(
+                "snapshot {name} is being taken or deleted; wait until that is done"
+            ))),
+            None => Err(Status::not_found(format!(
+                "there is no snapshot `{name}`; `lockstep snapshot list` shows them"
+            ))),
+        }
+    }
+
+    /// Removes the snapshot that was taken for a volume which is made by now, or is not to be.
+    async fn forget_source(&self, wanted: &Wanted) {
+        let name = &wanted.name;
+        if !matches!(wanted.source, Some(Source::Volume(_))) {
+            return;
+        }
+        let forgotten = async {
+            // Another call may be about to make it.
+            match self.inner.catalog.volume(name).await? {
+                Some(found) if found.value.stage == Stage::Creating => Ok(false),
+                _ => self.remove_snapshot(&taken_for(name)).await,
+            }
+        };
+        if let Err(status) = forgotten.await {
+            tracing::warn!(volume = name, why = status.message(), "its source is removed later");
+        }
+    }
+
     /// Chooses where the copies go.
-    async fn place(&self, wanted: &Wanted) -> Result<Vec<Place>, Status> {
-        let survey = self.survey_all().await?;
+    async fn place(
+        &self,
+        wanted: &Wanted,
+        source: Option<&SnapshotObject>,
+        survey: &Survey,
+    ) -> Result<Vec<Place>, Status> {
         for node in &wanted.nodes {
             if !survey.contains_key(node.as_str()) {
                 return Err(self.inner.catalog.known_node(node).await.err().unwrap_or_else(|| {
@@ -80,7 +157,10 @@ impl Admin {
                 }));
             }
         }
-        let mut all = candidates(&survey, &wanted.pool);
+        let mut all = candidates(survey, &wanted.pool, &wanted.spread);
+        if let Some(source) = source {
+            all.retain(|candidate| source.nodes.contains(&candidate.node));
+        }
         if !wanted.nodes.is_empty() {
             all.retain(|candidate| wanted.nodes.contains(&candidate.node));
         }
@@ -89,18 +169,20 @@ impl Admin {
             copies: usize::from(wanted.repl),
             pool: wanted.pool.clone(),
             prefer: wanted.nodes.is_empty().then(|| self.inner.node.clone()),
-            exclude: evacuated(&survey),
+            exclude: evacuated(survey),
             ..Want::default()
         };
-        let sets = copysets(&survey);
-        let mut chosen = choose(&want, &all, &sets);
-        if let Err(error) = &chosen
-            && wanted.allow_degraded
+        let sets = copysets(survey);
+        let mut chosen = choose_preferred(wanted, &mut want, &all, &sets);
+        if let Ok(Err(error)) = &chosen
+            // Copies begin where the snapshot is; what is missing is built when it is attached.
+            && (wanted.allow_degraded || source.is_some())
             && error.fits >= usize::from(wanted.min_in_sync)
         {
             want.copies = error.fits;
-            chosen = choose(&want, &all, &sets);
+            chosen = choose_preferred(wanted, &mut want, &all, &sets);
         }
+        let chosen = chosen?;
         let mut nodes = chosen.map_err(|error| no_place(wanted, survey.len(), &error))?;
         if nodes.len() == wanted.nodes.len() {
             // In the order asked for.
@@ -108,6 +190,28 @@ impl Admin {
         }
         let place = |node| Place { rid: ReplicaId(Uuid::new_v4()), node };
         Ok(nodes.into_iter().map(place).collect())
+    }
+
+    /// The placement of a new volume: that of others whose copies are on the same nodes and were
+    /// placed by the same wishes, or a new one.
+    async fn placement_id(
+        &self,
+        volume: &VolumeObject,
+        survey: &Survey,
+    ) -> Result<PlacementId, Status> {
+        let nodes = placed(volume);
+        let wishes = format!("{} {} {}", volume.pool, volume.repl, volume.spread);
+        let others = self.inner.catalog.volumes().await?;
+        let mut id = PlacementId::derive(&nodes, &wishes, 0);
+        for attempt in 1..=PLACEMENT_ATTEMPTS {
+            let same = others.iter().filter(|other| other.placement_id.as_ref() == Some(&id));
+            let elsewhere: Vec<_> = same.map(|other| whereabouts(other, survey)).collect();
+            if is_shared_by(&nodes, &elsewhere) {
+                break;
+            }
+            id = PlacementId::derive(&nodes, &wishes, attempt);
+        }
+        Ok(id)
     }
 
     async fn make_replicas(&self, volume: &VolumeObject) -> Result<(), Status> {
@@ -119,6 +223,10 @@ impl Admin {
                 size_bytes: volume.size_bytes,
                 pool: volume.pool.clone(),
                 volume_name: volume.name.clone(),
+                snapshot_uid: volume
+                    .origin
+                    .as_ref()
+                    .map_or_else(String::new, |o| o.snapshot.to_string()),
             };
             self.create_replica_on(&place.node, request)
         });
@@ -157,8 +265,90 @@ impl Admin {
             replicas: volume.placement.iter().map(replica).collect(),
         };
         let record = Record::create(new, Uuid::new_v4()).map_err(|e| refuse::record(&e))?;
+        let record = match &volume.origin {
+            Some(origin) => record.begun_after(origin.r#gen),
+            None => record,
+        };
         self.inner.catalog.put_record(None, &record).await
     }
+}
+
+/// Where the first copies of a volume are made.
+fn placed(volume: &VolumeObject) -> BTreeSet<NodeId> {
+    volume.placement.iter().map(|place| place.node.clone()).collect()
+}
+
+/// The nodes that have a copy of a volume, as far as they tell.
+fn whereabouts(volume: &VolumeObject, survey: &Survey) -> BTreeSet<NodeId> {
+    if volume.stage == Stage::Creating {
+        return placed(volume);
+    }
+    let uid = volume.uid.to_string();
+    let has = |status: &&v1::NodeStatus| {
+        status.info.iter().flat_map(|info| &info.replicas).any(|replica| replica.uid == uid)
+    };
+    survey.values().filter(has).filter_map(|status| NodeId::new(&status.name)).collect()
+}
+
+/// Chooses nodes so that a copy is on the first preferred one that fits.
+fn choose_preferred(
+    wanted: &Wanted,
+    want: &mut Want,
+    all: &[Candidate],
+    sets: &Copysets,
+) -> Result<Result<Vec<NodeId>, PlacementError>, Status> {
+    for node in &wanted.prefer {
+        want.prefer = Some(node.clone());
+        let chosen = choose(want, all, sets);
+        if chosen.as_ref().is_ok_and(|nodes| nodes.contains(node)) {
+            return Ok(chosen);
+        }
+    }
+    let chosen = choose(want, all, sets);
+    match &chosen {
+        Ok(nodes)
+            if wanted.require_preferred && !wanted.prefer.iter().any(|n| nodes.contains(n)) =>
+        {
+            let names: Vec<_> = wanted.prefer.iter().map(NodeId::as_str).collect();
+            Err(Status::resource_exhausted(format!(
+                "volume {} needs a copy on one of {}, and none of them has room for it in pool {}; \
+                 make room there, or prefer other nodes",
+                wanted.name,
+                names.join(" "),
+                wanted.pool
+            )))
+        }
+        _ => Ok(chosen),
+    }
+}
+
+/// What is wanted, as far as it follows from the snapshot that it begins with.
+fn fitted(wanted: &Wanted, source: &SnapshotObject) -> Result<Wanted, Status> {
+    let mut wanted = wanted.clone();
+    if wanted.size_bytes == 0 {
+        wanted.size_bytes = source.size_bytes;
+    }
+    if wanted.size_bytes < source.size_bytes {
+        return Err(Status::out_of_range(format!(
+            "size_bytes = {}: what volume {} begins with has {}; ask for as much or more",
+            wanted.size_bytes, wanted.name, source.size_bytes
+        )));
+    }
+    if wanted.pool.is_empty() {
+        wanted.pool.clone_from(&source.pool);
+    }
+    let elsewhere = wanted.nodes.iter().find(|node| !source.nodes.contains(node));
+    if wanted.pool != source.pool || elsewhere.is_some() {
+        let nodes: Vec<&str> = source.nodes.iter().map(NodeId::as_str).collect();
+        return Err(Status::failed_precondition(format!(
+            "what volume {} begins with is in pool {} of nodes {}; its copies are made there, and \
+             can be moved later",
+            wanted.name,
+            source.pool,
+            nodes.join(" ")
+        )));
+    }
+    Ok(wanted)
 }
 
 /// Refuses a volume that is there under the same name but is another one.
@@ -169,12 +359,23 @@ fn differences(wanted: &Wanted, there: &VolumeObject) -> Result<(), Status> {
             differ.push(format!("{what} is {there}, not {wanted}"));
         }
     };
-    compare("size_bytes", wanted.size_bytes.to_string(), there.size_bytes.to_string());
+    let source = wanted.source.as_ref().map_or("", |source| source.name());
+    let origin = there.origin.as_ref().map_or("", |origin| origin.name.as_str());
+    compare("source", source.to_owned(), origin.to_owned());
+    if wanted.size_bytes > 0 {
+        compare("size_bytes", wanted.size_bytes.to_string(), there.size_bytes.to_string());
+    }
     compare("repl", wanted.repl.to_string(), there.repl.to_string());
     compare("min_in_sync", wanted.min_in_sync.to_string(), there.min_in_sync.to_string());
-    compare("pool", wanted.pool.clone(), there.pool.clone());
+    if !wanted.pool.is_empty() {
+        compare("pool", wanted.pool.clone(), there.pool.clone());
+    }
     compare("door", wanted.door.clone(), there.door.clone());
+    compare("spread", wanted.spread.clone(), there.spread.clone());
+    compare("limits", format!("{:?}", wanted.limits), format!("{:?}", there.limits));
+    compare("follow", wanted.follow.to_string(), there.follow.to_string());
     compare("write_cache", wanted.write_cache.clone(), there.write_cache.clone());
+    compare("annotations", format!("{:?}", wanted.annotations), format!("{:?}", there.annotations));
     if !wanted.nodes.is_empty() {
         let names = |nodes: BTreeSet<&NodeId>| {
             nodes.into_iter().map(NodeId::as_str).collect::<Vec<_>>().join(" ")
@@ -208,6 +409,17 @@ fn no_place(wanted: &Wanted, nodes: usize, error: &PlacementError) -> Status {
     } else {
         hint
     };
+    let silent = error.misfits.iter().filter(|(_, m)| matches!(m, Misfit::Silent)).count();
+    if wanted.source.is_some()
+        && silent > 0
+        && error.fits + silent >= usize::from(wanted.min_in_sync)
+    {
+        return Status::unavailable(format!(
+            "volume {}: what it begins with is on nodes of which some do not answer: {error}; try \
+             again when they do",
+            wanted.name
+        ));
+    }
     let message = format!(
         "volume {} needs {} {copies} on as many nodes, and the cluster has {nodes}: {error}; \
          {hint}",
@@ -222,6 +434,8 @@ fn no_place(wanted: &Wanted, nodes: usize, error: &PlacementError) -> Status {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn wanted() -> Wanted {
@@ -235,7 +449,48 @@ mod tests {
             allow_degraded: false,
             door: names::any_door(),
             write_cache: names::volatile(),
+            prefer: Vec::new(),
+            require_preferred: false,
+            annotations: BTreeMap::new(),
+            spread: names::zone_label(),
+            follow: false,
+            limits: crate::admin::catalog::Limits::default(),
+            source: None,
         }
+    }
+
+    fn candidate(name: &str, free_bytes: u64) -> Candidate {
+        Candidate {
+            node: node(name),
+            pool: "default".to_owned(),
+            free_bytes,
+            total_bytes: 1 << 30,
+            zone: None,
+            live: true,
+            replicas: 0,
+        }
+    }
+
+    #[test]
+    fn a_copy_goes_to_the_first_preferred_node_with_room() {
+        let all = [candidate("a", 1 << 30), candidate("b", 0), candidate("c", 1 << 29)];
+        let chosen = |prefer: &[&str], require_preferred| {
+            let prefer = prefer.iter().map(|name| node(name)).collect();
+            let wanted = Wanted { prefer, require_preferred, repl: 1, ..wanted() };
+            let mut want = Want {
+                bytes: wanted.size_bytes,
+                copies: 1,
+                pool: wanted.pool.clone(),
+                ..Want::default()
+            };
+            choose_preferred(&wanted, &mut want, &all, &Copysets::default())
+        };
+        assert_eq!(chosen(&["c", "a"], true).unwrap().unwrap(), [node("c")]);
+        assert_eq!(chosen(&["b", "c"], true).unwrap().unwrap(), [node("c")]);
+        assert_eq!(chosen(&["b"], false).unwrap().unwrap(), [node("a")]);
+        let refused = chosen(&["b", "x"], true).unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        assert!(refused.message().contains("one of b x"), "{}", refused.message());
     }
 
     fn node(name: &str) -> NodeId {

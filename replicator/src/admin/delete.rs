@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use futures::future::join_all;
 use lockstep_core::id::{NodeId, ReplicaId};
+use lockstep_core::record::Record;
 use lockstep_proto::v1;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::Admin;
-use super::catalog::{Stage, VolumeObject};
+use super::catalog::{Stage, Stored, VolumeObject};
 use super::liveness::Liveness;
 use super::peers::{DO_LIMIT, pass_on, plain, within};
 
@@ -21,8 +22,9 @@ impl Admin {
             return Ok((false, Vec::new()));
         };
         let volume = found.value;
-        let record = self.inner.catalog.record(volume.uid).await?.map(|stored| stored.value);
-        if let Some(record) = &record {
+        let stored = self.inner.catalog.record(volume.uid).await?;
+        let record = stored.as_ref().map(|stored| &stored.value);
+        if let Some(record) = record {
             match self.liveness(record).await? {
                 Liveness::None | Liveness::Gone => {}
                 Liveness::Live(why) => {
@@ -42,9 +44,12 @@ impl Admin {
             let next = volume.clone().at(Stage::Deleting);
             self.inner.catalog.put_volume(Some(found.revision), &next).await?;
         }
+        if let Some(stored) = &stored {
+            self.seal(&volume, stored).await?;
+        }
         let mut replicas: BTreeMap<ReplicaId, NodeId> = BTreeMap::new();
         replicas.extend(volume.placement.iter().map(|place| (place.rid, place.node.clone())));
-        if let Some(record) = &record {
+        if let Some(record) = record {
             replicas.extend(record.replicas.iter().map(|r| (r.rid, r.node.clone())));
         }
         // Written down first: whatever happens from here on, each node learns what to remove.
@@ -59,6 +64,30 @@ impl Admin {
         self.inner.catalog.delete_volume(name).await?;
         tracing::info!(volume = name, uid = %volume.uid, ?pending, "deleted");
         Ok((true, pending))
+    }
+
+    /// Takes the primary that is gone out of the record, so that whoever is about to claim the
+    /// volume finds the record changed. If it has changed itself since it was looked at, somebody
+    /// has the volume by now, and it stays.
+    pub(super) async fn seal(
+        &self,
+        volume: &VolumeObject,
+        stored: &Stored<Record>,
+    ) -> Result<(), Status> {
+        let Err(status) = self.take_out(stored).await else { return Ok(()) };
+        if status.code() != Code::Aborted {
+            return Err(status);
+        }
+        if let Some(found) = self.inner.catalog.volume(&volume.name).await?
+            && found.value.uid == volume.uid
+        {
+            let back = found.value.at(Stage::Ready);
+            self.inner.catalog.put_volume(Some(found.revision), &back).await?;
+        }
+        Err(Status::aborted(format!(
+            "volume {} was just attached, or changed; try again",
+            volume.name
+        )))
     }
 
     /// Has a node remove a replica that is written down as gone. Returns its name if it could not

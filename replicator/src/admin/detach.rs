@@ -11,7 +11,7 @@ use super::attach::is_over;
 use super::catalog::{Stored, VolumeObject};
 use super::peers::{DO_LIMIT, pass_on, plain, within};
 use super::{Admin, names, refuse};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, VolumeHandle};
 
 /// How long a volume may take to drain, flush and close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
@@ -31,11 +31,16 @@ impl Admin {
         let name = names::volume_name(&request.name)?;
         let found = self.inner.catalog.volume(name).await?;
         let volume = found.ok_or_else(|| refuse::no_volume(name))?.value;
-        let was_here = self.detach_here(&volume, request.force).await?;
+        let only = request.only_node.as_deref().map(names::node).transpose()?;
+        let here = only.as_ref().is_none_or(|node| *node == self.inner.node);
+        let was_here = here && self.detach_here(&volume, request.force).await?;
         let Some(record) = self.inner.catalog.record(volume.uid).await? else {
             return Ok(was_here);
         };
         let Some(primary) = record.value.primary.clone() else { return Ok(was_here) };
+        if only.is_some_and(|node| node != primary.node) {
+            return Ok(was_here);
+        }
         if primary.node == self.inner.node {
             // It names a primary of this node, and this node has none: a former process's, or one
             // that was cut off.
@@ -55,10 +60,18 @@ impl Admin {
     }
 
     /// Ends the attachment on this node. Returns whether there was one that was not over.
-    async fn detach_here(&self, volume: &VolumeObject, force: bool) -> Result<bool, Status> {
-        let Some(handle) = self.inner.engine.attached(volume.uid) else { return Ok(false) };
-        let over = is_over(*handle.phase().borrow());
-        self.close_device(volume, force || over).await?;
+    pub(super) async fn detach_here(
+        &self,
+        volume: &VolumeObject,
+        force: bool,
+    ) -> Result<bool, Status> {
+        let attached = || self.inner.engine.attached(volume.uid);
+        let is_over = |handle: &VolumeHandle| is_over(*handle.phase().borrow());
+        // First, and even if it is not attached: the device that the daemon before this one left
+        // would have the volume attached again.
+        self.close_device(volume, force || attached().is_some_and(|h| is_over(&h))).await?;
+        let Some(handle) = attached() else { return Ok(false) };
+        let over = is_over(&handle);
         if !over && !force {
             self.wait_until_left(volume).await?;
         }
@@ -73,7 +86,7 @@ impl Admin {
             Ok(()) | Err(EngineError::NotAttached(_)) => {}
             Err(error) => return Err(refuse::engine(&error)),
         }
-        self.attachments().remove(&volume.uid);
+        self.forget_attachment(&handle);
         tracing::info!(volume = volume.name, "detached");
         Ok(!over)
     }
@@ -110,7 +123,7 @@ impl Admin {
             Some(node) => {
                 within(DO_LIMIT, async {
                     let mut client = self.inner.peers.client(&node)?;
-                    let request = v1::DetachRequest { name, force };
+                    let request = v1::DetachRequest { name, force, only_node: None };
                     let answer = client.detach(pass_on(request, DO_LIMIT)).await?;
                     Ok(answer.into_inner().was_attached)
                 })
@@ -139,7 +152,7 @@ impl Admin {
 
     /// Takes a primary out of the record that cannot do so itself. The volume is not clean, and
     /// is recovered when it is next attached.
-    async fn take_out(&self, record: &Stored<Record>) -> Result<(), Status> {
+    pub(super) async fn take_out(&self, record: &Stored<Record>) -> Result<(), Status> {
         let next = Record { primary: None, txn: Uuid::new_v4(), ..record.value.clone() };
         self.inner.catalog.put_record(Some(record.revision), &next).await
     }

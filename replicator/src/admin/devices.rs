@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use lockstep_attach::Backend as _;
 use lockstep_attach::device::Choice;
 use lockstep_core::id::VolumeId;
 use lockstep_proto::v1;
 use tonic::Status;
 
-use super::catalog::VolumeObject;
+use super::catalog::{Stage, VolumeObject};
 use super::{Admin, names, refuse};
 use crate::devices::{DevicesError, Kept, WantedDevice};
 use crate::engine::{EngineError, VolumeHandle};
@@ -30,6 +31,8 @@ enum NotServed {
     Yet(String),
     /// It is not this node's any more.
     Ever(String),
+    /// Its device was given up: somebody has detached it.
+    GivenUp,
 }
 
 impl From<Status> for NotServed {
@@ -72,6 +75,7 @@ pub(super) fn wanted(
         read_only: request.read_only,
         write_through: names::write_through(&volume.write_cache)?,
         fs,
+        any_fs: request.any_fs,
         mount_dir,
         mount_options: request.mount_options.clone(),
     })
@@ -86,6 +90,7 @@ pub(super) fn refused(name: &str, error: &DevicesError) -> Status {
         DevicesError::Differs(_)
         | DevicesError::NoDoor { .. }
         | DevicesError::FileSystem(_)
+        | DevicesError::Unfinished(_)
         | DevicesError::Door(DeviceError::Busy { .. } | DeviceError::Unavailable { .. }) => {
             Status::failed_precondition(why)
         }
@@ -108,7 +113,8 @@ impl Admin {
         let deadline = Instant::now() + TAKE_OVER_LIMIT;
         loop {
             let devices = &self.inner.devices;
-            match devices.open(&volume.name, handle, volume.size_bytes, wanted).await {
+            let size_bytes = handle.info().size_bytes;
+            match devices.open(&volume.name, handle, size_bytes, wanted).await {
                 Ok(_) => return Ok(()),
                 Err(DevicesError::TakingOver) if Instant::now() < deadline => {
                     tokio::time::sleep(RESUME_PAUSE).await;
@@ -131,6 +137,18 @@ impl Admin {
         })
     }
 
+    /// The devices that are still to be taken over, as told to others.
+    pub(super) fn waiting_devices(&self) -> Vec<v1::WaitingDevice> {
+        let waiting =
+            |kept: Kept| v1::WaitingDevice { uid: kept.volume.to_string(), volume_name: kept.name };
+        self.inner.devices.left().into_iter().map(waiting).collect()
+    }
+
+    /// Whether a volume is to be served here once more, for its device.
+    pub(super) fn is_waited_for(&self, volume: VolumeId) -> bool {
+        self.inner.devices.left().iter().any(|kept| kept.volume == volume)
+    }
+
     /// The doors of this node, as told to others.
     pub(super) fn own_doors(&self) -> Vec<v1::Door> {
         let chosen = self.inner.devices.chosen(Choice::Auto);
@@ -149,6 +167,15 @@ impl Admin {
         self.inner.devices.release_all(RELEASE_LIMIT).await;
     }
 
+    /// Sees to it that the keeper is there while there are devices.
+    pub(super) async fn mind_keeper(self) {
+        tokio::select! {
+            biased;
+            () = self.inner.stop.cancelled() => {}
+            () = self.inner.devices.mind_keeper() => {}
+        }
+    }
+
     /// Takes over all devices that the daemon before this one left, and ends what it left of those
     /// that it was making.
     pub(super) async fn resume_devices(self) {
@@ -164,14 +191,14 @@ impl Admin {
         futures::future::join_all(resumed).await;
     }
 
-    async fn resume_device(&self, kept: &Kept) {
+    pub(super) async fn resume_device(&self, kept: &Kept) {
         let mut told = String::new();
-        // Until somebody detaches the volume: then it must not be attached once more.
-        while self.inner.devices.left().iter().any(|left| left.volume == kept.volume) {
+        loop {
             match self.serve_again(kept).await {
                 Ok(handle) => {
                     match self.inner.devices.resume(kept, &handle).await {
-                        Ok(()) => tracing::info!(volume = kept.name, "its device goes on"),
+                        Ok(true) => tracing::info!(volume = kept.name, "its device goes on"),
+                        Ok(false) => tracing::info!(volume = kept.name, "its device was given up"),
                         Err(error) => {
                             tracing::error!(volume = kept.name, %error, "its device is ended");
                         }
@@ -183,6 +210,7 @@ impl Admin {
                     self.inner.devices.abandon(kept).await;
                     return;
                 }
+                Err(NotServed::GivenUp) => return,
                 Err(NotServed::Yet(why)) => {
                     if why != told {
                         tracing::warn!(volume = kept.name, why, "its device waits");
@@ -201,13 +229,19 @@ impl Admin {
         let Some(volume) = found.map(|found| found.value).filter(|v| v.uid == kept.volume) else {
             return Err(NotServed::Ever("the volume is gone".to_owned()));
         };
+        if volume.stage == Stage::Deleting {
+            // It may stay after all, if somebody else has just attached it.
+            return Err(NotServed::Yet("the volume is being deleted".to_owned()));
+        }
         let record = self.inner.catalog.record(volume.uid).await?;
         if let Some(primary) = record.and_then(|record| record.value.primary)
             && primary.node != self.inner.node
         {
             return Err(NotServed::Ever(format!("node {} took it over", primary.node)));
         }
-        let (handle, _) = self.claim(&volume)?;
+        // Who detaches the volume gives its device up first and then looks whether it is attached.
+        let claimed = self.inner.devices.while_left(volume.uid, || self.claim(&volume));
+        let (handle, _) = claimed.ok_or(NotServed::GivenUp)??;
         match handle.served(SERVED_LIMIT).await {
             Ok(()) => Ok(handle),
             Err(error @ EngineError::Fenced { .. }) => Err(NotServed::Ever(error.to_string())),

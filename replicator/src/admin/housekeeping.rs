@@ -43,6 +43,7 @@ impl Admin {
         own.pool_uuids = known_pools(there.as_ref(), &pools)?;
         own.pools = pools.into_iter().map(|pool| pool.name).collect();
         own.zone.clone_from(&self.inner.zone);
+        own.labels.clone_from(&self.inner.labels);
         self.inner.catalog.put_node(&own).await?;
         self.inner.introduced.store(true, Ordering::SeqCst);
         Ok(())
@@ -86,6 +87,9 @@ impl Admin {
                 Err(status) => self.set_not_ready(&plain(&status)),
             }
             if round.is_multiple_of(UNKNOWN_EVERY) {
+                if let Err(status) = self.remove_used_up().await {
+                    tracing::debug!(why = plain(&status), "snapshots are looked at later");
+                }
                 unknown = self.report_unknown(&unknown, &mut told).await;
             }
             round = round.wrapping_add(1);
@@ -99,6 +103,7 @@ impl Admin {
 
     pub(super) async fn keep_house_once(&self) -> Result<(), Status> {
         self.introduce().await?;
+        self.remove_dropped().await?;
         for gone in self.inner.catalog.gone(&self.inner.node).await? {
             let record = self.inner.catalog.record(gone.uid).await?.map(|stored| stored.value);
             let mut here = record.iter().flat_map(|r| &r.replicas);

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
+use lockstep_core::cluster::follow::follow;
 use lockstep_core::cluster::replacement::{NodeState, Verdict, View, assess, surplus, vanished};
 use lockstep_core::cluster::trim::{Wanted, spare};
 use lockstep_core::id::{InstanceId, NodeId, ReplicaId, Tick, VolumeId};
@@ -48,6 +49,8 @@ struct Memory {
     /// Attachments about which nothing was left to do at the last look, and what their owner
     /// wanted then.
     calm: BTreeMap<Attachment, Wanted>,
+    /// Since when a volume is attached here, as far as that was asked.
+    attached: BTreeMap<Attachment, Tick>,
 }
 
 impl Admin {
@@ -81,6 +84,7 @@ impl Admin {
         let evacuated = self.inner.catalog.evacuations().await?;
         // Not only as the primary knows it: whoever wanted something else may not have reached us.
         let volumes = self.inner.catalog.volumes().await?;
+        volumes.iter().for_each(|volume| self.limit_here(volume));
         let wanted: BTreeMap<VolumeId, Wanted> =
             volumes.iter().map(|v| (v.uid, wanted_of(v))).collect();
         let calm = |p: &PrimaryInfo| memory.is_calm(key_of(p), wanted.get(&p.volume));
@@ -133,7 +137,7 @@ impl Admin {
         let now = self.inner.clock.now();
         let nodes = memory.nodes(primary, &record, survey, now);
         let pool = record.replicas.first().map_or("", |r| r.pool.as_str());
-        let candidates = candidates(survey, pool);
+        let candidates = candidates(survey, pool, &volume.spread);
         let view = View {
             record: &record,
             nodes: &nodes,
@@ -141,6 +145,7 @@ impl Admin {
             sets: &copysets(survey),
             now,
             grace_ms: self.inner.rebuild_after_ms,
+            follow: volume.follow,
         };
         if let Some(rid) = vanished(&view) {
             tracing::info!(volume = volume.name, replica = %rid, "a copy is gone from its node");
@@ -157,7 +162,26 @@ impl Admin {
             return Ok(false);
         }
         let forgotten = self.forget_surplus(&volume, &view, memory).await?;
-        Ok(verdict == Verdict::Enough && pending.is_empty() && forgotten)
+        let local = self.go_along(&volume, &view, memory.attached_since(primary, now)).await?;
+        Ok(verdict == Verdict::Enough && pending.is_empty() && forgotten && local)
+    }
+
+    /// Makes a copy here of a volume that wants one where it is served, if it has been here for
+    /// long enough. Returns whether nothing of that is left to do.
+    async fn go_along(
+        &self,
+        volume: &VolumeObject,
+        view: &View<'_>,
+        since: Tick,
+    ) -> Result<bool, Status> {
+        if let Some(replace) = follow(view, since) {
+            let what = format!("a copy is made on {}, which serves the volume", replace.node);
+            self.tell(volume.uid, what, None);
+            self.add_here(volume, Some(replace.node)).await?;
+            return Ok(false);
+        }
+        let here = |r: &ReplicaEntry| r.node == self.inner.node;
+        Ok(!volume.follow || view.record.in_sync().any(here))
     }
 
     async fn act(&self, volume: &VolumeObject, verdict: &Verdict) -> Result<(), Status> {
@@ -266,11 +290,17 @@ impl Memory {
         self.calm.extend(wanted.map(|wanted| (attachment, *wanted)));
     }
 
+    /// Since when it is known to be attached here.
+    fn attached_since(&mut self, primary: &PrimaryInfo, now: Tick) -> Tick {
+        *self.attached.entry(key_of(primary)).or_insert(now)
+    }
+
     fn forget_all_but(&mut self, primaries: &[PrimaryInfo]) {
         let there = |volume: &VolumeId| primaries.iter().any(|p| p.volume == *volume);
         self.silent.retain(|(volume, _), _| there(volume));
         self.surplus.retain(|(volume, _), _| there(volume));
         self.calm.retain(|(volume, _), _| there(volume));
+        self.attached.retain(|(volume, _), _| there(volume));
     }
 
     /// The nodes as this volume sees them. A node that answers, but whose copy the primary does

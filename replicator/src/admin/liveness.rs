@@ -40,6 +40,10 @@ impl Admin {
             let attached = self.inner.engine.attached(record.uid);
             let same = attached.filter(|handle| handle.instance() == primary.instance);
             return Ok(match same {
+                _ if self.is_waited_for(record.uid) => Liveness::Live(format!(
+                    "this node, {}, is about to serve it again",
+                    primary.node
+                )),
                 Some(handle) if !super::attach::is_over(*handle.phase().borrow()) => {
                     Liveness::Live(format!("this node, {}, serves it", primary.node))
                 }
@@ -76,7 +80,13 @@ fn own_word(record: &Record, primary: &PrimaryRef, survey: &Survey) -> Option<bo
     let has = |p: &v1::LocalPrimary| {
         p.uid == uid && p.epoch <= record.epoch.0 && !over.contains(&p.phase)
     };
-    Some(node.primaries.iter().any(has))
+    Some(node.primaries.iter().any(has) || waits(node, &uid))
+}
+
+/// Whether somebody on a node waits for the volume: its daemon was replaced, and its device is
+/// still in use.
+fn waits(node: &v1::Node, uid: &str) -> bool {
+    node.waiting_devices.iter().any(|waiting| waiting.uid == uid)
 }
 
 /// Decides from what the nodes said.
@@ -86,8 +96,11 @@ fn judge(record: &Record, primary: &PrimaryRef, survey: &Survey) -> Liveness {
     if own_word == Some(false) {
         return Liveness::Gone;
     }
+    if info(primary.node.as_str()).is_some_and(|node| waits(node, &record.uid.to_string())) {
+        return Liveness::Live(format!("{} is about to serve it again", primary.node));
+    }
     let mut asked = 0;
-    let mut silent = Vec::new();
+    let (mut silent, mut young) = (Vec::new(), Vec::new());
     for entry in record.in_sync() {
         let Some(node) = info(entry.node.as_str()) else {
             silent.push(entry.node.as_str());
@@ -95,6 +108,11 @@ fn judge(record: &Record, primary: &PrimaryRef, survey: &Survey) -> Liveness {
         };
         let rid = entry.rid.to_string();
         let Some(replica) = node.replicas.iter().find(|r| r.rid == rid) else { continue };
+        if replica.primary_heard_ms.is_none() && node.uptime_ms < SESSION_DEAD_MS {
+            // It has just started. The primary may not have found it again yet.
+            young.push(entry.node.as_str());
+            continue;
+        }
         asked += 1;
         let in_force = replica.promised_epoch == record.epoch.0;
         if in_force && replica.primary_heard_ms.is_some_and(|ms| ms < SESSION_DEAD_MS) {
@@ -107,8 +125,15 @@ fn judge(record: &Record, primary: &PrimaryRef, survey: &Survey) -> Liveness {
     }
     // It claimed the volume and has not reached a replica yet, or reaches none any more. Its own
     // word counts only as long as nobody's word is against it.
-    if own_word == Some(true) && record.open_epoch < record.epoch {
-        return Liveness::Live(format!("{} is about to serve it", primary.node));
+    if own_word == Some(true) && (record.open_epoch < record.epoch || asked == 0) {
+        return Liveness::Live(format!("{} serves it, or is about to", primary.node));
+    }
+    if asked == 0 && !young.is_empty() {
+        return Liveness::Unknown(format!(
+            "{} has just started and cannot know yet, and {} cannot be asked",
+            young.join(", "),
+            primary.node
+        ));
     }
     if asked == 0 {
         return Liveness::Unknown(format!(
@@ -151,6 +176,7 @@ mod tests {
         for i in 1..=3u128 {
             let said = heard.iter().find(|(node, ..)| *node == i);
             let mut info = said.map(|(_, epoch, ms)| v1::Node {
+                uptime_ms: SESSION_DEAD_MS,
                 replicas: vec![v1::LocalReplica {
                     uid: uid.clone(),
                     rid: Uuid::from_u128(i).to_string(),
@@ -200,11 +226,42 @@ mod tests {
     }
 
     #[test]
+    fn one_whose_device_waits_for_its_daemon_is_live() {
+        let mut seen = survey(&[(2, 1, Some(SESSION_DEAD_MS))], Some(false));
+        let waiting = v1::WaitingDevice { uid: record().uid.to_string(), ..Default::default() };
+        let node = seen.get_mut("n1").and_then(|node| node.info.as_mut()).unwrap();
+        node.waiting_devices = vec![waiting];
+        let judged = judged(&record(), &seen);
+        assert!(matches!(&judged, Liveness::Live(why) if why.contains("again")), "{judged:?}");
+    }
+
+    #[test]
     fn one_that_has_just_claimed_is_live_though_no_copy_has_heard_it() {
         let mut record = record();
         record.open_epoch = lockstep_core::id::Epoch(0);
         let seen = judged(&record, &survey(&[(2, 0, None), (3, 0, None)], Some(true)));
         assert!(matches!(seen, Liveness::Live(_)), "{seen:?}");
+    }
+
+    #[test]
+    fn a_copy_whose_daemon_has_just_started_is_no_witness() {
+        let young = |seen: &mut Survey, node: &str| {
+            seen.get_mut(node).and_then(|node| node.info.as_mut()).unwrap().uptime_ms = 1;
+        };
+        let mut seen = survey(&[(2, 1, None)], Some(true));
+        assert_eq!(judged(&record(), &seen), Liveness::Gone, "its word against another's");
+        young(&mut seen, "n2");
+        let live = judged(&record(), &seen);
+        assert!(matches!(&live, Liveness::Live(why) if why.contains("n1 serves it")), "{live:?}");
+
+        let mut seen = survey(&[(2, 1, None)], None);
+        young(&mut seen, "n2");
+        let unknown = judged(&record(), &seen);
+        let why = "n2 has just started";
+        assert!(matches!(&unknown, Liveness::Unknown(w) if w.contains(why)), "{unknown:?}");
+        let mut seen = survey(&[(2, 1, None), (3, 1, Some(SESSION_DEAD_MS))], None);
+        young(&mut seen, "n2");
+        assert_eq!(judged(&record(), &seen), Liveness::Gone, "n3 would know");
     }
 
     #[test]

@@ -13,6 +13,8 @@ impl Admin {
     /// This node, as it tells others.
     pub(super) async fn own_node(&self) -> v1::Node {
         let (ready, not_ready_reason) = self.readiness();
+        // Before all else: what waits no more is among the primaries then.
+        let waiting_devices = self.waiting_devices();
         let primaries = self.inner.engine.list_primaries().await;
         let mut pools = self.inner.engine.pools().await;
         if !self.is_introduced() {
@@ -32,6 +34,8 @@ impl Admin {
             replicas: self.inner.engine.list_replicas().await.iter().map(replica).collect(),
             primaries: primaries.iter().map(|info| self.own_primary(info)).collect(),
             doors: self.own_doors(),
+            waiting_devices,
+            labels: self.inner.labels.clone(),
         }
     }
 
@@ -107,6 +111,7 @@ impl Admin {
             blocks: names::blocks(names::size(request.size_bytes)?),
             pool: names::pool(&request.pool),
             volume_name: request.volume_name,
+            source: names::source(&request.snapshot_uid)?,
         };
         let made = self.inner.engine.create_replica(new).await;
         made.map(|info| replica(&info)).map_err(|e| refuse::engine(&e))

@@ -6,7 +6,7 @@ use lockstep_proto::v1;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use super::catalog::{Stage, VolumeObject};
+use super::catalog::{Limits, Stage, VolumeObject};
 use super::peers::{DO_LIMIT, at, pass_on, within};
 use super::survey::Survey;
 use super::{Admin, names, refuse};
@@ -24,12 +24,20 @@ impl Admin {
         let name = names::volume_name(&request.name)?.to_owned();
         let volume = self.want_copies(&name, &request).await?;
         let wanted = Wanted { repl: volume.repl, min_in_sync: volume.min_in_sync };
+        self.limit_here(&volume);
         if !passed_on && let Some(pending) = self.set_there(&volume, &request).await? {
             return Ok(pending);
         }
         let left = self.settle(&volume, wanted, None).await?;
         tracing::info!(volume = name, ?wanted, "other numbers of copies are wanted");
         Ok(left)
+    }
+
+    /// Puts the limits of a volume in force, if it is attached here.
+    pub(super) fn limit_here(&self, volume: &VolumeObject) {
+        if let Some(handle) = self.inner.engine.attached(volume.uid) {
+            handle.set_limits(volume.limits.into());
+        }
     }
 
     /// Writes down what the owner wants.
@@ -48,10 +56,14 @@ impl Admin {
             }
             let wanted = names::copies(request, volume.repl, volume.min_in_sync)?;
             let (repl, min_in_sync) = wanted;
-            if wanted == (volume.repl, volume.min_in_sync) {
+            let limits = Limits {
+                iops: request.max_iops.unwrap_or(volume.limits.iops),
+                bytes_per_s: request.max_bytes_per_s.unwrap_or(volume.limits.bytes_per_s),
+            };
+            if wanted == (volume.repl, volume.min_in_sync) && limits == volume.limits {
                 return Ok(volume);
             }
-            let next = volume.wanting(repl, min_in_sync);
+            let next = volume.wanting(repl, min_in_sync, limits);
             match self.inner.catalog.put_volume(Some(found.revision), &next).await {
                 Ok(()) => return Ok(next),
                 Err(status) if status.code() == Code::Aborted => {}

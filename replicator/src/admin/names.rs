@@ -1,18 +1,27 @@
 //! Checks of what callers send.
 
+use std::collections::BTreeMap;
+
 use lockstep_attach::device::Choice;
-use lockstep_core::id::{Lineage, NodeId, ReplicaId, VolumeId};
+use lockstep_core::cluster::locality::is_label_key;
+use lockstep_core::id::{Lineage, NodeId, ReplicaId, SnapshotId, VolumeId};
 use lockstep_core::limits::{MAX_REPL, MAX_VOLUME_BLOCKS};
 use lockstep_core::range::BLOCK_SIZE;
 use lockstep_proto::v1;
 use tonic::Status;
 use uuid::Uuid;
 
+use super::catalog::Limits;
+use crate::config::labels::ZONE_LABEL;
 use crate::config::size::Size;
 
 /// Volumes are made of whole pieces of this size.
 const VOLUME_UNIT_BYTES: u64 = 1 << 20;
 const BLOCK_BYTES: u64 = BLOCK_SIZE as u64;
+
+/// What is kept with a volume for its maker must fit into one object of the record store.
+const ANNOTATIONS_MAX: usize = 32;
+const ANNOTATION_BYTES_MAX: usize = 8 << 10;
 
 /// The pool that is meant if none is named.
 pub(super) const DEFAULT_POOL: &str = "default";
@@ -30,13 +39,54 @@ pub(super) struct Wanted {
     pub(super) allow_degraded: bool,
     pub(super) door: String,
     pub(super) write_cache: String,
+    /// One copy goes to the first of these that has room.
+    pub(super) prefer: Vec<NodeId>,
+    /// It has to.
+    pub(super) require_preferred: bool,
+    /// Of whoever made it.
+    pub(super) annotations: BTreeMap<String, String>,
+    /// What it begins with, if not empty. Then `size_bytes` is 0 if it is to have the same size,
+    /// and `pool` is empty if it is to be in the same one.
+    pub(super) source: Option<Source>,
+    /// Label of nodes over whose values its copies are spread.
+    pub(super) spread: String,
+    /// A copy goes where it is served.
+    pub(super) follow: bool,
+    /// How fast it may be used.
+    pub(super) limits: Limits,
+}
+
+/// What a volume begins with, by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Snapshot(String),
+    Volume(String),
+}
+
+impl Source {
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Snapshot(name) | Self::Volume(name) => name,
+        }
+    }
 }
 
 impl Wanted {
     /// Checks a request to make a volume.
     pub(super) fn new(request: v1::CreateVolumeRequest) -> Result<Self, Status> {
         let name = volume_name(&request.name)?.to_owned();
-        let size_bytes = size(request.size_bytes)?;
+        let source = match (request.source_snapshot.as_str(), request.source_volume.as_str()) {
+            ("", "") => None,
+            (snapshot, "") => Some(Source::Snapshot(volume_name(snapshot)?.to_owned())),
+            ("", volume) => Some(Source::Volume(volume_name(volume)?.to_owned())),
+            _ => {
+                let why = "source_snapshot and source_volume: a volume begins with one of them";
+                return Err(Status::invalid_argument(why));
+            }
+        };
+        let same_size = source.is_some() && request.size_bytes == 0;
+        let size_bytes = if same_size { 0 } else { size(request.size_bytes)? };
         let repl = match request.repl {
             0 => 3,
             n => u8::try_from(n).ok().filter(|n| *n <= MAX_REPL).ok_or_else(|| {
@@ -53,22 +103,9 @@ impl Wanted {
                 })?
             }
         };
-        let mut nodes = Vec::new();
-        for name in &request.nodes {
-            let node = node(name)?;
-            if nodes.contains(&node) {
-                let why = format!("nodes: `{name}` is named twice; each copy needs its own node");
-                return Err(Status::invalid_argument(why));
-            }
-            nodes.push(node);
-        }
-        if !nodes.is_empty() && nodes.len() != usize::from(repl) {
-            return Err(Status::invalid_argument(format!(
-                "nodes: {} are named for {repl} copies; name one for each, or none",
-                nodes.len()
-            )));
-        }
-        let pool = pool(&request.pool);
+        let (nodes, prefer) = places(&request, repl)?;
+        let same_pool = source.is_some() && request.pool.is_empty();
+        let pool = if same_pool { String::new() } else { pool(&request.pool) };
         let allow_degraded = request.allow_degraded;
         let or_default = |text: String, default| if text.is_empty() { default } else { text };
         let door_name = or_default(request.door, any_door());
@@ -85,7 +122,81 @@ impl Wanted {
             allow_degraded,
             door: door_name,
             write_cache,
+            prefer,
+            require_preferred: request.require_preferred,
+            annotations: annotations(request.annotations)?,
+            source,
+            spread: spread(request.spread)?,
+            follow: request.follow,
+            limits: Limits { iops: request.max_iops, bytes_per_s: request.max_bytes_per_s },
         })
+    }
+}
+
+/// Where copies are to be, and where one is best.
+fn places(
+    request: &v1::CreateVolumeRequest,
+    repl: u8,
+) -> Result<(Vec<NodeId>, Vec<NodeId>), Status> {
+    let nodes = different_nodes("nodes", &request.nodes)?;
+    let prefer = different_nodes("prefer_nodes", &request.prefer_nodes)?;
+    if !nodes.is_empty() && !prefer.is_empty() {
+        let why = "prefer_nodes: not together with nodes, which leaves no choice";
+        return Err(Status::invalid_argument(why));
+    }
+    if request.require_preferred && prefer.is_empty() {
+        let why = "require_preferred without prefer_nodes: name some";
+        return Err(Status::invalid_argument(why));
+    }
+    if !nodes.is_empty() && nodes.len() != usize::from(repl) {
+        return Err(Status::invalid_argument(format!(
+            "nodes: {} are named for {repl} copies; name one for each, or none",
+            nodes.len()
+        )));
+    }
+    Ok((nodes, prefer))
+}
+
+/// Nodes by their names, each once.
+fn different_nodes(field: &str, names: &[String]) -> Result<Vec<NodeId>, Status> {
+    let mut nodes = Vec::new();
+    for name in names {
+        let node = node(name)?;
+        if nodes.contains(&node) {
+            let why = format!("{field}: `{name}` is named twice; name each node once");
+            return Err(Status::invalid_argument(why));
+        }
+        nodes.push(node);
+    }
+    Ok(nodes)
+}
+
+/// Checks what is to be kept with a volume.
+fn annotations(map: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Status> {
+    let bytes: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if map.len() <= ANNOTATIONS_MAX && bytes <= ANNOTATION_BYTES_MAX {
+        return Ok(map);
+    }
+    Err(Status::invalid_argument(format!(
+        "annotations: {} with {bytes} bytes; at most {ANNOTATIONS_MAX} with {ANNOTATION_BYTES_MAX} \
+         bytes are kept",
+        map.len()
+    )))
+}
+
+/// The label over whose values copies are spread if nobody says.
+pub(super) fn zone_label() -> String {
+    ZONE_LABEL.to_owned()
+}
+
+/// Checks over which label copies are to be spread.
+fn spread(key: String) -> Result<String, Status> {
+    if key.is_empty() {
+        return Ok(zone_label());
+    }
+    match is_label_key(&key) {
+        Ok(()) => Ok(key),
+        Err(why) => Err(Status::invalid_argument(format!("spread = {key:?}: {why}"))),
     }
 }
 
@@ -213,6 +324,16 @@ fn uuid(field: &str, text: &str) -> Result<Uuid, Status> {
     })
 }
 
+/// Checks a snapshot's id.
+pub(super) fn snapshot_uid(text: &str) -> Result<SnapshotId, Status> {
+    uuid("uid", text).map(SnapshotId)
+}
+
+/// Checks the id of a snapshot that a copy is to begin with; empty: none.
+pub(super) fn source(text: &str) -> Result<Option<SnapshotId>, Status> {
+    if text.is_empty() { Ok(None) } else { uuid("snapshot_uid", text).map(SnapshotId).map(Some) }
+}
+
 /// Checks a volume's id.
 pub(super) fn uid(text: &str) -> Result<VolumeId, Status> {
     uuid("uid", text).map(VolumeId)
@@ -285,6 +406,18 @@ mod tests {
             (
                 v1::CreateVolumeRequest { nodes: vec!["a".to_owned(); 3], ..request() },
                 "named twice",
+            ),
+            (
+                v1::CreateVolumeRequest { prefer_nodes: vec!["a".to_owned(); 2], ..request() },
+                "named twice",
+            ),
+            (v1::CreateVolumeRequest { require_preferred: true, ..request() }, "prefer_nodes"),
+            (
+                v1::CreateVolumeRequest {
+                    annotations: BTreeMap::from([("k".to_owned(), "v".repeat(9 << 10))]),
+                    ..request()
+                },
+                "8192 bytes",
             ),
             (
                 v1::CreateVolumeRequest { nodes: vec!["a b".to_owned(); 3], ..request() },

@@ -34,7 +34,7 @@ pub(super) fn unwritten(error: &PutError) -> Status {
 /// The engine refused.
 pub(super) fn engine(error: &EngineError) -> Status {
     let code = match error {
-        EngineError::NoSuchPool { .. } => Code::NotFound,
+        EngineError::NoSuchPool { .. } | EngineError::NoSuchSnapshot { .. } => Code::NotFound,
         EngineError::BadSize { .. } => Code::InvalidArgument,
         EngineError::ReplicaExists { .. } => Code::AlreadyExists,
         EngineError::NotAttached(_) | EngineError::Fenced { .. } => Code::FailedPrecondition,

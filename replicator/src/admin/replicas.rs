@@ -82,7 +82,7 @@ impl Admin {
             return Err(Status::failed_precondition(format!("volume {}: {why}", volume.name)));
         }
         let survey = self.survey_all().await?;
-        let mut all = candidates(&survey, &volume.pool);
+        let mut all = candidates(&survey, &volume.pool, &volume.spread);
         if let Some(node) = &node {
             self.inner.catalog.known_node(node).await?;
             all.retain(|candidate| candidate.node == *node);
@@ -112,6 +112,7 @@ impl Admin {
             size_bytes: want.bytes,
             pool: volume.pool.clone(),
             volume_name: volume.name.clone(),
+            snapshot_uid: String::new(),
         };
         self.create_replica_on(&node, request).await?;
         match self.enter(volume, &node, rid).await {

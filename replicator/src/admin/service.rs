@@ -16,6 +16,17 @@ fn told<T>(call: &str, name: &str, outcome: Result<T, Status>) -> Result<Respons
     outcome.map(Response::new)
 }
 
+/// Does all of something also if the caller goes away in its midst: what was attached for it, or
+/// begun in the record store, is then not left as it is.
+async fn whole<T, F>(admin: &Admin, work: impl FnOnce(Admin) -> F) -> Result<T, Status>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, Status>> + Send + 'static,
+{
+    let work = tokio::spawn(work(admin.clone()));
+    work.await.unwrap_or_else(|error| Err(Status::internal(format!("it broke off: {error}"))))
+}
+
 #[async_trait]
 impl Control for Admin {
     async fn get_node(
@@ -29,8 +40,9 @@ impl Control for Admin {
         &self,
         _: Request<v1::ListNodesRequest>,
     ) -> Result<Response<v1::ListNodesResponse>, Status> {
-        let nodes = self.survey_all().await?.into_values().collect();
-        Ok(Response::new(v1::ListNodesResponse { nodes }))
+        let mut survey = self.survey_all().await?;
+        self.mark_labels(&mut survey).await?;
+        Ok(Response::new(v1::ListNodesResponse { nodes: survey.into_values().collect() }))
     }
 
     async fn create_replica(
@@ -69,7 +81,7 @@ impl Control for Admin {
     ) -> Result<Response<v1::CreateVolumeResponse>, Status> {
         let request = request.into_inner();
         let name = request.name.clone();
-        let made = self.create(request).await;
+        let made = whole(self, |admin| async move { admin.create(request).await }).await;
         told("create", &name, made.map(|v| v1::CreateVolumeResponse { volume: Some(v) }))
     }
 
@@ -97,7 +109,8 @@ impl Control for Admin {
         request: Request<v1::DeleteVolumeRequest>,
     ) -> Result<Response<v1::DeleteVolumeResponse>, Status> {
         let name = request.into_inner().name;
-        let deleted = self.delete(&name).await;
+        let own = name.clone();
+        let deleted = whole(self, |admin| async move { admin.delete(&own).await }).await;
         let answer = deleted
             .map(|(existed, pending_nodes)| v1::DeleteVolumeResponse { existed, pending_nodes });
         told("delete", &name, answer)
@@ -154,6 +167,59 @@ impl Control for Admin {
         told("set", &name, answer.await)
     }
 
+    async fn resize_volume(
+        &self,
+        request: Request<v1::ResizeVolumeRequest>,
+    ) -> Result<Response<v1::ResizeVolumeResponse>, Status> {
+        let passed_on = was_passed_on(&request);
+        let request = request.into_inner();
+        let name = request.name.clone();
+        let resized =
+            whole(self, |admin| async move { admin.resize_volume(&request, passed_on).await });
+        told("resize", &name, resized.await)
+    }
+
+    async fn create_snapshot(
+        &self,
+        request: Request<v1::CreateSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        let passed_on = was_passed_on(&request);
+        let request = request.into_inner();
+        let name = request.name.clone();
+        let taken =
+            whole(self, |admin| async move { admin.create_snapshot(&request, passed_on).await });
+        told("snapshot", &name, taken.await)
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<v1::DeleteSnapshotRequest>,
+    ) -> Result<Response<v1::DeleteSnapshotResponse>, Status> {
+        let name = request.into_inner().name;
+        let own = name.clone();
+        let existed = whole(self, |admin| async move { admin.delete_snapshot(&own).await }).await;
+        let answer = existed.map(|existed| v1::DeleteSnapshotResponse { existed });
+        told("delete snapshot", &name, answer)
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<v1::ListSnapshotsRequest>,
+    ) -> Result<Response<v1::ListSnapshotsResponse>, Status> {
+        let snapshots = self.list_snapshots(&request.into_inner()).await?;
+        Ok(Response::new(v1::ListSnapshotsResponse { snapshots }))
+    }
+
+    async fn drop_snapshot(
+        &self,
+        request: Request<v1::DropSnapshotRequest>,
+    ) -> Result<Response<v1::DropSnapshotResponse>, Status> {
+        let request = request.into_inner();
+        let existed = self.drop_own_snapshot(&request).await;
+        let answer = existed.map(|existed| v1::DropSnapshotResponse { existed });
+        told("drop snapshot", &request.uid, answer)
+    }
+
     async fn recover_volume(
         &self,
         request: Request<v1::RecoverVolumeRequest>,
@@ -180,6 +246,22 @@ impl Control for Admin {
             Ok(v1::ScrubVolumeResponse { volume })
         };
         told("scrub", &request.name, answer.await)
+    }
+
+    async fn label_nodes(
+        &self,
+        request: Request<v1::LabelNodesRequest>,
+    ) -> Result<Response<v1::LabelNodesResponse>, Status> {
+        let request = request.into_inner();
+        told("label nodes", "", self.label_nodes(&request).await)
+    }
+
+    async fn explain_volume(
+        &self,
+        request: Request<v1::ExplainVolumeRequest>,
+    ) -> Result<Response<v1::ExplainVolumeResponse>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(self.explain_volume(&request.name).await?))
     }
 
     async fn forget_pool(
@@ -217,7 +299,8 @@ impl Control for Admin {
         &self,
         _: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
-        let survey = self.survey_all().await?;
+        let mut survey = self.survey_all().await?;
+        self.mark_labels(&mut survey).await?;
         let volumes = self.look_at_all(&survey).await?;
         let (nodes, node) = (survey.into_values().collect(), self.inner.node.to_string());
         Ok(Response::new(v1::StatusResponse { nodes, volumes, node }))

@@ -13,6 +13,7 @@ use tonic::Status;
 use super::catalog::NodeObject;
 use super::peers::{ASK_LIMIT, plain, within};
 use super::{Admin, view};
+use crate::config::labels::ZONE_LABEL;
 
 /// What nodes said, by name.
 pub(super) type Survey = BTreeMap<String, v1::NodeStatus>;
@@ -59,10 +60,17 @@ impl Admin {
             peer_address: node.peer_address.clone(),
             admin_address: node.admin_address.clone(),
             zone: node.zone.clone().unwrap_or_default(),
+            labels: node.labels.clone(),
             ..Default::default()
         };
         if node.name == self.inner.node {
-            return v1::NodeStatus { live: true, info: Some(self.own_node().await), ..status };
+            let info = Some(self.own_node().await);
+            return v1::NodeStatus {
+                live: true,
+                labels: self.inner.labels.clone(),
+                info,
+                ..status
+            };
         }
         let answer = within(limit, async {
             let mut client = self.inner.peers.client(node)?;
@@ -70,7 +78,8 @@ impl Admin {
         });
         match answer.await {
             Ok(Some(info)) if info.name == status.name => {
-                v1::NodeStatus { live: true, info: Some(info), ..status }
+                let labels = info.labels.clone();
+                v1::NodeStatus { live: true, labels, info: Some(info), ..status }
             }
             Ok(Some(info)) => {
                 let unreachable_reason = format!("node {} answers at its address", info.name);
@@ -136,15 +145,13 @@ pub(super) fn copysets(survey: &Survey) -> Copysets {
     sets
 }
 
-/// Every pool of every node, for the placement of copies. A silent node is a candidate that does
-/// not answer, so that a refusal can name it.
-pub(super) fn candidates(survey: &Survey, pool: &str) -> Vec<Candidate> {
+/// Every pool of every node, for the placement of copies over the values of the label `spread`. A
+/// silent node is a candidate that does not answer, so that a refusal can name it.
+pub(super) fn candidates(survey: &Survey, pool: &str, spread: &str) -> Vec<Candidate> {
     let mut all = Vec::new();
     for (name, status) in survey {
         let Some(node) = NodeId::new(name) else { continue };
-        // Its own word, or else what it said before.
-        let told = status.info.as_ref().map_or(&status.zone, |info| &info.zone);
-        let zone = Some(told.clone()).filter(|zone| !zone.is_empty());
+        let zone = zone_of(status, spread).map(str::to_owned);
         match &status.info {
             // So that a refusal can name it.
             Some(info) if info.pools.is_empty() => all.push(Candidate {
@@ -184,7 +191,17 @@ pub(super) fn candidates(survey: &Survey, pool: &str) -> Vec<Candidate> {
     all
 }
 
+/// A node's value of the label over which copies are spread: its own word, or else what it said
+/// before.
+pub(super) fn zone_of<'a>(status: &'a v1::NodeStatus, spread: &str) -> Option<&'a str> {
+    let told = status.labels.get(spread).map(String::as_str);
+    // A daemon that knows no labels tells its zone.
+    let zone = || status.info.as_ref().map_or(&status.zone, |info| &info.zone).as_str();
+    let zone = told.or_else(|| (spread == ZONE_LABEL).then(zone));
+    zone.filter(|zone| !zone.is_empty())
+}
+
 /// What a new copy may be promised in a pool: nothing in one that is full, whatever it may promise.
-fn room(pool: &v1::Pool) -> u64 {
+pub(super) fn room(pool: &v1::Pool) -> u64 {
     if pool.free_bytes == 0 { 0 } else { pool.room_bytes }
 }

@@ -12,9 +12,12 @@ use lockstep_proto::v1;
 use tempfile::TempDir;
 use tonic::{Code, Status};
 
+use super::catalog::Stage;
 use super::*;
 use crate::devices::{DeviceConfig, Devices};
 use crate::engine::{EngineConfig, PoolConfig};
+
+mod labels;
 
 /// Longer than anything takes unless it hangs.
 const LONG: Duration = Duration::from_secs(30);
@@ -44,6 +47,13 @@ impl Node {
     }
 
     async fn up(dir: TempDir, meta: Arc<Faulty>, cluster: Uuid) -> Self {
+        let node = Self::introduced(dir, meta, cluster).await;
+        node.admin.begin();
+        node
+    }
+
+    /// As far as a daemon comes before it looks after anything by itself.
+    async fn introduced(dir: TempDir, meta: Arc<Faulty>, cluster: Uuid) -> Self {
         let store: Arc<dyn lockstep_meta::Meta> = meta.clone();
         let catalog = Catalog::new(Arc::clone(&store));
         let config = EngineConfig {
@@ -70,7 +80,7 @@ impl Node {
             device_dir: dir.path().join("dev"),
             door: Choice::Auto,
         };
-        let devices = Devices::new(&wanted, "test").unwrap();
+        let devices = Devices::without_doors(&wanted).unwrap();
         let admin = Admin::new(Parts {
             engine,
             catalog,
@@ -81,10 +91,10 @@ impl Node {
             rebuild_after_ms: 1000,
             forget_after_ms: 1000,
             zone: None,
+            labels: BTreeMap::from([("rack".to_owned(), "7".to_owned())]),
         })
         .unwrap();
         admin.introduce().await.unwrap();
-        admin.begin();
         Self { admin, meta, dir, cluster }
     }
 
@@ -103,8 +113,15 @@ impl Node {
         self.admin.attach(request).await
     }
 
+    /// With a device, which no kernel offers here.
+    async fn attach_device(&self) -> Result<v1::AttachResponse, Status> {
+        let device = Some(v1::DeviceRequest::default());
+        let request = v1::AttachRequest { name: "v".to_owned(), device, ..Default::default() };
+        self.admin.attach(request).await
+    }
+
     async fn detach(&self) -> Result<bool, Status> {
-        let request = v1::DetachRequest { name: "v".to_owned(), force: false };
+        let request = v1::DetachRequest { name: "v".to_owned(), force: false, only_node: None };
         self.admin.detach(request, false).await
     }
 
@@ -220,6 +237,89 @@ async fn an_attachment_is_the_same_until_it_is_detached() {
 }
 
 #[tokio::test]
+async fn only_the_volume_that_is_meant_is_attached_and_only_here_detached() {
+    let node = Node::start().await;
+    let made = node.create().await.unwrap();
+    let attach = |uid: &str| {
+        let (name, uid) = ("v".to_owned(), uid.to_owned());
+        node.admin.attach(v1::AttachRequest { name, uid, ..Default::default() })
+    };
+    let other = attach(&Uuid::new_v4().to_string()).await.unwrap_err();
+    assert_eq!(other.code(), Code::NotFound, "{other:?}");
+    assert_eq!(attach("nonsense").await.unwrap_err().code(), Code::InvalidArgument);
+    let attached = attach(&made.uid).await.unwrap();
+
+    let detach = |only: &str| {
+        let (name, only_node) = ("v".to_owned(), Some(only.to_owned()));
+        node.admin.detach(v1::DetachRequest { name, force: true, only_node }, false)
+    };
+    assert!(!detach("n2").await.unwrap(), "it is not there");
+    assert_eq!(node.attach(false).await.unwrap(), attached, "and stays here");
+    assert!(detach("n1").await.unwrap());
+    assert!(!detach("n1").await.unwrap());
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_volume_that_is_attached_while_it_is_to_be_deleted_stays() {
+    let node = Node::start().await;
+    let made = node.create().await.unwrap();
+    let uid = names::uid(&made.uid).unwrap();
+    let catalog = &node.admin.inner.catalog;
+    let seen = catalog.record(uid).await.unwrap().unwrap();
+    let volume = catalog.volume("v").await.unwrap().unwrap();
+    // Looked at, and found free; then somebody is quicker.
+    node.attach(false).await.unwrap();
+    let deleting = volume.value.clone().at(Stage::Deleting);
+    catalog.put_volume(Some(volume.revision), &deleting).await.unwrap();
+    let refused = node.admin.seal(&deleting, &seen).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Aborted, "{refused:?}");
+    assert_eq!(catalog.volume("v").await.unwrap().unwrap().value.stage, Stage::Ready);
+    let refused = node.admin.delete("v").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    assert!(node.detach().await.unwrap());
+    assert!(node.admin.delete("v").await.unwrap().0);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_volume_whose_device_is_refused_is_attached_as_it_was() {
+    let node = Node::start().await;
+    let made = node.create().await.unwrap();
+    let uid = names::uid(&made.uid).unwrap();
+    let refused = node.attach_device().await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    assert!(node.admin.inner.engine.attached(uid).is_none(), "it was not before");
+    assert!(node.admin.inner.doors.find(uid).is_none());
+    let record = node.admin.inner.catalog.record(uid).await.unwrap().unwrap();
+    assert_eq!(record.value.primary, None);
+
+    let attached = node.attach(false).await.unwrap();
+    let refused = node.attach_device().await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    assert_eq!(node.attach(false).await.unwrap(), attached, "somebody has it");
+    assert!(node.detach().await.unwrap());
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_device_takes_a_volume_from_nobody() {
+    let node = Node::start().await;
+    node.create().await.unwrap();
+    for _ in 0..10 {
+        let (attached, refused) = tokio::join!(node.attach(false), node.attach_device());
+        refused.unwrap_err();
+        // Whoever was told that it is attached has it; nobody else does.
+        match attached {
+            Ok(attached) => assert_eq!(node.attach(false).await.unwrap(), attached),
+            Err(status) => assert_eq!(status.code(), Code::Aborted, "{status:?}"),
+        }
+        node.detach().await.unwrap();
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_volume_whose_making_cannot_succeed_leaves_nothing_behind() {
     let node = Node::start().await;
     // A pool that cannot take replicas, which placement cannot know.
@@ -278,5 +378,44 @@ async fn nothing_takes_a_place_while_nobody_knows_which_copies_count() {
     let refused = node.admin.add_replica(request, false).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("put back to an older state"), "{}", refused.message());
+    node.stop().await;
+}
+
+/// What a daemon of this node that died left of a device of the volume.
+fn leave_a_device(dir: &TempDir, uid: &str) {
+    let devices = dir.path().join("run/devices");
+    std::fs::create_dir_all(&devices).unwrap();
+    // An index that no kernel has: nothing of this machine is touched.
+    let note = serde_json::json!({
+        "version": 1, "owner": "test", "volume": uid, "name": "v", "mount": null,
+        "token": {
+            "name": uid, "device": "/dev/nbd4711", "size_bytes": 1 << 20, "read_only": false,
+            "write_through": false, "queues": 1,
+            "place": { "door": "nbd", "index": 4711, "backend": "nobody" },
+        },
+    });
+    std::fs::write(devices.join(format!("{uid}.json")), note.to_string()).unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_that_was_detached_is_not_attached_again_for_the_device_of_a_former_daemon() {
+    let node = Node::start().await;
+    let made = node.create().await.unwrap();
+    let cut_off = node.admin.end(LONG).await;
+    assert!(cut_off.is_empty(), "{cut_off:?} did not close");
+    let Node { admin, meta, dir, cluster } = node;
+    drop(admin);
+    leave_a_device(&dir, &made.uid);
+    // Its devices are not looked after yet: what follows is in the order that matters.
+    let node = Node::introduced(dir, meta, cluster).await;
+    let left = node.admin.inner.devices.left();
+    assert_eq!(left.len(), 1);
+
+    assert_eq!(node.detach().await.unwrap_err().code(), Code::Aborted, "it is being taken over");
+    let request = v1::DetachRequest { name: "v".to_owned(), force: true, only_node: None };
+    assert!(!node.admin.detach(request, false).await.unwrap(), "it was not attached");
+    assert_eq!(node.admin.inner.devices.left(), []);
+    node.admin.resume_device(&left[0]).await;
+    assert!(node.admin.inner.engine.attached(left[0].volume).is_none());
     node.stop().await;
 }

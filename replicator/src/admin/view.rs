@@ -25,6 +25,18 @@ pub(super) fn volume(
         lineage: object.lineage.to_string(),
         door: object.door.clone(),
         write_cache: object.write_cache.clone(),
+        pool: object.pool.clone(),
+        annotations: object.annotations.clone(),
+        spread: object.spread.clone(),
+        follow: object.follow,
+        max_iops: object.limits.iops,
+        max_bytes_per_s: object.limits.bytes_per_s,
+        placement_id: object.placement_id.as_ref().map(ToString::to_string).unwrap_or_default(),
+        stage: i32::from(match object.stage {
+            Stage::Creating => v1::VolumeStage::Creating,
+            Stage::Ready => v1::VolumeStage::Ready,
+            Stage::Deleting => v1::VolumeStage::Deleting,
+        }),
         ..Default::default()
     };
     let unfinished = match object.stage {
@@ -152,4 +164,4 @@ fn replica(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -47,6 +47,18 @@ pub enum Command {
         #[command(subcommand)]
         command: VolumeCommand,
     },
+    /// Snapshots of volumes
+    Snapshot {
+        /// What about them.
+        #[command(subcommand)]
+        command: SnapshotCommand,
+    },
+    /// Why something is as it is
+    Explain {
+        /// What.
+        #[command(subcommand)]
+        command: ExplainCommand,
+    },
     /// Serve a volume on a node and print its NBD URI
     Attach(Attach),
     /// Finish, flush and stop serving a volume
@@ -125,7 +137,7 @@ pub enum VolumeCommand {
         /// Its name
         name: String,
     },
-    /// Change how many copies a volume has, attached or not
+    /// Change how many copies a volume has, and how fast it may be used, attached or not
     Set {
         /// Its name
         name: String,
@@ -135,6 +147,12 @@ pub enum VolumeCommand {
         /// Fewest copies an acknowledged write may have
         #[arg(long, value_name = "N")]
         min_in_sync: Option<u32>,
+        /// Most requests in a second; 0: no limit
+        #[arg(long, value_name = "N")]
+        max_iops: Option<u64>,
+        /// Most that is read and written in a second, as in 100MiB; 0: no limit
+        #[arg(long, value_name = "SIZE", value_parser = size)]
+        max_bandwidth: Option<u64>,
     },
     /// Go on from one copy when those with all data are lost for good; tells first what is lost
     Recover {
@@ -161,6 +179,14 @@ pub enum VolumeCommand {
         #[arg(long)]
         wait: bool,
     },
+    /// Make a volume larger, attached or not, with the file system that is mounted along with it
+    Resize {
+        /// Its name
+        name: String,
+        /// Its size from now on, as in 20GiB
+        #[arg(long, value_parser = size)]
+        size: u64,
+    },
     /// Build one more copy of a volume
     AddReplica {
         /// Its name
@@ -171,14 +197,54 @@ pub enum VolumeCommand {
     },
 }
 
+/// What is explained.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ExplainCommand {
+    /// Why the copies of a volume are where they are, and what happens next
+    Volume {
+        /// Its name
+        name: String,
+    },
+}
+
+/// About snapshots.
+#[derive(Clone, Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Keep a volume's content as it is now, attached or not
+    Create {
+        /// Name of the volume
+        volume: String,
+        /// Name of the snapshot: 1 to 63 of a-z 0-9 - .
+        name: String,
+    },
+    /// All snapshots
+    List {
+        /// Of this volume only
+        #[arg(long)]
+        volume: Option<String>,
+    },
+    /// Remove a snapshot; volumes that were made from it stay
+    Delete {
+        /// Its name
+        name: String,
+    },
+}
+
 /// A volume to be made.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Create {
     /// Its name: 1 to 63 of a-z 0-9 - .
     pub name: String,
-    /// Its size, as in 10GiB
-    #[arg(long, value_parser = size)]
-    pub size: u64,
+    /// Its size, as in 10GiB [default: that of what it begins with]
+    #[arg(long, value_parser = size,
+        required_unless_present_any = ["from_snapshot", "from_volume"])]
+    pub size: Option<u64>,
+    /// Begin with what this snapshot has
+    #[arg(long, value_name = "SNAPSHOT")]
+    pub from_snapshot: Option<String>,
+    /// Begin with what this volume has now
+    #[arg(long, value_name = "VOLUME", conflicts_with = "from_snapshot")]
+    pub from_volume: Option<String>,
     /// Copies, 1 to 5
     #[arg(long, default_value_t = 3)]
     pub repl: u32,
@@ -188,12 +254,27 @@ pub struct Create {
     /// Put a copy on this node; give one for each copy, or none to have them chosen
     #[arg(long = "node", value_name = "NODE")]
     pub nodes: Vec<String>,
-    /// Pool that holds the copies on each node
-    #[arg(long, default_value = "default")]
-    pub pool: String,
+    /// Pool that holds the copies on each node [default: that of what it begins with, or "default"]
+    #[arg(long)]
+    pub pool: Option<String>,
+    /// Put a copy on the first of these that has room; may be repeated, the best first
+    #[arg(long, value_name = "NODE", conflicts_with = "nodes")]
+    pub prefer: Vec<String>,
+    /// Spread copies over the values of this label of nodes [default: topology.kubernetes.io/zone]
+    #[arg(long, value_name = "KEY")]
+    pub spread: Option<String>,
+    /// If it is served for long by a node that has no copy, move one there
+    #[arg(long)]
+    pub follow: bool,
     /// Make it with fewer copies if there are too few nodes
     #[arg(long)]
     pub allow_degraded: bool,
+    /// Most requests in a second; 0: no limit
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub max_iops: u64,
+    /// Most that is read and written in a second, as in 100MiB; 0: no limit
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "0")]
+    pub max_bandwidth: u64,
     /// How its block devices are made: auto, ublk, nbd or fuse [default: auto]
     #[arg(long, value_name = "DOOR")]
     pub door: Option<String>,

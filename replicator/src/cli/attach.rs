@@ -21,6 +21,7 @@ pub(super) async fn attach(server: &Server, out: &Output, wanted: Attach) -> Res
         node: wanted.node,
         force: wanted.force,
         wait_ms: wait_ms(wanted.wait)?,
+        ..Default::default()
     };
     // Listened for before the volume is attached, so that no Ctrl-C leaves it behind.
     let mut stop = if wanted.export { Some(Stop::listen()?) } else { None };
@@ -46,7 +47,7 @@ pub(super) async fn attach(server: &Server, out: &Output, wanted: Attach) -> Res
             wanted.name, attached.node
         ));
         stop.wait().await;
-        let request = v1::DetachRequest { name: wanted.name.clone(), force: true };
+        let request = v1::DetachRequest { name: wanted.name.clone(), force: true, only_node: None };
         server.control().await?.detach(request).await?;
         Output::remark(&format!("detached {}", wanted.name));
     }
@@ -74,6 +75,7 @@ fn device(wanted: &Attach) -> Result<Option<v1::DeviceRequest>, Failure> {
         door: wanted.door.clone().unwrap_or_default(),
         read_only: wanted.ro,
         fs: wanted.fs.clone().unwrap_or_default(),
+        any_fs: false,
         mount_dir,
         mount_options: wanted.mount_option.clone(),
     }))
@@ -86,7 +88,7 @@ pub(super) async fn detach(
     name: String,
     force: bool,
 ) -> Result<(), Failure> {
-    let request = v1::DetachRequest { name: name.clone(), force };
+    let request = v1::DetachRequest { name: name.clone(), force, only_node: None };
     let answer = server.control().await?.detach(request).await?.into_inner();
     let value = value!({ "name": name, "was_attached": answer.was_attached });
     out.answer(&value, || match answer.was_attached {

@@ -25,10 +25,17 @@ pub(super) async fn show(
 ) -> Result<(), Failure> {
     let node = match name {
         None => {
-            let answer = server.control().await?.get_node(v1::GetNodeRequest {}).await?;
-            let info = answer.into_inner().node;
+            let mut control = server.control().await?;
+            let info = control.get_node(v1::GetNodeRequest {}).await?.into_inner().node;
             let info = info.ok_or_else(|| Failure::local("the daemon told nothing of itself"))?;
+            let mut labels = info.labels.clone();
+            // Those that were put on it are in the record store, which may be out of reach.
+            if let Ok(answer) = control.label_nodes(v1::LabelNodesRequest::default()).await {
+                let put = answer.into_inner().nodes.into_iter().filter(|n| n.node == info.name);
+                labels.extend(put.flat_map(|node| node.labels));
+            }
             v1::NodeStatus {
+                labels,
                 name: info.name.clone(),
                 live: true,
                 peer_address: info.peer_address.clone(),
@@ -105,6 +112,9 @@ fn details(node: &v1::NodeStatus) -> String {
     );
     if !node.zone.is_empty() {
         text.push_str(&format!("  it stands in zone {}\n", node.zone));
+    }
+    for (key, value) in &node.labels {
+        text.push_str(&format!("  label {key}={value}\n"));
     }
     let Some(info) = &node.info else {
         return format!("{text}  why: {}\n", node.unreachable_reason);

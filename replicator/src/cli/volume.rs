@@ -15,14 +15,22 @@ use crate::config::size::Size;
 pub(super) async fn create(server: &Server, out: &Output, wanted: Create) -> Result<(), Failure> {
     let request = v1::CreateVolumeRequest {
         name: wanted.name,
-        size_bytes: wanted.size,
+        size_bytes: wanted.size.unwrap_or_default(),
         repl: wanted.repl,
         min_in_sync: wanted.min_in_sync,
-        pool: wanted.pool,
+        pool: wanted.pool.unwrap_or_default(),
         nodes: wanted.nodes,
         allow_degraded: wanted.allow_degraded,
         door: wanted.door.unwrap_or_default(),
         write_cache: wanted.write_cache.unwrap_or_default(),
+        prefer_nodes: wanted.prefer,
+        spread: wanted.spread.unwrap_or_default(),
+        follow: wanted.follow,
+        max_iops: wanted.max_iops,
+        max_bytes_per_s: wanted.max_bandwidth,
+        source_snapshot: wanted.from_snapshot.unwrap_or_default(),
+        source_volume: wanted.from_volume.unwrap_or_default(),
+        ..Default::default()
     };
     if request.repl == 0 {
         return Err(Failure::usage("--repl 0: a volume has 1 to 5 copies"));
@@ -86,23 +94,24 @@ pub(super) async fn delete(server: &Server, out: &Output, name: String) -> Resul
 pub(super) async fn set(
     server: &Server,
     out: &Output,
-    name: String,
-    repl: Option<u32>,
-    min_in_sync: Option<u32>,
+    request: v1::SetVolumeRequest,
 ) -> Result<(), Failure> {
-    if repl.is_none() && min_in_sync.is_none() {
-        return Err(Failure::usage("nothing to set: give --repl, --min-in-sync or both"));
+    let limits = [request.max_iops, request.max_bytes_per_s];
+    let copies_asked = request.repl.or(request.min_in_sync);
+    if copies_asked.is_none() && limits.iter().all(Option::is_none) {
+        let why = "nothing to set: give --repl, --min-in-sync, --max-iops or --max-bandwidth";
+        return Err(Failure::usage(why));
     }
-    let request = v1::SetVolumeRequest { name, repl, min_in_sync };
     let answer = server.control().await?.set_volume(request).await?.into_inner();
     let volume = told(answer.volume)?;
     let value = json!({ "pending": answer.pending, "volume": json::volume(&volume) });
     out.answer(&value, || {
         let now = format!(
-            "volume {} is to have {}, at least {} for each write\n",
+            "volume {} is to have {}, at least {} for each write{}\n",
             volume.name,
             copies(volume.repl),
-            volume.min_in_sync
+            volume.min_in_sync,
+            limits_of(&volume)
         );
         match answer.pending.as_str() {
             "" => now,
@@ -111,6 +120,18 @@ pub(super) async fn set(
             }
         }
     })
+}
+
+/// How fast it may be used; empty if there is no limit.
+fn limits_of(volume: &v1::VolumeStatus) -> String {
+    let mut limits = String::new();
+    if volume.max_iops > 0 {
+        limits.push_str(&format!(", at most {} requests in a second", volume.max_iops));
+    }
+    if volume.max_bytes_per_s > 0 {
+        limits.push_str(&format!(", at most {} in a second", Size(volume.max_bytes_per_s)));
+    }
+    limits
 }
 
 fn copies(number: u32) -> String {
@@ -185,11 +206,12 @@ fn progress(resync: &v1::Resync) -> String {
 
 fn details(volume: &v1::VolumeStatus) -> String {
     let mut text = format!(
-        "volume {}: {}, {} wanted, at least {} for each write\n  uid {}\n  {}{}\n",
+        "volume {}: {}, {} wanted, at least {} for each write{}\n  uid {}\n  {}{}\n",
         volume.name,
         Size(volume.size_bytes),
         copies(volume.repl),
         volume.min_in_sync,
+        limits_of(volume),
         volume.uid,
         match &volume.primary_node {
             Some(node) => format!("attached on {node}, {}", words::phase(volume.phase)),

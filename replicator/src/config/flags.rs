@@ -43,6 +43,9 @@ pub struct Flags {
     /// Where this node stands: copies of a volume are spread over zones [default: none]
     #[arg(long, value_name = "ZONE")]
     pub zone: Option<String>,
+    /// A label of this node, over whose values copies can be spread; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
     /// Where replicas are kept; may be repeated
     #[arg(
         long = "pool",

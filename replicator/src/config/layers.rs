@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{ConfigError, Flags, pool};
+use super::{ConfigError, Flags, labels, pool};
 use crate::engine::PoolConfig;
 
 /// Every key but `config`, which names the file.
@@ -16,6 +16,7 @@ const KEYS: &[&str] = &[
     "admin_address",
     "socket",
     "zone",
+    "label",
     "pool",
     "meta",
     "nbd_dir",
@@ -41,9 +42,11 @@ struct Raw {
 }
 
 /// The strongest value of each key.
+#[derive(Default)]
 pub(super) struct Layers {
     values: BTreeMap<&'static str, Raw>,
     pools: Vec<PoolConfig>,
+    labels: BTreeMap<String, String>,
 }
 
 fn flag_name(key: &str) -> String {
@@ -60,7 +63,7 @@ impl Layers {
         flags: &Flags,
         environment: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, ConfigError> {
-        let mut layers = Self { values: BTreeMap::new(), pools: Vec::new() };
+        let mut layers = Self::default();
         let file = flags.config.clone().or_else(|| environment("LOCKSTEP_CONFIG").map(Into::into));
         if let Some(path) = file {
             layers.read_file(&path)?;
@@ -70,6 +73,9 @@ impl Layers {
             match environment(&name).filter(|text| !text.is_empty()) {
                 Some(text) if *key == "pool" => {
                     layers.pools = pool::read_texts(text.split(';'), &name)?;
+                }
+                Some(text) if *key == "label" => {
+                    layers.labels = labels::read_texts(text.split(','), &name)?;
                 }
                 Some(text) => {
                     layers.values.insert(key, Raw { text, source: name });
@@ -83,6 +89,9 @@ impl Layers {
         }
         if !flags.pool.is_empty() {
             layers.pools = pool::read_texts(flags.pool.iter().map(String::as_str), "--pool")?;
+        }
+        if !flags.label.is_empty() {
+            layers.labels = labels::read_texts(flags.label.iter().map(String::as_str), "--label")?;
         }
         Ok(layers)
     }
@@ -101,6 +110,10 @@ impl Layers {
             let source = path.display().to_string();
             if key == "pool" {
                 self.pools = pool::read_toml(&value, &source)?;
+                continue;
+            }
+            if key == "label" {
+                self.labels = labels::read_toml(&value, &source)?;
                 continue;
             }
             let text = match &value {
@@ -154,6 +167,11 @@ impl Layers {
     ) -> Result<Option<T>, ConfigError> {
         let Some(raw) = self.values.get(key) else { return Ok(None) };
         read(&raw.text).map(Some).map_err(|why| self.bad(key, &raw.text, why))
+    }
+
+    /// The labels as they were given.
+    pub(super) fn labels(&self) -> &BTreeMap<String, String> {
+        &self.labels
     }
 
     /// The pools, with names that differ.

@@ -54,6 +54,24 @@ fn defaults_fill_what_is_not_said() {
 }
 
 #[test]
+fn the_zone_is_a_label_and_a_label_may_be_the_zone() {
+    let zone = "topology.kubernetes.io/zone";
+    let told = |more: &[&str], environment| load(&least(more), environment, None);
+    let config = told(&["--zone", "x", "--label", "rack=7"], &[]).unwrap();
+    assert_eq!(config.labels.get(zone).map(String::as_str), Some("x"));
+    assert_eq!(config.labels.get("rack").map(String::as_str), Some("7"));
+    let config = told(&["--label", "topology.kubernetes.io/zone=y"], &[]).unwrap();
+    assert_eq!(config.zone.as_deref(), Some("y"));
+    let config = told(&[], &[("LOCKSTEP_LABEL", "rack=7, row=1")]).unwrap();
+    assert_eq!(config.labels.len(), 2);
+    let refused = told(&["--zone", "x", "--label", "topology.kubernetes.io/zone=y"], &[]);
+    assert!(refused.unwrap_err().contains("is y; give one of them"));
+    let ours = "lockstep.node-restriction.kubernetes.io/p-1=replica";
+    assert!(told(&["--label", ours], &[]).unwrap_err().contains("follow the copies"));
+    assert!(told(&["--label", "rack"], &[]).unwrap_err().contains("KEY=VALUE"));
+}
+
+#[test]
 fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     let file = format!(
         "node = 'file'\ncluster = '{CLUSTER}'\nmeta = 'embedded:/m'\nrebuild_after_ms = 1\n\

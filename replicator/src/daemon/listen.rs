@@ -1,6 +1,8 @@
 //! The sockets of a daemon, apart from those of peers, which are the engine's.
 
+use std::io;
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use lockstep_attach::nbd::bind_unix;
@@ -52,8 +54,25 @@ impl Listeners {
     }
 }
 
+/// How long an address may be taken by what is left of the daemon before this one: a child that it
+/// was just making when it was killed has its sockets and files until it becomes its program.
+const TAKEN_LIMIT: Duration = Duration::from_secs(1);
+const TAKEN_PAUSE: Duration = Duration::from_millis(5);
+
+async fn bind_soon(listen: SocketAddr) -> io::Result<TcpListener> {
+    let begin = Instant::now();
+    loop {
+        match TcpListener::bind(listen).await {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && begin.elapsed() < TAKEN_LIMIT => {}
+            outcome => return outcome,
+        }
+        tokio::time::sleep(TAKEN_PAUSE).await;
+    }
+}
+
 async fn tcp(key: &str, listen: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(listen).await.with_context(|| {
+    let listener = bind_soon(listen).await.with_context(|| {
         format!("cannot listen at {key} = {listen}; is the port in use, the address local?")
     })?;
     let addr = listener.local_addr()?;
@@ -76,12 +95,34 @@ pub(super) async fn serve<I, S>(
     S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
     let served = Server::builder()
-        .http2_keepalive_interval(Some(std::time::Duration::from_secs(10)))
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .add_service(control)
         .add_optional_service(meta)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await;
     if let Err(error) = served {
         tracing::error!(%error, "the admin API is not served any more");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_is_taken_for_a_moment_is_waited_for() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = taken.local_addr().unwrap();
+        let mut bound = Box::pin(bind_soon(addr));
+        assert!(futures::poll!(&mut bound).is_pending());
+        drop(taken);
+        assert_eq!(bound.await.unwrap().local_addr().unwrap(), addr);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_stays_taken_is_told() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let refused = tcp("admin_listen", taken.local_addr().unwrap()).await.unwrap_err();
+        assert!(refused.to_string().contains("is the port in use"), "{refused}");
     }
 }

@@ -79,7 +79,7 @@ impl Control {
             node: Some(node.to_owned()),
             force,
             wait_ms: u64::try_from(wait.as_millis())?,
-            device: None,
+            ..Default::default()
         };
         let call = async |mut c: ControlClient<Channel>| c.attach(wanted).await;
         let limit = wait + ANSWER_LIMIT;
@@ -104,6 +104,7 @@ impl Control {
             force: false,
             wait_ms: u64::try_from(wait.as_millis())?,
             device: Some(device),
+            ..Default::default()
         };
         let call = async |mut c: ControlClient<Channel>| c.attach(wanted).await;
         self.call(&format!("attaching on {node}"), wait + ANSWER_LIMIT, call).await
@@ -114,7 +115,7 @@ impl Control {
     /// # Errors
     /// As [`Control::create`].
     pub async fn detach(&self, name: &str, force: bool) -> anyhow::Result<()> {
-        let wanted = v1::DetachRequest { name: name.to_owned(), force };
+        let wanted = v1::DetachRequest { name: name.to_owned(), force, only_node: None };
         let call = async |mut c: ControlClient<Channel>| c.detach(wanted).await;
         self.call("detaching", ANSWER_LIMIT, call).await.map(drop)
     }

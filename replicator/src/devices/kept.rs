@@ -29,6 +29,10 @@ pub struct Kept {
     pub token: Token,
     /// Where it was mounted, or was to be.
     pub mount: Option<Mounted>,
+    /// It was blank, and then a file system was begun on it. Noted before the first write of that,
+    /// and until it is finished, or somebody else may have written to the device.
+    #[serde(default)]
+    pub(super) making: bool,
 }
 
 /// A mount made along with a device.
@@ -47,7 +51,7 @@ pub struct Mounted {
 impl Kept {
     pub(super) fn new(files: &Files, volume: VolumeId, name: &str, token: Token) -> Self {
         let (owner, name) = (files.owner.clone(), name.to_owned());
-        Self { version: VERSION, owner, volume, name, token, mount: None }
+        Self { version: VERSION, owner, volume, name, token, mount: None, making: false }
     }
 
     /// Whether it is what is wanted.
@@ -69,6 +73,7 @@ impl Kept {
         }
         if let (Some(mount), Some(fs)) = (&self.mount, &wanted.fs)
             && mount.fs != *fs
+            && !wanted.any_fs
         {
             differs.push(format!("with {} on it", mount.fs));
         }
@@ -106,6 +111,9 @@ impl Files {
         let mut all = Vec::new();
         for entry in entries {
             let path = entry.map_err(|e| failed("cannot read", &self.dir, e))?.path();
+            if self.is_unfinished(&path) {
+                fs::remove_file(&path).map_err(|e| failed("cannot remove", &path, e))?;
+            }
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
@@ -125,21 +133,34 @@ impl Files {
         Ok(all)
     }
 
+    /// How files that are being written are called. Others may be at work in the same directory.
+    fn unfinished(&self) -> String {
+        format!(".{}~", self.owner.replace('/', "~"))
+    }
+
+    /// Whether a daemon of this node died while it wrote a file.
+    fn is_unfinished(&self, path: &Path) -> bool {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with(&self.unfinished()) && path.extension().is_none()
+    }
+
     /// The names of all devices that are noted, whosever they are: a file is called as its device.
     pub(super) fn names(&self) -> BTreeSet<String> {
         let paths = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|e| e.path());
         paths.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect()
     }
 
-    /// Writes the file anew, whole or not at all.
+    /// Writes the file anew, whole or not at all; durable, as far as its directory is.
     pub(super) fn write(&self, kept: &Kept) -> Result<(), DevicesError> {
         let path = self.path(kept.volume);
         let write = || -> io::Result<()> {
             fs::create_dir_all(&self.dir)?;
-            let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
+            let mut file =
+                tempfile::Builder::new().prefix(&self.unfinished()).tempfile_in(&self.dir)?;
             file.write_all(&serde_json::to_vec_pretty(kept)?)?;
+            file.as_file().sync_all()?;
             file.persist(&path)?;
-            Ok(())
+            fs::File::open(&self.dir)?.sync_all()
         };
         write().map_err(|e| failed("cannot write", &path, e))
     }
@@ -190,6 +211,18 @@ mod tests {
         files.remove(kept.volume).unwrap();
         files.remove(kept.volume).unwrap();
         assert_eq!(files.read_all().unwrap(), []);
+    }
+
+    #[test]
+    fn what_a_daemon_left_half_written_is_removed_by_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path().to_owned(), "c/a");
+        let names = [files.unfinished() + "x", Files::new("/".into(), "c/a-b").unfinished() + "x"];
+        for name in &names {
+            fs::write(dir.path().join(name), "{").unwrap();
+        }
+        assert_eq!(files.read_all().unwrap(), []);
+        assert_eq!(names.map(|name| dir.path().join(name).exists()), [false, true]);
     }
 
     #[test]

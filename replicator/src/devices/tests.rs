@@ -1,5 +1,6 @@
 //! Devices with a door that only notes what is asked of it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 
@@ -9,7 +10,7 @@ use lockstep_attach::device::{Place, Token};
 use lockstep_core::id::InstanceId;
 use lockstep_core::primary::Phase;
 use tempfile::TempDir;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use uuid::Uuid;
 
 use super::*;
@@ -23,6 +24,8 @@ struct Fake {
     busy: bool,
     /// A device cannot be taken over.
     lost: bool,
+    /// Each device that is made waits for a permit.
+    gate: Option<Arc<Semaphore>>,
 }
 
 struct FakeDevice {
@@ -60,7 +63,19 @@ impl Door<VolumeHandle> for Fake {
             place: Place::Ublk { id: 1, mark: 2 },
         };
         let device = FakeDevice { token, log: Arc::clone(&self.log), busy: self.busy };
-        async move { Ok(Box::new(device) as Box<dyn Device>) }.boxed()
+        let gate = self.gate.clone();
+        async move {
+            if let Some(gate) = gate {
+                gate.acquire().await.unwrap().forget();
+            }
+            Ok(Box::new(device) as Box<dyn Device>)
+        }
+        .boxed()
+    }
+
+    fn hold(&self, _: Token) -> BoxFuture<'_, ()> {
+        note(&self.log, "hold");
+        async {}.boxed()
     }
 
     fn resume(
@@ -80,6 +95,11 @@ impl Door<VolumeHandle> for Fake {
 
     fn end(&self, _: Token) -> BoxFuture<'_, Result<(), DeviceError>> {
         note(&self.log, "end");
+        async { Ok(()) }.boxed()
+    }
+
+    fn sweep(&self, known: BTreeSet<String>) -> BoxFuture<'_, Result<(), DeviceError>> {
+        note(&self.log, &format!("sweep all but {}", known.len()));
         async { Ok(()) }.boxed()
     }
 }
@@ -120,28 +140,62 @@ struct Node {
     log: Log,
     busy: bool,
     lost: bool,
+    gate: Option<Arc<Semaphore>>,
 }
 
 impl Node {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self { dir, log: Log::default(), busy: false, lost: false }
+        Self { dir, log: Log::default(), busy: false, lost: false, gate: None }
     }
 
     /// The devices as a daemon that starts sees them.
     fn daemon(&self) -> Devices {
+        self.daemon_with(None)
+    }
+
+    fn daemon_with(&self, keeper: Option<KeeperClient>) -> Devices {
         let config = DeviceConfig {
             run_dir: self.dir.path().join("run"),
             device_dir: self.dir.path().join("dev"),
             door: Choice::Auto,
         };
         let log = Arc::clone(&self.log);
-        let door = Fake { log, busy: self.busy, lost: self.lost };
-        Devices::with_doors(&config, "a", vec![Box::new(door)], Mounter::Nobody, None).unwrap()
+        let door = Fake { log, busy: self.busy, lost: self.lost, gate: self.gate.clone() };
+        Devices::with_doors(&config, "a", vec![Box::new(door)], Mounter::Nobody, keeper).unwrap()
     }
 
     fn took(&self) -> Vec<String> {
         std::mem::take(&mut *lock(&self.log))
+    }
+
+    fn log_is_empty(&self) -> bool {
+        lock(&self.log).is_empty()
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// A keeper, which has ended when this task has.
+    async fn keeper(&self) -> tokio::task::JoinHandle<io::Result<()>> {
+        let listens = Arc::new(tokio::sync::Notify::new());
+        let (told, dir) = (Arc::clone(&listens), self.run_dir());
+        let keeper = tokio::spawn(async move {
+            lockstep_attach::keeper::run(&dir, |_| told.notify_one(), std::future::pending()).await
+        });
+        listens.notified().await;
+        keeper
+    }
+
+    fn keeper_client(&self) -> KeeperClient {
+        KeeperClient::new(&self.run_dir(), None)
+    }
+
+    /// The names of all that the keeper has.
+    async fn kept(&self) -> Vec<String> {
+        let client = self.keeper_client();
+        tokio::task::spawn_blocking(move || client.list().unwrap()).await.unwrap()
     }
 
     fn link(&self) -> Option<PathBuf> {
@@ -200,12 +254,13 @@ async fn the_next_daemon_takes_a_device_over() {
     // What follows when the volume is closed in good order.
     first.fail(VOLUME).await;
     let second = node.daemon();
+    second.hold().await;
     assert_eq!(second.left(), std::slice::from_ref(&kept));
     let refused = open(&second, &handle).await.unwrap_err();
     assert!(matches!(refused, DevicesError::TakingOver));
-    second.resume(&kept, &handle).await.unwrap();
+    assert!(second.resume(&kept, &handle).await.unwrap());
     assert_eq!((second.left(), second.find(VOLUME)), (Vec::new(), Some(kept)));
-    assert_eq!(node.took(), ["open", "release", "resume"]);
+    assert_eq!(node.took(), ["open", "release", "hold", "resume"]);
 }
 
 #[tokio::test]
@@ -225,12 +280,78 @@ async fn a_volume_that_is_over_leaves_no_device() {
     let kept = open(&node.daemon(), &handle).await.unwrap();
     tell.send_replace(Phase::Fenced);
     let second = node.daemon();
-    second.resume(&kept, &handle).await.unwrap();
+    assert!(!second.resume(&kept, &handle).await.unwrap());
     assert_eq!(second.find(VOLUME), None);
     open(&second, &handle).await.unwrap();
     assert_eq!(second.find(VOLUME), None);
     assert_eq!(node.took(), ["open", "resume", "fail", "open", "fail"]);
     assert_eq!(node.link(), None);
+}
+
+#[tokio::test]
+async fn a_device_that_was_given_up_is_not_taken_over() {
+    let (node, (handle, _tell, _inputs)) = (Node::new(), volume());
+    let kept = open(&node.daemon(), &handle).await.unwrap();
+    let second = node.daemon();
+    assert_eq!(second.while_left(VOLUME, || 7), Some(7));
+    second.close(VOLUME, true).await.unwrap();
+    assert_eq!(second.while_left(VOLUME, || 7), None);
+    assert!(!second.resume(&kept, &handle).await.unwrap());
+    assert_eq!(node.took(), ["open", "end"]);
+    assert_eq!((node.link(), node.daemon().left()), (None, vec![]));
+}
+
+#[tokio::test]
+async fn a_device_that_is_being_made_is_not_swept_away() {
+    let gate = Arc::new(Semaphore::new(0));
+    let node = Node { gate: Some(Arc::clone(&gate)), ..Node::new() };
+    let ((handle, _tell, _inputs), devices) = (volume(), node.daemon());
+    let mut opened = Box::pin(open(&devices, &handle));
+    // Until it waits at the gate.
+    while node.log_is_empty() {
+        assert!(futures::poll!(&mut opened).is_pending());
+        tokio::task::yield_now().await;
+    }
+    let mut swept = Box::pin(devices.sweep());
+    assert!(futures::poll!(&mut swept).is_pending());
+    gate.add_permits(1);
+    futures::join!(swept, async { opened.await.unwrap() });
+    assert_eq!(node.took(), ["open", "sweep all but 1"]);
+}
+
+#[tokio::test]
+async fn the_keeper_has_the_note_of_a_device_until_it_is_closed() {
+    let (node, (handle, _tell, _inputs)) = (Node::new(), volume());
+    let keeper = node.keeper().await;
+    let devices = node.daemon_with(Some(node.keeper_client()));
+    for _ in 0..20 {
+        open(&devices, &handle).await.unwrap();
+        assert_eq!(node.kept().await, [VOLUME.to_string()]);
+        devices.close(VOLUME, false).await.unwrap();
+        assert_eq!(node.kept().await, Vec::<String>::new());
+    }
+    keeper.abort();
+}
+
+#[tokio::test]
+async fn another_keeper_is_given_what_one_that_was_killed_had() {
+    let (node, (handle, _tell, _inputs)) = (Node::new(), volume());
+    let mut keeper = node.keeper().await;
+    let devices = node.daemon_with(Some(node.keeper_client()));
+    let guarded = devices.clone();
+    let guard = tokio::spawn(async move { guarded.mind_keeper().await });
+    open(&devices, &handle).await.unwrap();
+    for _ in 0..3 {
+        keeper.abort();
+        assert!(keeper.await.unwrap_err().is_cancelled());
+        keeper = node.keeper().await;
+        while node.kept().await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(node.kept().await, [VOLUME.to_string()]);
+    }
+    guard.abort();
+    keeper.abort();
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc::{O_DIRECT, O_DSYNC};
 
 use super::threads::Class;
+use super::whole::Home;
 use crate::buf::{AlignedBuf, is_aligned};
 use crate::pool::PoolError;
 use crate::pool::fs::failed;
@@ -55,6 +56,7 @@ pub(crate) struct ReplicaFiles {
     tags: Pair,
     regions: Pair,
     direct: DirectIo,
+    pub(super) home: Option<Home>,
 }
 
 impl ReplicaFiles {
@@ -84,7 +86,14 @@ impl ReplicaFiles {
             regions: open(Which::Regions, 0)?,
             data,
             direct,
+            home: None,
         })
+    }
+
+    /// The same, which can grow and have snapshots.
+    pub(crate) fn at_home(mut self, home: Home) -> Self {
+        self.home = Some(home);
+        self
     }
 
     /// Whether data bypasses the page cache.
@@ -107,6 +116,16 @@ impl ReplicaFiles {
     /// the system said is in the log.
     pub(crate) fn execute(&self, op: &DiskOpKind) -> Result<Bytes, DiskError> {
         let result = match op {
+            DiskOpKind::Extend { .. }
+            | DiskOpKind::TrySnapshot
+            | DiskOpKind::CopyAhead { .. }
+            | DiskOpKind::DropAhead
+            | DiskOpKind::Snapshot { .. }
+            | DiskOpKind::KeepTags { .. }
+            | DiskOpKind::SealSnapshot { .. }
+            | DiskOpKind::DropSnapshot { .. } => {
+                return self.execute_whole(op).map(|()| Bytes::new());
+            }
             DiskOpKind::Read { file, offset, len } => self.read(*file, *offset, *len as usize),
             DiskOpKind::Write { file, offset, data, durable } => {
                 self.write(*file, *offset, data, *durable).map(|()| Bytes::new())
@@ -161,6 +180,10 @@ impl ReplicaFiles {
         }
     }
 
+    pub(super) fn plain(&self, which: Which) -> &File {
+        &self.pair(which).plain
+    }
+
     fn pair(&self, which: Which) -> &Pair {
         match which {
             Which::Meta => &self.meta,
@@ -195,15 +218,25 @@ fn describe(op: &DiskOpKind) -> String {
         }
         DiskOpKind::Zero { file, offset, len, .. } => format!("zero {file} {offset}+{len}"),
         DiskOpKind::Sync { file } => format!("flush {file}"),
+        other => format!("{other:?}"),
     }
 }
 
 /// What an operation asks of the threads.
 pub(crate) fn class_of(op: &DiskOpKind) -> Class {
     match op {
-        DiskOpKind::Sync { .. } => Class::Flush,
-        DiskOpKind::Read { .. } | DiskOpKind::Write { .. } | DiskOpKind::Zero { .. } => {
-            Class::Transfer
-        }
+        DiskOpKind::Sync { .. }
+        | DiskOpKind::Extend { .. }
+        | DiskOpKind::TrySnapshot
+        | DiskOpKind::CopyAhead { .. }
+        | DiskOpKind::DropAhead
+        | DiskOpKind::KeepTags { .. }
+        | DiskOpKind::SealSnapshot { .. }
+        | DiskOpKind::DropSnapshot { .. } => Class::Flush,
+        // Guests wait for a snapshot.
+        DiskOpKind::Read { .. }
+        | DiskOpKind::Write { .. }
+        | DiskOpKind::Zero { .. }
+        | DiskOpKind::Snapshot { .. } => Class::Transfer,
     }
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use lockstep_core::id::{Lineage, NodeId, ReplicaId, VolumeId};
+use lockstep_core::id::{Lineage, NodeId, ReplicaId, SnapshotId, VolumeId};
 use uuid::Uuid;
 
 /// What an engine is started with.
@@ -68,4 +68,6 @@ pub struct NewReplica {
     pub pool: String,
     /// For people who look into the pool.
     pub volume_name: String,
+    /// A snapshot in the same pool whose content it begins with; it may be smaller.
+    pub source: Option<SnapshotId>,
 }

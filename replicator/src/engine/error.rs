@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use lockstep_core::id::{NodeId, ReplicaId, VolumeId};
+use lockstep_core::id::{NodeId, ReplicaId, SnapshotId, VolumeId};
 use thiserror::Error;
 
 use crate::pool::PoolError;
@@ -40,6 +40,16 @@ pub enum EngineError {
         volume: VolumeId,
         /// The copy that is there.
         existing: ReplicaId,
+    },
+    /// The pool has no such snapshot, or one that is larger.
+    #[error("pool {pool:?} of this node has no snapshot {snapshot} of at most {blocks} blocks")]
+    NoSuchSnapshot {
+        /// The pool.
+        pool: String,
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// Blocks of what was to begin with it.
+        blocks: u64,
     },
     /// The size of a new replica is not allowed.
     #[error("a replica of {blocks} blocks: 1 to {max} are allowed")]

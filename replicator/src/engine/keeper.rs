@@ -17,7 +17,7 @@ use super::opening::{self, OpenedFiles};
 use super::replica::{Driver, Input, Outcome, Parts, Snapshot, refusal};
 use super::slots::NodeSlots;
 use crate::clock::Clock;
-use crate::disk::Threads;
+use crate::disk::{Home, Threads};
 
 /// Pause before a failed replica's files are opened again.
 const REOPEN_MIN: Duration = Duration::from_secs(1);
@@ -42,6 +42,7 @@ pub(super) struct Context {
 pub(super) struct Keeper {
     context: Context,
     dir: PathBuf,
+    home: Home,
     identity: Identity,
     own: mpsc::UnboundedSender<Input>,
     inputs: mpsc::UnboundedReceiver<Input>,
@@ -55,12 +56,12 @@ impl Keeper {
     /// `own` is the sending end of `inputs`.
     pub(super) fn new(
         context: Context,
-        dir: PathBuf,
+        (dir, home): (PathBuf, Home),
         identity: Identity,
         own: mpsc::UnboundedSender<Input>,
         inputs: mpsc::UnboundedReceiver<Input>,
     ) -> Self {
-        Self { context, dir, identity, own, inputs, last: None, lost_cache: false }
+        Self { context, dir, home, identity, own, inputs, last: None, lost_cache: false }
     }
 
     /// Runs the replica until it is told to stop.
@@ -116,10 +117,10 @@ impl Keeper {
         loop {
             self.wait(*pause).await?;
             *pause = (*pause * 2).min(REOPEN_MAX);
-            let (dir, volume) = (self.dir.clone(), self.identity.volume);
+            let (dir, home, volume) = (self.dir.clone(), self.home.clone(), self.identity.volume);
             let (direct_io, boot_id) = (self.context.direct_io, self.context.boot_id);
             let lost_cache = self.lost_cache;
-            let open = move || opening::open(&dir, volume, direct_io, boot_id, lost_cache);
+            let open = move || opening::open(&dir, &home, direct_io, boot_id, lost_cache);
             match tokio::task::spawn_blocking(open).await {
                 Ok(Ok(files)) => {
                     tracing::info!(%volume, "failed replica opened again");

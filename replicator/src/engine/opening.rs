@@ -2,18 +2,19 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use lockstep_core::id::VolumeId;
 use lockstep_core::planted::Planted;
 use lockstep_store::{
     File, Identity, OpenError, OpenParams, Opened, Store, Superblock, Tuning, file_bytes, format,
+    format_clone,
 };
 use thiserror::Error;
 
 use super::config::NewReplica;
-use crate::disk::{DirectIo, ReplicaFiles};
-use crate::pool::{Initial, PoolError};
+use crate::disk::{DirectIo, Home, ReplicaFiles};
+use crate::pool::{Initial, Pool, PoolError, SNAPSHOT_FILES};
 
 /// A replica whose files are open.
 #[derive(Debug)]
@@ -41,10 +42,15 @@ pub(super) enum OpeningError {
     },
 }
 
-/// The files of a new replica.
-pub(super) fn initial_files(new: &NewReplica, boot_id: [u8; 16]) -> Vec<Initial> {
+/// The files of a new replica, which begins with those of a snapshot in `pool` if it has a source.
+pub(super) fn initial_files(new: &NewReplica, pool: &Pool, boot_id: [u8; 16]) -> Vec<Initial> {
     let identity = identity_of(new);
-    let first = format(identity, new.blocks, boot_id);
+    let make = if new.source.is_some() { format_clone } else { format };
+    let first = make(identity, new.blocks, boot_id);
+    let source = |file: File| {
+        let id = new.source.filter(|_| SNAPSHOT_FILES.contains(&file))?;
+        Some(pool.snapshot_dir(id).join(file.name()))
+    };
     File::ALL
         .into_iter()
         .map(|file| Initial {
@@ -52,6 +58,7 @@ pub(super) fn initial_files(new: &NewReplica, boot_id: [u8; 16]) -> Vec<Initial>
             len: file_bytes(file, new.blocks),
             // Bookkeeping never meets a full disk.
             preallocate: file != File::Data,
+            source: source(file),
             writes: first
                 .iter()
                 .filter(|(f, _, _)| *f == file)
@@ -61,29 +68,25 @@ pub(super) fn initial_files(new: &NewReplica, boot_id: [u8; 16]) -> Vec<Initial>
         .collect()
 }
 
-/// Bytes that a replica takes at most.
-pub(super) fn full_bytes(blocks: u64) -> u64 {
-    File::ALL.into_iter().map(|file| file_bytes(file, blocks)).sum()
-}
-
 /// Who a new replica is.
 pub(super) fn identity_of(new: &NewReplica) -> Identity {
     Identity { volume: new.volume, replica: new.replica, lineage: new.lineage }
 }
 
-/// Opens the files in `dir`, which must be a replica of `volume`. With `lost_cache`, a flush of
+/// Opens the files in `dir`, which must be a replica of the volume. With `lost_cache`, a flush of
 /// them failed in this process.
 ///
 /// # Errors
 /// If they are not, or can't be used.
 pub(super) fn open(
     dir: &Path,
-    volume: VolumeId,
+    home: &Home,
     direct_io: bool,
     boot_id: [u8; 16],
     lost_cache: bool,
 ) -> Result<OpenedFiles, OpeningError> {
-    let files = ReplicaFiles::open(dir, direct_io)?;
+    let volume = home.volume;
+    let files = ReplicaFiles::open(dir, direct_io)?.at_home(home.clone());
     if files.direct() == DirectIo::Refused {
         tracing::warn!(
             dir = %dir.display(),
@@ -108,6 +111,7 @@ pub(super) fn open(
         }
     }
     let regions = whole(&files, File::Regions)?;
+    home.blocks.store(superblock.blocks, Ordering::Relaxed);
     let opened = Store::open(OpenParams {
         meta: &meta,
         regions: &regions,

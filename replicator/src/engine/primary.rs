@@ -9,7 +9,9 @@ use std::time::Duration;
 use lockstep_core::guest::{GuestError, GuestOp, GuestReply};
 use lockstep_core::id::{Conn, InstanceId, NodeId, ReplicaId, RequestId, Tick, Token, VolumeId};
 use lockstep_core::message::{Message, Reply};
-use lockstep_core::primary::{self, Effect, Event, MetaOp, MetaResult, Notice, Phase, Primary};
+use lockstep_core::primary::{
+    self, Effect, Event, MetaOp, MetaResult, Notice, Phase, Primary, Task, TaskDone, TaskError,
+};
 use lockstep_core::range::BLOCK_SIZE;
 use lockstep_meta::Meta;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -29,6 +31,9 @@ const LOCAL_PAUSE: Duration = Duration::from_millis(50);
 
 /// A guest's answer.
 pub(crate) type GuestResult = Result<GuestReply, GuestError>;
+
+/// What came of a task.
+pub(crate) type TaskResult = Result<TaskDone, TaskError>;
 
 /// A guest's request on its way through the primary.
 #[derive(Debug)]
@@ -62,6 +67,8 @@ pub(crate) enum Input {
     Release(ReplicaId),
     /// Every block of every member is to be read, and what is bad mended.
     Scrub,
+    /// Something is asked of the volume as a whole.
+    Task { task: Task, reply: oneshot::Sender<TaskResult> },
     /// Detach in good order.
     Close,
     /// Somebody wants to know how it is.
@@ -119,6 +126,8 @@ pub(super) struct Driver {
     guests: BTreeMap<RequestId, Waiting>,
     /// Requests that the core has no room for yet.
     parked: VecDeque<Guest>,
+    /// Who waits for a task.
+    tasks: BTreeMap<RequestId, oneshot::Sender<TaskResult>>,
     next_request: u64,
     effects: Vec<Effect>,
     /// Was something sent that has not left yet?
@@ -155,6 +164,7 @@ impl Driver {
             wants_local: false,
             guests: BTreeMap::new(),
             parked: VecDeque::new(),
+            tasks: BTreeMap::new(),
             next_request: 1,
             effects: Vec::new(),
             unsent: false,
@@ -235,6 +245,12 @@ impl Driver {
             Input::RecordChanged => self.step(now, Event::RecordChanged),
             Input::Release(rid) => self.step(now, Event::Release(rid)),
             Input::Scrub => self.step(now, Event::Scrub),
+            Input::Task { task, reply } => {
+                let request = RequestId(self.next_request);
+                self.next_request += 1;
+                self.tasks.insert(request, reply);
+                self.step(now, Event::Task { request, task });
+            }
             Input::Close => self.step(now, Event::Close),
             Input::Status(asker) => {
                 // An asker that is gone needs no answer.
@@ -276,6 +292,7 @@ impl Driver {
                     let _ = waiting.reply.send(result);
                 }
             }
+            Effect::Task { request, result } => self.on_task(request, result),
             Effect::Connect(node) => self.connect(&node),
             Effect::Disconnect(node) => self.disconnect(&node),
             Effect::Reset(conn) => {
@@ -286,6 +303,17 @@ impl Driver {
             Effect::Meta { token, op } => self.ask(token, op),
             Effect::Phase(phase) => self.on_phase(phase),
             Effect::Notice(notice) => self.on_notice(notice),
+        }
+    }
+
+    fn on_task(&mut self, request: RequestId, result: TaskResult) {
+        if let Ok(TaskDone::Resized { blocks }) = &result {
+            let bytes = blocks.saturating_mul(u64::from(BLOCK_SIZE));
+            self.parts.size_bytes.store(bytes, Ordering::Relaxed);
+        }
+        if let Some(reply) = self.tasks.remove(&request) {
+            // Whoever asked may have gone.
+            let _ = reply.send(result);
         }
     }
 

@@ -269,7 +269,7 @@ impl Driver {
     fn note_fault(&mut self, error: DiskError) {
         let what = match error {
             DiskError::NoSpace => "the pool has no space left: free some",
-            DiskError::Io => "the disk failed: see the log, check the disk",
+            DiskError::Io | DiskError::NoReflink => "the disk failed: see the log, check the disk",
         };
         if self.fault.is_none() && self.parts.store.status().faulted {
             tracing::error!(volume = %self.parts.volume, what, "replica failed");

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use lockstep_core::id::{Conn, ReplicaId, VolumeId};
+use lockstep_core::id::{Conn, ReplicaId, SnapshotId, VolumeId};
 use lockstep_core::limits::MAX_VOLUME_BLOCKS;
 use lockstep_core::message::{Message, Refusal, Request};
 use lockstep_store::Identity;
@@ -20,7 +21,7 @@ use super::replica::{Input, Snapshot, refusal};
 use super::slots::NodeSlots;
 use super::status::{OpenReplica, PoolInfo, ReplicaInfo, ReplicaState};
 use crate::clock::Clock;
-use crate::disk::Threads;
+use crate::disk::{Home, Room, Threads, full_bytes};
 use crate::pool::{self, Found, Pool, PoolError};
 
 /// All replicas of this node.
@@ -48,7 +49,7 @@ struct Slot {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Open { identity: Identity, blocks: u64, inputs: mpsc::UnboundedSender<Input> },
+    Open { identity: Identity, blocks: Arc<AtomicU64>, inputs: mpsc::UnboundedSender<Input> },
     Damaged(String),
 }
 
@@ -97,9 +98,10 @@ impl Replicas {
             tracing::error!(%volume, %here, %there, "two pools hold the volume: second one unused");
             return;
         }
-        let opened = opening::open(&found.dir, volume, self.direct_io, self.boot_id, false);
+        let home = self.home(pool, volume);
+        let opened = opening::open(&found.dir, &home, self.direct_io, self.boot_id, false);
         let kind = match opened {
-            Ok(files) => self.run(&found, files),
+            Ok(files) => self.run(&found, home, files),
             Err(e) => {
                 let dir = found.dir.display();
                 tracing::error!(%volume, %dir, error = %e, "damaged replica: left alone");
@@ -109,10 +111,20 @@ impl Replicas {
         self.write().insert(volume, Slot { pool: Arc::clone(pool), found, kind });
     }
 
+    /// What a replica of the pool belongs to.
+    fn home(self: &Arc<Self>, pool: &Arc<Pool>, volume: VolumeId) -> Home {
+        let (replicas, own) = (Arc::downgrade(self), Arc::clone(pool));
+        let room: Room = Arc::new(move |bytes| {
+            let space = replicas.upgrade().and_then(|replicas| replicas.space(&own).ok());
+            space.is_some_and(|space| bytes <= space.room())
+        });
+        Home { pool: Arc::clone(pool), volume, blocks: Arc::default(), room }
+    }
+
     /// Starts the task of an opened replica.
-    fn run(self: &Arc<Self>, found: &Found, files: OpenedFiles) -> Kind {
-        let superblock = &files.opened.superblock;
-        let (identity, blocks) = (superblock.identity, superblock.blocks);
+    fn run(self: &Arc<Self>, found: &Found, home: Home, files: OpenedFiles) -> Kind {
+        let identity = files.opened.superblock.identity;
+        let blocks = Arc::clone(&home.blocks);
         let (inputs, received) = mpsc::unbounded_channel();
         let context = Context {
             clock: self.clock,
@@ -122,7 +134,8 @@ impl Replicas {
             fetcher: Arc::clone(&self.fetcher),
             entries: Arc::clone(&self.entries),
         };
-        let keeper = Keeper::new(context, found.dir.clone(), identity, inputs.clone(), received);
+        let place = (found.dir.clone(), home);
+        let keeper = Keeper::new(context, place, identity, inputs.clone(), received);
         tokio::spawn(keeper.run(files));
         Kind::Open { identity, blocks, inputs }
     }
@@ -158,11 +171,19 @@ impl Replicas {
         }
     }
 
-    /// Makes a replica; see [`super::Engine::create_replica`].
+    /// Makes a replica; see [`super::Engine::create_replica`]. It is made whole, or not, also if
+    /// the caller goes away: the next one would meet what is half made.
     pub(super) async fn create(
         self: &Arc<Self>,
         new: NewReplica,
     ) -> Result<ReplicaInfo, EngineError> {
+        let replicas = Arc::clone(self);
+        tokio::spawn(async move { replicas.make(new).await })
+            .await
+            .unwrap_or(Err(EngineError::Stopped))
+    }
+
+    async fn make(self: &Arc<Self>, new: NewReplica) -> Result<ReplicaInfo, EngineError> {
         let max = MAX_VOLUME_BLOCKS;
         if !(1..=max).contains(&new.blocks) {
             return Err(EngineError::BadSize { blocks: new.blocks, max });
@@ -176,12 +197,18 @@ impl Replicas {
         let (replicas, volume) = (Arc::clone(self), new.volume);
         blocking(move || {
             let space = replicas.space(&pool)?;
-            let needed_bytes = opening::full_bytes(new.blocks);
+            if let Some(snapshot) = new.source
+                && pool.snapshot(snapshot).is_none_or(|about| about.blocks > new.blocks)
+            {
+                let (pool, blocks) = (pool.name().to_owned(), new.blocks);
+                return Err(EngineError::NoSuchSnapshot { pool, snapshot, blocks });
+            }
+            let needed_bytes = full_bytes(new.blocks);
             if needed_bytes > space.room() {
                 let (free_bytes, pool) = (space.room(), pool.name().to_owned());
                 return Err(PoolError::Full { pool, free_bytes, needed_bytes }.into());
             }
-            let files = opening::initial_files(&new, replicas.boot_id);
+            let files = opening::initial_files(&new, &pool, replicas.boot_id);
             let found = pool.create(new.volume, &new.volume_name, &files)?;
             tracing::info!(volume = %new.volume, replica = %new.replica, "replica made");
             replicas.adopt(&pool, found);
@@ -198,7 +225,8 @@ impl Replicas {
         match &slot.kind {
             Kind::Open { identity, blocks, .. }
                 if *identity == opening::identity_of(new)
-                    && *blocks == new.blocks
+                    // It may have grown since it was made.
+                    && blocks.load(Ordering::Relaxed) >= new.blocks
                     && slot.pool.name() == new.pool =>
             {
                 self.info(slot).await.ok_or(EngineError::Stopped)
@@ -213,12 +241,20 @@ impl Replicas {
         }
     }
 
-    /// Deletes a replica; see [`super::Engine::delete_replica`].
+    /// Deletes a replica; see [`super::Engine::delete_replica`]. Like the making of one, it goes on
+    /// when the caller goes away.
     pub(super) async fn delete(
-        &self,
+        self: &Arc<Self>,
         volume: VolumeId,
         replica: ReplicaId,
     ) -> Result<bool, EngineError> {
+        let replicas = Arc::clone(self);
+        tokio::spawn(async move { replicas.remove(volume, replica).await })
+            .await
+            .unwrap_or(Err(EngineError::Stopped))
+    }
+
+    async fn remove(&self, volume: VolumeId, replica: ReplicaId) -> Result<bool, EngineError> {
         let _changing = self.changing.lock().await;
         let Some(slot) = self.read().get(&volume).cloned() else { return Ok(false) };
         if let Kind::Open { identity, inputs, .. } = &slot.kind {
@@ -230,6 +266,22 @@ impl Replicas {
         self.write().remove(&volume);
         tracing::info!(%volume, %replica, "replica deleted");
         Ok(blocking(move || slot.pool.delete(volume)).await?)
+    }
+
+    /// Removes a snapshot from whichever pool has it; see [`super::Engine::drop_snapshot`].
+    pub(super) async fn drop_snapshot(
+        self: &Arc<Self>,
+        id: SnapshotId,
+    ) -> Result<bool, EngineError> {
+        let replicas = Arc::clone(self);
+        let dropped = blocking(move || {
+            let mut existed = false;
+            for pool in &replicas.pools {
+                existed |= pool.drop_snapshot(id)?;
+            }
+            Ok::<bool, PoolError>(existed)
+        });
+        Ok(dropped.await?)
     }
 
     /// Stops all replicas, waits until their disks are quiet, and lets go of the pools.
@@ -266,6 +318,7 @@ impl Replicas {
                 let (asker, answer) = oneshot::channel();
                 inputs.send(Input::Status(asker)).ok()?;
                 let snapshot = answer.await.ok()?;
+                let blocks = blocks.load(Ordering::Relaxed);
                 ReplicaState::Open(Box::new(open_replica(identity, blocks, snapshot)))
             }
         };
@@ -313,7 +366,7 @@ impl Replicas {
         for slot in self.in_pool(pool) {
             let takes = pool::bytes_used(&slot.found.dir);
             let may_take = match slot.kind {
-                Kind::Open { blocks, .. } => opening::full_bytes(blocks).max(takes),
+                Kind::Open { blocks, .. } => full_bytes(blocks.load(Ordering::Relaxed)).max(takes),
                 Kind::Damaged(_) => takes,
             };
             used = used.saturating_add(takes);

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::fs::{failed, flush_dir};
+use super::snapshots::TRIAL;
 use super::{Pool, PoolError};
 
 /// Prefix of a directory that is not finished yet.
@@ -28,7 +29,9 @@ pub(crate) struct Initial {
     pub(crate) len: u64,
     /// Whether its space is taken at once.
     pub(crate) preallocate: bool,
-    /// First contents: offset and bytes. The rest is zeroes.
+    /// A file whose content it begins with, by sharing its blocks.
+    pub(crate) source: Option<PathBuf>,
+    /// First contents: offset and bytes. The rest is zeroes, or the source's.
     pub(crate) writes: Vec<(u64, Bytes)>,
 }
 
@@ -109,6 +112,7 @@ impl Pool {
     /// # Errors
     /// [`PoolError::Io`].
     pub(crate) fn delete(&self, volume: VolumeId) -> Result<bool, PoolError> {
+        self.drop_ahead(volume).map_err(failed("remove", &self.snapshots_dir()))?;
         let dir = self.replica_dir(volume);
         if !dir.exists() {
             return Ok(false);
@@ -149,11 +153,14 @@ impl Pool {
     pub(super) fn remove_leftovers(&self) -> Result<(), PoolError> {
         let trash = self.trash_dir();
         let parent = self.replicas_dir();
-        for dir in [&trash, &parent] {
+        let snapshots = self.snapshots_dir();
+        for dir in [&trash, &parent, &snapshots] {
             for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
                 let path = entry.map_err(failed("list", dir))?.path();
                 let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-                if dir == &trash || name.starts_with(UNFINISHED) {
+                if name.starts_with(TRIAL) {
+                    fs::remove_file(&path).map_err(failed("remove", &path))?;
+                } else if dir == &trash || name.starts_with(UNFINISHED) {
                     fs::remove_dir_all(&path).map_err(failed("remove", &path))?;
                 }
             }
@@ -165,6 +172,9 @@ impl Pool {
 /// Makes one file of a new replica, durably.
 fn make_file(path: &Path, initial: &Initial) -> std::io::Result<()> {
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+    if let Some(source) = &initial.source {
+        lockstep_kernel::share::clone_whole(&File::open(source)?, &file)?;
+    }
     file.set_len(initial.len)?;
     if initial.preallocate && initial.len > 0 {
         preallocate(&file, initial.len)?;
@@ -176,7 +186,7 @@ fn make_file(path: &Path, initial: &Initial) -> std::io::Result<()> {
 }
 
 /// Takes the space of a file, where the file system knows how to.
-fn preallocate(file: &File, len: u64) -> std::io::Result<()> {
+pub(crate) fn preallocate(file: &File, len: u64) -> std::io::Result<()> {
     let len = i64::try_from(len).map_err(std::io::Error::other)?;
     match fallocate(file, FallocateFlags::empty(), 0, len) {
         Ok(()) | Err(nix::errno::Errno::EOPNOTSUPP) => Ok(()),

@@ -27,8 +27,14 @@ fn open(dir: &Path) -> Result<Pool, PoolError> {
 fn files() -> Vec<Initial> {
     let meta = bytes::Bytes::from_static(b"superblock");
     vec![
-        Initial { name: "meta", len: 8192, preallocate: true, writes: vec![(4096, meta)] },
-        Initial { name: "data", len: 1 << 30, preallocate: false, writes: vec![] },
+        Initial {
+            name: "meta",
+            len: 8192,
+            preallocate: true,
+            source: None,
+            writes: vec![(4096, meta)],
+        },
+        Initial { name: "data", len: 1 << 30, preallocate: false, source: None, writes: vec![] },
     ]
 }
 
@@ -147,7 +153,8 @@ fn a_full_pool_says_how_much_is_missing() {
         return;
     };
     let pool = open(mount.path()).unwrap();
-    let big = Initial { name: "tags", len: 1 << 20, preallocate: true, writes: vec![] };
+    let big =
+        Initial { name: "tags", len: 1 << 20, preallocate: true, source: None, writes: vec![] };
     let error = pool.create(VolumeId(Uuid::from_u128(7)), "db", &[big]).unwrap_err();
     assert!(matches!(error, PoolError::Full { needed_bytes: 1_048_576, .. }), "{error}");
     assert_eq!(pool.scan().unwrap(), vec![], "nothing is left of it");

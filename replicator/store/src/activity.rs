@@ -39,6 +39,8 @@ pub(crate) struct Active {
     pub(crate) dirty: bool,
     /// Is it in the batch being cleaned?
     pub(crate) cleaning: bool,
+    /// Are its tags being written for a snapshot, though it stays in the log?
+    pub(crate) keeping: bool,
     /// When it was last written.
     touched: Tick,
     /// Its entry in `idle`.
@@ -55,6 +57,7 @@ impl Active {
             users: 0,
             dirty: false,
             cleaning: false,
+            keeping: false,
             touched,
             idle_since: None,
         }
@@ -116,6 +119,7 @@ impl Activity {
         let may_clean = entry.phase == Phase::Set
             && !entry.unresolved
             && !entry.cleaning
+            && !entry.keeping
             && entry.users == 0
             && !pinned;
         let idle_since = may_clean.then_some(entry.touched);
@@ -284,6 +288,24 @@ impl Activity {
         let soon_ms = self.patience_ms() / 2;
         let wanted = self.idle.iter().take_while(|(since, _)| all || since.plus_ms(soon_ms) <= now);
         wanted.take(self.tuning.clean_batch).map(|(_, region)| *region).collect()
+    }
+
+    /// Regions whose tags can be written now, although they may not leave the log.
+    pub(crate) fn writable(&self) -> Vec<RegionIndex> {
+        let ready = |entry: &Active| {
+            entry.dirty && entry.phase == Phase::Set && !entry.unresolved && entry.users == 0
+        };
+        self.entries.iter().filter(|(_, e)| ready(e)).map(|(region, _)| *region).collect()
+    }
+
+    /// Regions whose tags in memory the disk has not.
+    pub(crate) fn dirty(&self) -> impl Iterator<Item = (RegionIndex, &Active)> {
+        self.entries.iter().filter(|(_, entry)| entry.dirty).map(|(region, entry)| (*region, entry))
+    }
+
+    /// Does no operation change any block?
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.entries.values().all(|entry| entry.users == 0)
     }
 
     pub(crate) fn is_anything_idle(&self) -> bool {

@@ -33,6 +33,8 @@ enum Stage {
         under_way: usize,
     },
     Flushing,
+    /// Tags may be written when they have been copied for a snapshot.
+    Held,
     Writing {
         left: usize,
     },
@@ -50,11 +52,18 @@ pub(crate) struct Cleaner {
     clean_all: Vec<Token>,
     /// Did a region of a batch drop out because it could not be read?
     failed: bool,
+    /// Does the batch stay in the log?
+    keeps: bool,
 }
 
 impl Cleaner {
     pub(crate) fn is_idle(&self) -> bool {
         self.stage == Stage::Idle
+    }
+
+    /// Did a region of the last batch drop out because it could not be read?
+    pub(crate) fn take_failed(&mut self) -> bool {
+        core::mem::take(&mut self.failed)
     }
 
     pub(crate) fn batch_len(&self) -> usize {
@@ -119,6 +128,25 @@ impl Store {
         for region in &batch {
             self.activity.update(*region, |entry| entry.cleaning = true);
         }
+        self.cleaner.keeps = false;
+        self.start_batch(batch);
+    }
+
+    /// Writes the tags of all regions that nobody writes, which stay in the log. Is there any?
+    pub(crate) fn write_tags(&mut self) -> bool {
+        let batch = self.activity.writable();
+        if batch.is_empty() || !self.cleaner.is_idle() {
+            return false;
+        }
+        for region in &batch {
+            self.activity.update(*region, |entry| entry.keeping = true);
+        }
+        self.cleaner.keeps = true;
+        self.start_batch(batch);
+        true
+    }
+
+    fn start_batch(&mut self, batch: Vec<RegionIndex>) {
         self.cleaner.failed = false;
         self.cleaner.stage = Stage::Reading { left: batch.iter().copied().collect(), under_way: 0 };
         self.cleaner.batch = batch.into_iter().collect();
@@ -171,9 +199,12 @@ impl Store {
 
     pub(crate) fn on_rebuild(&mut self, region: RegionIndex, result: Result<Bytes, DiskError>) {
         let range = BlockRange::of_region(region, self.superblock.blocks);
-        let data = result
-            .ok()
-            .filter(|data| range.is_some_and(|range| range.bytes() == data.len() as u64));
+        // What it has grown by since is not written.
+        let fits = |data: &Bytes| {
+            let whole = !data.is_empty() && data.len().is_multiple_of(BLOCK_SIZE as usize);
+            whole && range.is_some_and(|range| data.len() as u64 <= range.bytes())
+        };
+        let data = result.ok().filter(fits);
         let failed = data.is_none();
         // If it was written meanwhile, the data may be of before: rebuild it another time.
         if let Some(data) = data.filter(|_| self.cleaner.batch.contains(&region)) {
@@ -186,7 +217,7 @@ impl Store {
     pub(crate) fn on_clean_loaded(&mut self, region: RegionIndex, failed: bool) {
         if failed && self.cleaner.batch.remove(&region) {
             self.cleaner.failed = true;
-            self.activity.update(region, |entry| entry.cleaning = false);
+            self.activity.update(region, |entry| (entry.cleaning, entry.keeping) = (false, false));
             self.activity.touch(region, self.now);
         }
         if let Stage::Reading { under_way, .. } = &mut self.cleaner.stage {
@@ -211,6 +242,21 @@ impl Store {
 
     pub(crate) fn on_clean_flushed(&mut self) {
         assert_eq!(self.cleaner.stage, Stage::Flushing, "the cleaner did not wait for a flush");
+        if self.snapshots.needs_tags() {
+            self.cleaner.stage = Stage::Held;
+            return;
+        }
+        self.write_batch();
+    }
+
+    /// Goes on with what was held.
+    pub(crate) fn clean_on(&mut self) {
+        if self.cleaner.stage == Stage::Held && !self.snapshots.needs_tags() {
+            self.write_batch();
+        }
+    }
+
+    fn write_batch(&mut self) {
         let dirty: Vec<RegionIndex> =
             self.cleaner.batch.iter().copied().filter(|region| self.is_dirty(*region)).collect();
         if dirty.is_empty() {
@@ -258,11 +304,22 @@ impl Store {
     }
 
     fn clear_batch(&mut self) {
+        if self.cleaner.keeps {
+            return self.keep_batch();
+        }
         let batch = self.cleaner.batch.clone();
         self.cleaner.stage = if batch.is_empty() { Stage::Idle } else { Stage::Clearing };
         for region in batch {
             self.activity.update(region, |entry| entry.phase = Phase::Clearing { again: false });
             self.log.clear(region);
+        }
+    }
+
+    /// All of the batch is on the disk as it is in memory.
+    fn keep_batch(&mut self) {
+        self.cleaner.stage = Stage::Idle;
+        for region in core::mem::take(&mut self.cleaner.batch) {
+            self.activity.update(region, |entry| (entry.dirty, entry.keeping) = (false, false));
         }
     }
 
@@ -276,7 +333,7 @@ impl Store {
 }
 
 /// Joins writes that continue one another.
-fn joined(writes: Vec<(u64, Bytes)>) -> Vec<(u64, Bytes)> {
+pub(crate) fn joined(writes: Vec<(u64, Bytes)>) -> Vec<(u64, Bytes)> {
     let mut runs: Vec<(u64, BytesMut)> = Vec::new();
     for (offset, data) in writes {
         match runs.last_mut() {

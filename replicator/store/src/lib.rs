@@ -22,9 +22,11 @@
 extern crate alloc;
 
 mod activity;
+mod ahead;
 mod clean;
 mod codec;
 mod error;
+mod extend;
 mod flush;
 pub mod layout;
 mod log;
@@ -35,6 +37,7 @@ mod promise;
 mod read;
 mod recover;
 mod regions;
+mod snapshot;
 mod stamps;
 mod store;
 mod superblock;
@@ -43,8 +46,8 @@ mod tuning;
 
 pub use error::OpenError;
 pub use layout::{File, file_bytes};
-pub use op::{DiskError, DiskOp, DiskOpId, DiskOpKind};
-pub use open::{OpenParams, Opened, format};
+pub use op::{DiskError, DiskOp, DiskOpId, DiskOpKind, Patch};
+pub use open::{OpenParams, Opened, format, format_clone};
 pub use store::{Status, Store};
 pub use superblock::{CopyFault, Identity, Superblock};
 pub use tuning::{Tuning, blake3_digest};

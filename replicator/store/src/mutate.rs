@@ -211,6 +211,7 @@ impl Store {
                 Part::Data { range, payload } => (range, payload.crcs),
                 Part::Zero { range, .. } => (range, Vec::new()),
             };
+            self.note_content(range);
             let mut crcs = crcs.into_iter();
             for part in by_region(range) {
                 let table = self.tags.get_or_blank(region_of(part.start));

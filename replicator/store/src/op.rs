@@ -1,6 +1,10 @@
 //! Disk operations: what a store asks of its driver.
 
+use alloc::vec::Vec;
+
 use bytes::Bytes;
+use lockstep_core::id::SnapshotId;
+use lockstep_core::range::BlockRange;
 
 use crate::layout::File;
 
@@ -58,6 +62,65 @@ pub enum DiskOpKind {
         /// Which file.
         file: File,
     },
+    /// Make every file as long as [`crate::file_bytes`] says for this many blocks, and take the
+    /// space of all but [`File::Data`]; durable when done. What is new reads as zeroes. With
+    /// [`DiskError::NoSpace`] they may be longer than before, which does no harm.
+    Extend {
+        /// Size of the volume in blocks, more than it has.
+        blocks: u64,
+    },
+    /// Find out whether snapshots can be taken.
+    TrySnapshot,
+    /// Make these blocks of a copy of [`File::Data`] what they read as now: of the copy that is
+    /// there, or of a new one, all zeroes, that replaces it. Guests write meanwhile.
+    CopyAhead {
+        /// A new one?
+        fresh: bool,
+        /// Which blocks.
+        ranges: Vec<BlockRange>,
+    },
+    /// Remove that copy, if there is one.
+    DropAhead,
+    /// Keep a copy of [`File::Data`] as it reads now under this id. Guests wait for it: none of
+    /// it has to be durable.
+    Snapshot {
+        /// No other snapshot has it.
+        id: SnapshotId,
+        /// Make it of the copy that was made ahead, which lacks these blocks.
+        ahead: Option<Vec<BlockRange>>,
+    },
+    /// Add copies of [`File::Tags`] and [`File::Regions`] as they read now to it, and then write
+    /// these into the copies.
+    KeepTags {
+        /// The snapshot that was kept last.
+        id: SnapshotId,
+        /// None of [`File::Data`].
+        patches: Vec<Patch>,
+    },
+    /// Make all of it durable, and how many blocks there are. Until then it is no snapshot, and
+    /// is not there after a restart.
+    SealSnapshot {
+        /// The snapshot that was kept last.
+        id: SnapshotId,
+        /// Size of the volume.
+        blocks: u64,
+    },
+    /// Remove a snapshot, durably, if there is one, or what there is of it.
+    DropSnapshot {
+        /// Which one.
+        id: SnapshotId,
+    },
+}
+
+/// Bytes to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Patch {
+    /// Into which file.
+    pub file: File,
+    /// Where to.
+    pub offset: u64,
+    /// What.
+    pub data: Bytes,
 }
 
 /// Why a disk operation failed.
@@ -67,6 +130,8 @@ pub enum DiskError {
     Io,
     /// No space left.
     NoSpace,
+    /// The file system can't share blocks between files.
+    NoReflink,
 }
 
 impl From<DiskError> for lockstep_core::store::StoreError {
@@ -74,6 +139,7 @@ impl From<DiskError> for lockstep_core::store::StoreError {
         match error {
             DiskError::Io => Self::Io,
             DiskError::NoSpace => Self::NoSpace,
+            DiskError::NoReflink => Self::NoReflink,
         }
     }
 }

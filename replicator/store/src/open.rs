@@ -55,6 +55,25 @@ pub struct Opened {
 /// If `blocks` is not 1 to [`MAX_VOLUME_BLOCKS`].
 #[must_use]
 pub fn format(identity: Identity, blocks: u64, boot_id: [u8; 16]) -> Vec<(File, u64, Bytes)> {
+    superblocks(identity, blocks, boot_id, false)
+}
+
+/// The same for one that begins with the data, tags and regions of a snapshot, which may have
+/// fewer blocks.
+///
+/// # Panics
+/// As [`format`].
+#[must_use]
+pub fn format_clone(identity: Identity, blocks: u64, boot_id: [u8; 16]) -> Vec<(File, u64, Bytes)> {
+    superblocks(identity, blocks, boot_id, true)
+}
+
+fn superblocks(
+    identity: Identity,
+    blocks: u64,
+    boot_id: [u8; 16],
+    clone: bool,
+) -> Vec<(File, u64, Bytes)> {
     assert!((1..=MAX_VOLUME_BLOCKS).contains(&blocks), "a volume of {blocks} blocks");
     let copy = |seq| {
         let superblock = Superblock {
@@ -65,6 +84,7 @@ pub fn format(identity: Identity, blocks: u64, boot_id: [u8; 16]) -> Vec<(File, 
             member_gen: Gen(0),
             boot_id,
             lossy: false,
+            clone,
             seq,
         };
         (File::Meta, superblock.offset(), superblock.encode())

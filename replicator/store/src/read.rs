@@ -152,6 +152,7 @@ impl Store {
     /// Does it say that the content of its block is lost?
     fn is_lost(&self, content: &[u8]) -> bool {
         gap::is_gap(self.superblock.identity.volume, content)
+            || self.superblock.clone && gap::is_any_gap(content)
     }
 
     /// The checksums that the blocks of a region must have, as far as they are known.
@@ -342,11 +343,9 @@ impl Store {
             {
                 return Err(StoreError::Checksum { block: pick.block });
             }
-            if !digesting.old.is_empty() {
-                crcs.insert(pick.block, crc);
-            }
+            crcs.insert(pick.block, crc);
         }
-        self.learn_what_was_read(digesting);
+        self.learn_what_was_read(&crcs);
         let mut digests = digests(digesting, self.tuning.digest);
         for digest in &mut digests {
             digest.wholeness = self.wholeness(digesting, digest.block, &crcs);
@@ -370,15 +369,15 @@ impl Store {
 
     /// Blocks without a trusted checksum get that of what was just read: it is about to be
     /// compared with another copy, and rot that comes later will be seen.
-    fn learn_what_was_read(&mut self, digesting: &Digesting) {
-        for (pick, content) in digesting.contents() {
-            let region = region_of(pick.block);
+    fn learn_what_was_read(&mut self, crcs: &BTreeMap<u64, u32>) {
+        for (block, crc) in crcs {
+            let region = region_of(*block);
             if !self.is_untrusted(region) {
                 continue;
             }
             let table = self.tags.get_or_blank(region);
-            if table.crc(slot(pick.block)).is_none() {
-                table.set_crc(slot(pick.block), block::crc(content));
+            if table.crc(slot(*block)).is_none() {
+                table.set_crc(slot(*block), *crc);
             }
         }
     }

@@ -33,6 +33,12 @@ impl Regions {
         Self { max, damaged }
     }
 
+    /// There are this many regions now; those that are new were never written.
+    pub(crate) fn grow(&mut self, count: u32) {
+        let count = region_index(RegionIndex(count));
+        self.max.resize(count.max(self.max.len()), Gen(0));
+    }
+
     /// Number of regions.
     pub(crate) fn count(&self) -> u32 {
         u32::try_from(self.max.len()).unwrap_or(u32::MAX)
@@ -59,6 +65,16 @@ impl Regions {
     pub(crate) fn raise(&mut self, region: RegionIndex, stamp: Gen) {
         let max = &mut self.max[region_index(region)];
         *max = stamp.max(*max);
+    }
+
+    /// Offset and bytes of a region's entry.
+    pub(crate) fn entry(region: RegionIndex, stamp: Gen) -> (u64, Bytes) {
+        let mut out = vec![0; REGION_ENTRY_BYTES as usize];
+        if stamp.0 != 0 {
+            put(&mut out, 0, &stamp.0.to_le_bytes());
+            put(&mut out, 4, &check(region.0, stamp.0).to_le_bytes());
+        }
+        (u64::from(region.0) * u64::from(REGION_ENTRY_BYTES), Bytes::from(out))
     }
 
     /// Which page holds the region's entry.

@@ -8,7 +8,9 @@ use lockstep_core::planted::{Bug, Planted};
 use lockstep_core::store::{StoreError, StoreNote, StoreOp, StoreReply};
 
 use crate::activity::{Activity, Phase};
+use crate::ahead::Ahead;
 use crate::clean::Cleaner;
+use crate::extend::Extends;
 use crate::flush::Flushes;
 use crate::layout::File;
 use crate::log::{Log, Record};
@@ -17,6 +19,7 @@ use crate::op::{DiskError, DiskOp, DiskOpId, DiskOpKind};
 use crate::promise::Promises;
 use crate::read::{Digesting, Loader, Reading};
 use crate::regions::Regions;
+use crate::snapshot::Snapshots;
 use crate::superblock::Superblock;
 use crate::tags::TagCache;
 use crate::tuning::Tuning;
@@ -43,6 +46,9 @@ pub struct Store {
     pub(crate) loads: BTreeMap<RegionIndex, Vec<Loader>>,
     pub(crate) flushes: Flushes,
     pub(crate) cleaner: Cleaner,
+    pub(crate) extends: Extends,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) ahead: Ahead,
     pub(crate) jobs: BTreeMap<u64, Job>,
     pub(crate) tuning: Tuning,
     pub(crate) planted: Planted,
@@ -84,6 +90,12 @@ pub(crate) enum Purpose {
     CleanWrite,
     /// The cleaner makes them durable.
     CleanSync,
+    /// Growing the files.
+    Extend,
+    /// Something about snapshots.
+    Snapshot,
+    /// A copy that is made ahead.
+    Ahead,
 }
 
 /// An operation that takes more than one step.
@@ -157,6 +169,9 @@ impl Store {
             loads: BTreeMap::new(),
             flushes: Flushes::default(),
             cleaner: Cleaner::default(),
+            extends: Extends::default(),
+            snapshots: Snapshots::default(),
+            ahead: Ahead::default(),
             jobs: BTreeMap::new(),
             tuning,
             planted,
@@ -212,6 +227,11 @@ impl Store {
             StoreOp::Scan { since, from, limit } => self.scan(token, since, from, limit),
             StoreOp::Digest { blocks, since } => self.digest(token, blocks, since),
             StoreOp::CleanAll => self.clean_all(token),
+            StoreOp::Extend { blocks } => self.extend(token, blocks),
+            StoreOp::Prepare => self.prepare_snapshot(token),
+            StoreOp::Snapshot { id } => self.take_snapshot(token, id),
+            StoreOp::Seal { id } => self.seal_snapshot(token, id),
+            StoreOp::DropSnapshot { id } => self.drop_snapshot(token, id),
         }
         self.settle();
     }
@@ -261,6 +281,9 @@ impl Store {
                 self.on_data_flushed();
             }
             (Some(Purpose::FlushData), Err(error)) => self.on_flush_failed(error),
+            (Some(Purpose::Extend), result) => self.on_extended(result.map(drop)),
+            (Some(Purpose::Snapshot), result) => self.on_snapshot(result.map(drop)),
+            (Some(Purpose::Ahead), result) => self.on_ahead(result.map(drop)),
             (Some(_), Err(error)) => self.latch(error),
             (Some(Purpose::Superblock), Ok(_)) => self.on_superblock(),
             (Some(Purpose::Append), Ok(_)) => self.on_appended(),
@@ -281,7 +304,11 @@ impl Store {
     /// When [`Store::tick`] has something to do. Nothing is due in a store without active regions.
     #[must_use]
     pub fn deadline(&self) -> Option<Tick> {
-        if self.faulted || !self.cleaner.is_idle() { None } else { self.activity.deadline() }
+        if self.faulted {
+            return None;
+        }
+        let cleaning = self.activity.deadline().filter(|_| self.cleaner.is_idle());
+        cleaning.into_iter().chain(self.ahead.deadline()).min()
     }
 
     /// The next disk operation to execute.
@@ -359,6 +386,9 @@ impl Store {
         for region in self.activity.admit(self.now, hopeless, self.regions.count()) {
             self.log.set(region);
         }
+        self.drive_snapshots();
+        self.drive_ahead();
+        self.clean_on();
         self.clean_if_due();
         if let Some((offset, data)) = self.log.append() {
             self.append(offset, data);
@@ -410,6 +440,9 @@ impl Store {
     pub(crate) fn activate(&mut self, region: RegionIndex, job: Option<u64>) -> bool {
         let (now, log, cleaner) = (self.now, &mut self.log, &mut self.cleaner);
         let set = self.activity.update(region, |entry| {
+            if core::mem::take(&mut entry.keeping) {
+                cleaner.cancel(region);
+            }
             if entry.cleaning {
                 let too_late = matches!(entry.phase, Phase::Clearing { .. });
                 if too_late && !log.cancel_clear(region) {
@@ -486,7 +519,7 @@ impl Store {
     }
 
     /// Nothing can be trusted to be on the disk from now on.
-    fn latch(&mut self, error: DiskError) {
+    pub(crate) fn latch(&mut self, error: DiskError) {
         self.faulted = true;
         let error = StoreError::from(error);
         let mut tokens = Vec::new();
@@ -502,6 +535,8 @@ impl Store {
         tokens.extend(self.flushes.abandon());
         tokens.extend(self.promises.abandon());
         tokens.extend(self.cleaner.abandon());
+        tokens.extend(self.extends.abandon());
+        tokens.extend(self.snapshots.abandon());
         self.loads.clear();
         self.activity.abandon();
         for op in self.disk.drain(..) {

@@ -14,6 +14,7 @@ const MAGIC: [u8; 8] = *b"LKSTREP1";
 pub(crate) const VERSION: u32 = 1;
 const CRC_AT: usize = 12;
 const FLAG_LOSSY: u32 = 1;
+const FLAG_CLONE: u32 = 2;
 
 /// Which replica some files belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub struct Superblock {
     pub boot_id: [u8; 16],
     /// A reset of the machine lost un-flushed data, and that is not resolved yet.
     pub lossy: bool,
+    /// It began with what another volume had: gaps of other volumes are gaps here too.
+    pub clone: bool,
     /// Counts the writes; the copy with the higher number is in force.
     pub seq: u64,
 }
@@ -119,7 +122,8 @@ impl Superblock {
         put(&mut out, 80, &self.promised.0.to_le_bytes());
         put(&mut out, 88, &self.attach_seq.to_le_bytes());
         put(&mut out, 96, &self.member_gen.0.to_le_bytes());
-        let flags = if self.lossy { FLAG_LOSSY } else { 0 };
+        let clone = if self.clone { FLAG_CLONE } else { 0 };
+        let flags = if self.lossy { FLAG_LOSSY } else { 0 } | clone;
         put(&mut out, 100, &flags.to_le_bytes());
         put(&mut out, 104, &self.boot_id);
         let crc = checksum_without(&out, CRC_AT);
@@ -155,6 +159,7 @@ impl Superblock {
             member_gen: Gen(u32_at(copy, 96)),
             boot_id: array_at(copy, 104),
             lossy: u32_at(copy, 100) & FLAG_LOSSY != 0,
+            clone: u32_at(copy, 100) & FLAG_CLONE != 0,
             seq,
         })
     }

@@ -159,15 +159,41 @@ impl Table {
     /// The bytes on disk.
     pub(crate) fn encode(&self) -> Bytes {
         assert!(self.loaded, "a table with unknown tags can't be written");
-        let mut out = vec![0; TABLE_BYTES as usize];
-        for (slot, tag) in self.tags.iter().enumerate() {
-            if *tag != (Tag { crc: ZERO_CRC, stamp: Gen(0) }) {
-                put(&mut out, slot * TAG_BYTES as usize, &tag.crc.to_le_bytes());
-                put(&mut out, slot * TAG_BYTES as usize + 4, &tag.stamp.0.to_le_bytes());
-            }
-        }
-        Bytes::from(out)
+        encoded(&self.tags)
     }
+
+    /// Is each tag known whole, or not at all?
+    pub(crate) fn is_whole(&self) -> bool {
+        self.stamped == self.checked
+    }
+
+    /// The tags that are known: where in the table, and their bytes on disk.
+    pub(crate) fn known(&self) -> Vec<(u64, Bytes)> {
+        assert!(self.is_whole(), "half of a tag can't be written");
+        if self.loaded {
+            return vec![(0, self.encode())];
+        }
+        let mut runs = Vec::new();
+        let mut next = 0;
+        while let Some(first) = (next..SLOTS).find(|slot| self.stamped.get(*slot)) {
+            next = (first..SLOTS).find(|slot| !self.stamped.get(*slot)).unwrap_or(SLOTS);
+            let offset = first as u64 * u64::from(TAG_BYTES);
+            runs.push((offset, encoded(&self.tags[first..next])));
+        }
+        runs
+    }
+}
+
+/// The bytes on disk of tags that follow one another.
+fn encoded(tags: &[Tag]) -> Bytes {
+    let mut out = vec![0; tags.len() * TAG_BYTES as usize];
+    for (slot, tag) in tags.iter().enumerate() {
+        if *tag != (Tag { crc: ZERO_CRC, stamp: Gen(0) }) {
+            put(&mut out, slot * TAG_BYTES as usize, &tag.crc.to_le_bytes());
+            put(&mut out, slot * TAG_BYTES as usize + 4, &tag.stamp.0.to_le_bytes());
+        }
+    }
+    Bytes::from(out)
 }
 
 /// The tables in memory. Those of active regions and those in use stay; of the others a bounded

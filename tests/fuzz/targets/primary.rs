@@ -344,6 +344,7 @@ fn promised(input: &mut Input<'_>) -> Promised {
         credit_bytes: 64 << 20,
         silent_ms: input.flag().then(|| u32::from(input.u16())),
         pulls: true,
+        blocks: None,
     }
 }
 

@@ -59,7 +59,7 @@ struct Args {
     #[arg(long, default_value_t = 20_000)]
     budget: u64,
     /// Make every world of this kind (any, promotion, return, swap, late-change,
-    /// away, cut-off, power-cuts, cluster, disaster).
+    /// away, cut-off, power-cuts, cluster, disaster, tasks).
     #[arg(long)]
     profile: Option<String>,
     /// Leave these faults out (names as printed, with commas between).

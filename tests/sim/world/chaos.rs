@@ -57,6 +57,10 @@ impl World {
         }
     }
 
+    fn disturb_clock(&mut self, fault: Fault, node: usize) -> bool {
+        if fault == Fault::ClockRate { self.change_clock(node) } else { self.jump_clock(node) }
+    }
+
     /// Makes the fault happen; answers whether it could.
     fn inject(&mut self, fault: Fault, aim: Option<Aim>) -> bool {
         let anybody = self.rng.index(self.nodes.len());
@@ -85,6 +89,7 @@ impl World {
             Fault::ControllerForget => self.forget_copy(),
             Fault::ControllerRemoveMember => self.remove_member(),
             Fault::ControllerSetRepl => self.want_copies(),
+            Fault::ControllerResize | Fault::ControllerSnapshot => self.want_task(fault),
             Fault::NodeEvacuate => self.evacuate(node),
             Fault::NodeRemove => self.remove_node(node),
             Fault::SlowDisk => raise(&mut self.nodes[node].slow_until, until),
@@ -111,8 +116,7 @@ impl World {
             | Fault::WrongPeer
             | Fault::BabblingPeer
             | Fault::RefusedConnection => self.disturb_peers(fault, node),
-            Fault::ClockRate => self.change_clock(node),
-            Fault::ClockJump => self.jump_clock(node),
+            Fault::ClockRate | Fault::ClockJump => self.disturb_clock(fault, node),
             Fault::FlappingPartition => self.flap(node),
             Fault::WipedReplica => self.wipe(node),
             Fault::RolledBackReplica => self.put_back(node),
@@ -336,7 +340,7 @@ impl World {
         let Ok(record) = record.add_new(rid, name, POOL.to_owned(), txn) else {
             return false;
         };
-        let disk = formatted(rid, self.volume, self.lineage, self.plan.habits.blocks);
+        let disk = formatted(rid, self.volume, self.lineage, record.blocks);
         let copy = Copy::new(rid, disk);
         self.nodes[node].copy = Some(copy);
         if self.nodes[node].up {

@@ -74,6 +74,9 @@ impl World {
             }
             self.check_released(old, new);
         }
+        self.outcome.coverage.expansions += u64::from(new.blocks > old.blocks);
+        let judged = self.check_extent(new);
+        self.judge("extent", judged);
         let judged = self.check_superset();
         self.judge("superset", judged);
         self.give_up_if_lost(new);
@@ -398,7 +401,8 @@ fn legal_change(old: &Record, new: &Record) -> Found {
     let closes = old.primary.is_some() && new.primary.is_none();
     let opens = new.open_epoch > old.open_epoch;
     let same_primary = new.primary == old.primary;
-    let changes = claims || opens || before != after;
+    let expands = new.blocks > old.blocks;
+    let changes = claims || opens || expands || before != after;
     let raised = old.replicas.iter().any(|r| {
         let (ReplicaState::Out { since: was, .. }, Some(n)) = (r.state, new.replica(r.rid)) else {
             return false;
@@ -410,6 +414,7 @@ fn legal_change(old: &Record, new: &Record) -> Found {
         before.contains(&r.rid) && since != new.r#gen
     });
     let rules = [
+        (new.blocks >= old.blocks, "the volume shrinks"),
         (claims || new.epoch == old.epoch, "the epoch jumps"),
         (claims || closes || same_primary, "a primary changes a record that another claimed"),
         (!claims || new.primary.is_some(), "claimed by nobody"),

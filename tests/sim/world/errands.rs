@@ -147,7 +147,7 @@ impl World {
         }
         self.abandon_copy(target);
         let rid = ReplicaId(self.uuid());
-        let disk = formatted(rid, self.volume, record.lineage, self.plan.habits.blocks);
+        let disk = formatted(rid, self.volume, record.lineage, record.blocks);
         self.nodes[target].copy = Some(Copy::new(rid, disk));
         self.open_copy(target, false);
         self.say(|| format!("{name}: an empty copy is made"));

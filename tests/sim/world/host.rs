@@ -60,7 +60,7 @@ impl World {
         let open = self.fresh_id();
         let incarnation = Incarnation(self.rng.bits());
         let (volume, planted) = (self.volume, self.planted);
-        let (blocks, tuning) = (self.plan.habits.blocks, self.plan.tuning);
+        let (blocks, tuning) = (self.plan.habits.most_blocks, self.plan.tuning);
         let now = self.now();
         if self.nodes[node].gone_until > now {
             return self.open_later(node, lost_cache);
@@ -69,6 +69,7 @@ impl World {
         let boot_id = n.boot;
         let Some(copy) = n.copy.as_mut() else { return };
         copy.reopening = false;
+        copy.disk.drop_unsealed();
         let whole = |file| copy.disk.given(file, 0, file_bytes(file, blocks)).unwrap_or_default();
         let meta = whole(File::Meta);
         let doubted = Superblock::good_copies(&meta) < 2;
@@ -257,6 +258,14 @@ impl World {
             DiskOpKind::Write { durable: false, .. } | DiskOpKind::Zero { .. } => 30,
             DiskOpKind::Write { durable: true, .. } => 80,
             DiskOpKind::Sync { .. } => 300,
+            DiskOpKind::Extend { .. }
+            | DiskOpKind::TrySnapshot
+            | DiskOpKind::CopyAhead { .. }
+            | DiskOpKind::DropAhead
+            | DiskOpKind::Snapshot { .. }
+            | DiskOpKind::KeepTags { .. }
+            | DiskOpKind::SealSnapshot { .. }
+            | DiskOpKind::DropSnapshot { .. } => 500,
         };
         let typical = typical * self.plan.disk_factor;
         let typical = if n.slow_until > now { typical * 20 } else { typical };
@@ -295,6 +304,9 @@ impl World {
             self.count(Fault::DiskError);
             Err(DiskError::Io)
         } else {
+            if let DiskOpKind::Snapshot { id, .. } = flight.kind {
+                self.note_moment(id);
+            }
             self.execute(node, flight)
         };
         let Some((host, _)) = self.nodes[node].host(open) else { return };
@@ -311,6 +323,14 @@ pub(super) fn apply(disk: &mut Disk, flight: Flight) -> Bytes {
         }
         DiskOpKind::Zero { file, offset, len, .. } => disk.zero(file, offset, len, false),
         DiskOpKind::Sync { file } => disk.flushed(file, flight.mark),
+        DiskOpKind::CopyAhead { fresh, ranges } => disk.copy_ahead(fresh, &ranges),
+        DiskOpKind::DropAhead => disk.drop_ahead(),
+        DiskOpKind::Snapshot { id, ahead } => disk.keep(id, ahead.as_deref()),
+        DiskOpKind::KeepTags { id, patches } => disk.keep_tags(id, &patches),
+        DiskOpKind::SealSnapshot { id, blocks } => disk.seal(id, blocks),
+        DiskOpKind::DropSnapshot { id } => disk.drop_kept(id),
+        // The files have no end here; what the volume is told stands in the superblock.
+        DiskOpKind::Extend { .. } | DiskOpKind::TrySnapshot => {}
     }
     Bytes::new()
 }
@@ -332,6 +352,15 @@ pub(super) fn apply_in_part(disk: &mut Disk, kind: DiskOpKind, rng: &mut Rng) {
                 }
             }
         }
-        DiskOpKind::Read { .. } | DiskOpKind::Sync { .. } => {}
+        DiskOpKind::Read { .. }
+        | DiskOpKind::Sync { .. }
+        | DiskOpKind::Extend { .. }
+        | DiskOpKind::TrySnapshot
+        | DiskOpKind::CopyAhead { .. }
+        | DiskOpKind::DropAhead
+        | DiskOpKind::Snapshot { .. }
+        | DiskOpKind::KeepTags { .. }
+        | DiskOpKind::SealSnapshot { .. }
+        | DiskOpKind::DropSnapshot { .. } => {}
     }
 }

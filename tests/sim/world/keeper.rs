@@ -130,6 +130,7 @@ impl World {
         let candidates: Vec<Candidate> =
             survey.told.iter().filter_map(|t| t.pool.clone()).collect();
         let view = View {
+            follow: false,
             record: &record,
             nodes: &states,
             candidates: &candidates,

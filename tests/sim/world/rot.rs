@@ -28,10 +28,20 @@ impl World {
         let (gone, full) = (n.gone_until > now, n.full_until > now);
         let Some(copy) = n.copy.as_mut() else { return Err(DiskError::Io) };
         let data = matches!(flight.kind, DiskOpKind::Write { file: File::Data, .. });
+        let takes = matches!(
+            flight.kind,
+            DiskOpKind::Extend { .. }
+                | DiskOpKind::TrySnapshot
+                | DiskOpKind::Snapshot { .. }
+                | DiskOpKind::KeepTags { .. }
+        );
         let flush = matches!(flight.kind, DiskOpKind::Sync { file: File::Data });
         let books = matches!(flight.kind, DiskOpKind::Write { file: File::Meta, .. });
         if gone {
             return Err(DiskError::Io);
+        }
+        if full && takes {
+            return Err(DiskError::NoSpace);
         }
         if full && data {
             apply_in_part(&mut copy.disk, flight.kind, &mut self.rng);
@@ -220,7 +230,7 @@ impl World {
     /// Is no block of a member bad?
     pub(super) fn is_sound(&self) -> bool {
         let record = self.meta.record();
-        let blocks = self.plan.habits.blocks;
+        let blocks = record.blocks;
         let members = self.in_sync_now(record);
         let sound = members.iter().all(|(_, c)| c.disk.harmed_blocks().all(|b| b >= blocks));
         sound && self.is_without_gaps()

@@ -42,6 +42,7 @@ impl World {
     pub(crate) fn unseat(&mut self, node: usize) {
         if let Some(seat) = self.nodes[node].seat.take() {
             self.note_counters(&seat);
+            self.tasks.retain(|(asked, _), _| *asked != seat.id);
             self.nodes[node].slots.leave(self.volume);
             self.drop_wires(seat.wires.into_values());
         }
@@ -133,6 +134,7 @@ impl World {
             }
             Effect::Reply { request, result } => self.guest_reply(node, seat, request, result),
             Effect::Phase(phase) => self.phase(node, seat, phase),
+            Effect::Task { request, result } => self.task_done(node, seat, request, result),
             Effect::Notice(notice) => self.notice(node, seat, notice),
         }
     }
@@ -151,6 +153,11 @@ impl World {
             | Request::Complete
             | Request::Commit { member: true }
             | Request::Enter { .. }
+            | Request::Extend { .. }
+            | Request::Prepare
+            | Request::Snapshot { .. }
+            | Request::Seal { .. }
+            | Request::DropSnapshot { .. }
             | Request::Close => per_mille,
             Request::Flush | Request::Digest { .. } => per_mille / 4,
             Request::Write { .. } | Request::Zero { .. } => per_mille / 20,
@@ -226,6 +233,10 @@ impl World {
         let Some(s) = self.nodes[node].seat(seat) else { return };
         let instance = s.instance;
         s.guest.running = true;
+        s.guest.blocks = s.primary.status().record.map_or(0, |r| r.blocks);
+        // A primary that was overtaken may open late, with less than its successor's guest wrote.
+        let size = s.guest.blocks;
+        let blocks: Vec<u64> = blocks.into_iter().filter(|block| *block < size).collect();
         s.guest.to_verify = runs(&blocks);
         if !self.oracle.has_opened(instance) {
             self.fail("fencing", format!("primary {seat} serves but has not opened"));

@@ -51,6 +51,7 @@ impl World {
             PrimaryEvent::RecordChanged => "is told that the record changed".to_owned(),
             PrimaryEvent::Release(rid) => format!("is told to let {rid} go"),
             PrimaryEvent::Scrub => "is told to scrub".to_owned(),
+            PrimaryEvent::Task { task, .. } => format!("is asked for {task:?}"),
             PrimaryEvent::ResyncSlot => "gets a slot for a resync".to_owned(),
             PrimaryEvent::Close => "is told to close".to_owned(),
             PrimaryEvent::Wake | PrimaryEvent::Guest { .. } => return,

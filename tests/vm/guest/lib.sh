@@ -6,7 +6,7 @@
 quick() { [ -n "${VM_QUICK:-}" ]; }
 
 # in_time MS GOAL_MS: whether something took no longer than it should. An emulated processor, one of
-# several on a busy machine, gets ten times as long; what it took is told by `result` anyway.
+# several on a busy machine, gets three times as long; what it took is told by `result` anyway.
 in_time() { [ "$1" -le $(($2 * ${VM_PATIENCE:-1})) ]; }
 
 # pools_on DEVICE: clusters of this test are on this disk: a tmpfs takes no direct I/O everywhere.

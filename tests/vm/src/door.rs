@@ -1,7 +1,6 @@
 //! Takes devices of one door through all that a daemon can do to them, and all that can happen to
 //! the daemon meanwhile, short of its process's death, which `tests/restart.sh` brings about.
 
-mod gated;
 mod guest;
 mod halves;
 
@@ -12,10 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use lockstep_attach::device::nbd::{NbdDoor, NbdOptions};
 use lockstep_attach::device::ublk::UblkDoor;
-use lockstep_attach::device::{Device, DeviceError, Door, Kind, Shape};
+use lockstep_attach::device::{Device, DeviceError, Door, Kind, Shape, Token};
+use lockstep_attach::memory::Gated;
 
 use crate::say;
-use gated::Gated;
 use guest::{blkdiscard, queue, read_block, write_block};
 
 /// Takes devices of one door through all that a daemon can do to them.
@@ -36,6 +35,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long something that must not happen is watched.
 const WATCH: Duration = Duration::from_millis(300);
 
+/// How long the kernel's timers need to send again what a dead server had.
+const TIMERS: Duration = Duration::from_secs(2);
+/// How many writes come while nobody serves a device.
+const MANY: u64 = 20;
+
 /// How many servers follow each other.
 const SERVERS: u8 = 60;
 
@@ -45,7 +49,7 @@ type AnyDoor = dyn Door<Gated>;
 pub(crate) fn run(args: &Args) -> Result<()> {
     let door: Box<AnyDoor> = match args.door.as_str() {
         "ublk" => Box::new(UblkDoor::new(OWNER)),
-        "nbd" => Box::new(NbdDoor::new(NbdOptions::default())),
+        "nbd" => Box::new(NbdDoor::new(NbdOptions { owner: OWNER.into(), ..Default::default() })),
         other => bail!("no door {other} here"),
     };
     let runtime = tokio::runtime::Runtime::new()?;
@@ -59,6 +63,7 @@ async fn all(door: &AnyDoor) -> Result<()> {
     shown(door).await.context("what is shown")?;
     reaching(door).await.context("what reaches the back end")?;
     crashed(door).await.context("a crash")?;
+    held(door).await.context("a daemon that has a device, but not yet its volume")?;
     released(door).await.context("a release")?;
     failed(door).await.context("a failure")?;
     ended(door).await.context("the end of a device that nobody serves")?;
@@ -73,6 +78,14 @@ async fn all(door: &AnyDoor) -> Result<()> {
 fn shape() -> Shape {
     let name = "scene".to_owned();
     Shape { name, size_bytes: SIZE, read_only: false, write_through: false, queues: 2 }
+}
+
+/// A device that somebody has had open: then the kernel has looked for partitions, and reads
+/// nothing by itself any more.
+async fn open(door: &AnyDoor, back: &Arc<Gated>) -> Result<Box<dyn Device>> {
+    let device = door.open(shape(), Arc::clone(back)).await?;
+    read_block(device.path(), 0).await??;
+    Ok(device)
 }
 
 fn passed(scene: &str) {
@@ -107,7 +120,7 @@ async fn shown(door: &AnyDoor) -> Result<()> {
         ensure!(queue(path, "write_cache")? == cache, "it should show a cache: {cache}");
         ensure!(queue(path, "../ro")? == u8::from(read_only).to_string(), "read-only");
         ensure!(queue(path, "../size")? == (SIZE / 512).to_string(), "size");
-        ensure!(queue(path, "discard_max_bytes")? != "0", "discards are taken");
+        ensure!(read_only || queue(path, "discard_max_bytes")? != "0", "discards are taken");
         device.close().await?;
         ensure!(!served(path), "{} is there after it was closed", path.display());
     }
@@ -125,9 +138,9 @@ async fn reaching(door: &AnyDoor) -> Result<()> {
     let device = door.open(shape(), Arc::clone(&back)).await?;
     let path = device.path().to_owned();
     write_block(&path, 7, 3, false).await??;
-    ensure!(back.unflushed() == 1, "a plain write is not durable");
+    ensure!(back.memory().unflushed_blocks() == 1, "a plain write is not durable");
     write_block(&path, 7, 4, true).await??;
-    ensure!(back.unflushed() == 0, "a write that is asked to be durable is");
+    ensure!(back.memory().unflushed_blocks() == 0, "a write that is asked to be durable is");
     ensure!(read_block(&path, 7).await?? == 4, "what was written last is read");
     blkdiscard(&path, &["--offset", "28672", "--length", "4096"]).await?;
     ensure!(back.discards() == 1, "discards reach it");
@@ -142,7 +155,7 @@ async fn reaching(door: &AnyDoor) -> Result<()> {
 
 async fn crashed(door: &AnyDoor) -> Result<()> {
     let back = Arc::new(Gated::new(SIZE));
-    let device = door.open(shape(), Arc::clone(&back)).await?;
+    let device = open(door, &back).await?;
     let (path, token) = (device.path().to_owned(), device.token().clone());
     back.shut();
     let (write, read) = (write_block(&path, 1, 9, false), read_block(&path, 2));
@@ -163,6 +176,45 @@ async fn crashed(door: &AnyDoor) -> Result<()> {
     Ok(())
 }
 
+/// Gets hold of the device of a dead daemon, and lets the kernel's timers run.
+async fn wait_held(door: &AnyDoor, token: &Token) {
+    door.hold(token.clone()).await;
+    tokio::time::sleep(TIMERS).await;
+}
+
+async fn held(door: &AnyDoor) -> Result<()> {
+    let back = Arc::new(Gated::new(SIZE));
+    let device = open(door, &back).await?;
+    let (path, token) = (device.path().to_owned(), device.token().clone());
+    back.shut();
+    let begun = write_block(&path, 1, 9, false);
+    wait_until("the request comes", || back.waiting() == 1).await?;
+    drop(device);
+    back.open();
+    wait_held(door, &token).await;
+    let late: Vec<_> = (2..2 + MANY).map(|number| write_block(&path, number, 8, false)).collect();
+    wait_in_vain("a write was answered before its volume was there", &begun).await?;
+    let since = Instant::now();
+    let device = door.resume(token.clone(), Arc::clone(&back)).await?;
+    begun.await??;
+    say(&format!("what was under way is done after {:?}", since.elapsed()));
+    for write in late {
+        write.await??;
+    }
+    ensure!(read_block(&path, 1).await?? == 9 && read_block(&path, 2).await?? == 8, "all is there");
+    drop(device);
+    let read = read_block(&path, 1);
+    wait_held(door, &token).await;
+    wait_in_vain("a read was answered before its volume was there", &read).await?;
+    let since = Instant::now();
+    door.end(token).await?;
+    ensure!(read.await?.is_err(), "whoever waited hears of it");
+    ensure!(since.elapsed() < FAILED_WITHIN, "it took {:?}", since.elapsed());
+    wait_until("it is gone", || !served(&path)).await?;
+    passed("a device whose volume is not there yet begins nothing, and can be ended");
+    Ok(())
+}
+
 /// Leaves a release the time to be over too early.
 async fn wait_to_open(back: &Gated) {
     tokio::time::sleep(WATCH).await;
@@ -171,7 +223,7 @@ async fn wait_to_open(back: &Gated) {
 
 async fn released(door: &AnyDoor) -> Result<()> {
     let back = Arc::new(Gated::new(SIZE));
-    let mut device = door.open(shape(), Arc::clone(&back)).await?;
+    let mut device = open(door, &back).await?;
     let (path, token) = (device.path().to_owned(), device.token().clone());
     for round in 1..=3 {
         back.shut();
@@ -201,7 +253,7 @@ async fn released(door: &AnyDoor) -> Result<()> {
 async fn failed(door: &AnyDoor) -> Result<()> {
     for released_first in [false, true] {
         let back = Arc::new(Gated::new(SIZE));
-        let device = door.open(shape(), Arc::clone(&back)).await?;
+        let device = open(door, &back).await?;
         let path = device.path().to_owned();
         back.shut();
         let (write, read) = (write_block(&path, 1, 9, false), read_block(&path, 2));

@@ -30,7 +30,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 2000)]
     operations: u64,
     /// The file never grows beyond this.
-    #[arg(long, default_value_t = 2 << 20)]
+    #[arg(long, default_value_t = 1 << 20)]
     max_bytes: usize,
 }
 

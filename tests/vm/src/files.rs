@@ -19,7 +19,7 @@ use crate::say;
 /// Names of one round.
 const NAMES: u32 = 40;
 /// Largest file.
-const MAX_BYTES: usize = 96 << 10;
+const MAX_BYTES: usize = 48 << 10;
 /// One record of the round's log, as a database would append it.
 const RECORD: usize = 4096;
 

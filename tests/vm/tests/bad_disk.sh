@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # a pool's disk fails under a mounted file system: the member goes, nobody else notices
+# takes: 33
 # modules: dm-mod dm-flakey
 # disk: 2G 600M 600M
 # memory: 768
@@ -45,7 +46,7 @@ for n in 3 2 1; do node_launch $n; done
 for n in 3 2 1; do node_ready $n || die "n$n is not ready"; done
 
 door=$(doors | head -n 1)
-device_up v 320 "$door" 3
+device_up v 128 "$door" 3
 mkfs.ext4 -q "$DEV" && mount "$DEV" /mnt || die "no file system on the volume"
 mkdir /mnt/files
 : >/tmp/ledger

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # a guest starts, has the modules of its kernel, and tells its exit status
+# takes: 8
 # modules: nbd
 # disk: 400M
 . /tests/vm/lib.sh

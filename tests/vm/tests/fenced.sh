@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # a volume is taken over elsewhere: who is on the old mount gets EIO at once, nothing is left behind
+# takes: 60
 # disk: 2G
 # memory: 768
 # limit: 300

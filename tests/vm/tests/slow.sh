@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # a volume that is slow or stands still: no error while it does, EIO at once when its device fails
+# takes: 37
 # modules: nbd
 # memory: 512
 # limit: 240

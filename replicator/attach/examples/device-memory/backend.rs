@@ -1,4 +1,4 @@
-//! A volume in memory or in a file, that counts, and can be slow or stand still.
+//! A volume in memory, in a file, or nowhere, that counts, and can be slow or stand still.
 
 use std::fs::File;
 use std::io;
@@ -25,7 +25,19 @@ pub(crate) struct TestBackend {
 enum Store {
     Memory(MemoryBackend),
     File(Arc<File>),
+    /// Done at once: what is left is the cost of the door. Reads give zeroes.
+    Null(Bytes),
 }
+
+/// Where a volume's content is.
+pub(crate) enum Place<'a> {
+    Memory,
+    File(&'a Path),
+    Null,
+}
+
+/// Largest request that any door passes on.
+const REQUEST_MAX: usize = 32 << 20;
 
 const NAMES: [&str; 6] = ["reads", "writes", "fua", "flushes", "zeroes", "discards"];
 const READS: usize = 0;
@@ -36,10 +48,11 @@ const ZEROES: usize = 4;
 const DISCARDS: usize = 5;
 
 impl TestBackend {
-    pub(crate) fn new(size_bytes: u64, file: Option<&Path>, delay: Duration) -> io::Result<Self> {
-        let store = match file {
-            None => Store::Memory(MemoryBackend::new(size_bytes)),
-            Some(path) => {
+    pub(crate) fn new(size_bytes: u64, place: &Place<'_>, delay: Duration) -> io::Result<Self> {
+        let store = match place {
+            Place::Memory => Store::Memory(MemoryBackend::new(size_bytes)),
+            Place::Null => Store::Null(BytesMut::zeroed(REQUEST_MAX).freeze()),
+            Place::File(path) => {
                 let mut options = File::options();
                 let file =
                     options.read(true).write(true).create(true).truncate(false).open(path)?;
@@ -58,10 +71,11 @@ impl TestBackend {
         })
     }
 
-    /// Grows; only a file can.
+    /// Grows; memory cannot.
     pub(crate) fn resize(&self, size_bytes: u64) -> io::Result<()> {
         match &self.store {
             Store::Memory(_) => return Err(io::Error::other("memory does not grow; use --file")),
+            Store::Null(_) => {}
             Store::File(file) => file.set_len(size_bytes)?,
         }
         self.size_bytes.store(size_bytes, Ordering::Relaxed);
@@ -133,6 +147,14 @@ impl Backend for TestBackend {
                 });
                 data.await.map(Into::into)
             }
+            Store::Null(zeroes) => {
+                let len = usize::try_from(len).unwrap_or(usize::MAX);
+                if len > zeroes.len() {
+                    Err(Errno::Invalid)
+                } else {
+                    Ok(zeroes.slice(..len).into())
+                }
+            }
         }
     }
 
@@ -148,6 +170,7 @@ impl Backend for TestBackend {
                 })
                 .await
             }
+            Store::Null(_) => Ok(()),
         }
     }
 
@@ -157,6 +180,7 @@ impl Backend for TestBackend {
         match &self.store {
             Store::Memory(memory) => memory.flush().await,
             Store::File(file) => blocking(file, File::sync_data).await,
+            Store::Null(_) => Ok(()),
         }
     }
 
@@ -166,6 +190,7 @@ impl Backend for TestBackend {
         match &self.store {
             Store::Memory(memory) => memory.zero(offset, len, mode).await,
             Store::File(file) => blocking(file, move |file| punch(file, offset, len)).await,
+            Store::Null(_) => Ok(()),
         }
     }
 
@@ -175,6 +200,7 @@ impl Backend for TestBackend {
         match &self.store {
             Store::Memory(memory) => memory.discard(offset, len, fua).await,
             Store::File(file) => blocking(file, move |file| punch(file, offset, len)).await,
+            Store::Null(_) => Ok(()),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Serves memory, or a file, as a block device through any door: to try doors and to measure them.
 //!
-//! `device-memory --door ublk|nbd|fuse --size BYTES [--file PATH] [--queues N] [--read-only]
-//! [--write-through] [--name NAME] [--token FILE] [--resume FILE] [--run-dir DIR] [--delay-us N]`
+//! `device-memory --door ublk|nbd|fuse --size BYTES [--file PATH | --null] [--queues N]
+//! [--read-only] [--write-through] [--name NAME] [--token FILE] [--resume FILE] [--run-dir DIR]
+//! [--delay-us N]`
 //!
 //! - Prints the path of the device once it serves. `--token` is where it writes what another such
 //!   process needs to take the device over with `--resume`.
 //! - `--file` keeps the content in a file, which another process can go on with.
+//! - `--null` keeps nothing and does everything at once, so that only the door costs anything.
 //! - SIGTERM closes the device, SIGUSR1 releases it; both end the process, with status 0 if that
 //!   went well.
 //! - On standard input it takes lines: `close`, `release`, `fail`, `resize BYTES`, `counts`, `hold`
@@ -20,7 +22,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use backend::TestBackend;
+use backend::{Place, TestBackend};
 use lockstep_attach::device::fuse::{BINDER, FuseDoor, bind};
 use lockstep_attach::device::nbd::{NbdDoor, NbdOptions};
 use lockstep_attach::device::ublk::UblkDoor;
@@ -62,8 +64,12 @@ fn serve(options: &Options) -> Outcome<()> {
 }
 
 async fn run(options: &Options) -> Outcome<()> {
-    let file = options.file.as_deref();
-    let backend = Arc::new(TestBackend::new(options.size_bytes, file, options.delay)?);
+    let place = match &options.file {
+        Some(file) => Place::File(file),
+        None if options.null => Place::Null,
+        None => Place::Memory,
+    };
+    let backend = Arc::new(TestBackend::new(options.size_bytes, &place, options.delay)?);
     let device = open(options, &backend).await?;
     if let Some(path) = &options.token {
         // Whole or not at all: it is read by others at any moment.

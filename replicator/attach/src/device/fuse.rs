@@ -35,7 +35,7 @@
 
 mod binder;
 mod buffer;
-mod loopback;
+pub(crate) mod loopback;
 mod maker;
 mod mount;
 mod probe;
@@ -78,6 +78,8 @@ struct FuseDevice<B> {
     program: PathBuf,
     /// `None` when it is not served any more: then this process has not got its connection open.
     service: Mutex<Option<Arc<Service<B>>>>,
+    /// Who tells the keeper of it does so in turn: what is kept must be what was told last.
+    telling: Arc<tokio::sync::Mutex<()>>,
     readers: Readers,
 }
 
@@ -179,6 +181,7 @@ impl FuseDoor {
             keeper: self.keeper.clone(),
             program: self.program.clone(),
             service: held(service),
+            telling: Arc::default(),
             readers,
         })
     }
@@ -219,6 +222,7 @@ impl FuseDoor {
                 keeper: self.keeper.clone(),
                 program: self.program.clone(),
                 service: held(service),
+                telling: Arc::default(),
                 readers,
             });
         }
@@ -325,8 +329,12 @@ impl<B: Backend> Device for FuseDevice<B> {
             .await?;
             self.readers.finish().await;
             drop(self.service().take());
-            let keeper = self.keeper.clone();
-            blocking(move || keeper.forget(&seat.name).map(drop).map_err(kept)).await
+            let (keeper, turn) = (self.keeper.clone(), self.turn().await);
+            blocking(move || {
+                let _turn = turn;
+                keeper.forget(&seat.name).map(drop).map_err(kept)
+            })
+            .await
         }
         .boxed()
     }
@@ -337,10 +345,30 @@ impl<B: Backend> Device for FuseDevice<B> {
             let Some(service) = self.service().take() else { return };
             let note = if service.has_left_any() { maker::served() } else { RELEASED.to_owned() };
             let (keeper, name) = (self.keeper.clone(), self.token.name.clone());
-            if let Err(error) = blocking(move || keep(&keeper, &name, &note, &service)).await {
+            let turn = self.turn().await;
+            let outcome = blocking(move || {
+                let _turn = turn;
+                keep(&keeper, &name, &note, &service)
+            });
+            if let Err(error) = outcome.await {
                 let device = self.token.device.display();
                 tracing::error!(%error, %device, "the device ends with this daemon");
             }
+        }
+        .boxed()
+    }
+
+    fn keep(&self) -> BoxFuture<'_, Result<(), DeviceError>> {
+        async move {
+            let turn = self.turn().await;
+            // One that is closed, failed or released meanwhile is not kept as one that is served.
+            let Some(service) = self.service().clone() else { return Ok(()) };
+            let (keeper, name) = (self.keeper.clone(), self.token.name.clone());
+            blocking(move || {
+                let _turn = turn;
+                keep(&keeper, &name, &maker::served(), &service)
+            })
+            .await
         }
         .boxed()
     }
@@ -352,8 +380,9 @@ impl<B: Backend> Device for FuseDevice<B> {
             let named = blocking(move || Ok(aborted.abort())).await.unwrap_or(false);
             self.readers.abandon().await;
             drop(self.service().take());
-            let keeper = self.keeper.clone();
+            let (keeper, turn) = (self.keeper.clone(), self.turn().await);
             let outcome = blocking(move || {
+                let _turn = turn;
                 let forgotten = keeper.forget(&seat.name).map_err(kept);
                 loopback::unbind_when_unused(seat.index, seat.connection, named);
                 forgotten
@@ -367,6 +396,10 @@ impl<B: Backend> Device for FuseDevice<B> {
 }
 
 impl<B> FuseDevice<B> {
+    async fn turn(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        Arc::clone(&self.telling).lock_owned().await
+    }
+
     fn service(&self) -> MutexGuard<'_, Option<Arc<Service<B>>>> {
         self.service.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -25,15 +25,17 @@
 //!
 //! The timer is `queue/io_timeout` of the device, [`NbdOptions::resend_after`]: requests that were
 //! under way when a daemon was killed come again after that and up to a second more, counted from
-//! the moment when the next daemon takes the device over. Requests that are new or wait come at
-//! once. A device that nobody takes over within [`NbdOptions::dead_after`] fails them with `EIO`.
+//! the moment when the device has a new socket. So the next daemon gives it one as soon as it
+//! starts ([`Door::hold`]), and reads nothing from it before the volume is its own: meanwhile the
+//! timer runs. Requests that are new or wait come at once. A device that gets no socket within
+//! [`NbdOptions::dead_after`] fails them with `EIO`.
 //!
 //! # Ending
 //!
 //! `NBD_CMD_DISCONNECT` fails what waits for a new socket and what was sent over a dead one. It
 //! would itself wait behind a full socket or a change of size that waits for answers; so a device
-//! that is to fail first answers everything with `EIO`, and is disconnected then.
-
+//! that is to fail first answers everything with `EIO`, and is disconnected then. One that is only
+//! held loses its socket first.
 //!
 //! # Size
 //!
@@ -44,6 +46,7 @@
 //! follow, under a daemon that is killed then.
 
 mod control;
+mod held;
 mod served;
 mod service;
 
@@ -68,6 +71,7 @@ use control::{
     Control, KernelDevice, blocking, end_if_unserved, node, reconnect, shown_backend,
     shown_backends, tune,
 };
+use held::Held;
 use served::Served;
 use service::{NbdDevice, Service};
 
@@ -108,13 +112,14 @@ impl Default for NbdOptions {
 #[derive(Clone, Debug, Default)]
 pub struct NbdDoor {
     options: NbdOptions,
+    held: Held,
 }
 
 impl NbdDoor {
     /// A door with these settings.
     #[must_use]
     pub fn new(options: NbdOptions) -> Self {
-        Self { options }
+        Self { options, held: Held::default() }
     }
 }
 
@@ -270,6 +275,15 @@ impl<B: Backend> Door<B> for NbdDoor {
         .boxed()
     }
 
+    fn hold(&self, token: Token) -> BoxFuture<'_, ()> {
+        async move {
+            if let Ok((index, name)) = place(&token) {
+                self.held.get(&name, &self.control(index, name.clone())).await;
+            }
+        }
+        .boxed()
+    }
+
     fn resume(
         &self,
         token: Token,
@@ -277,10 +291,17 @@ impl<B: Backend> Door<B> for NbdDoor {
     ) -> BoxFuture<'_, Result<Box<dyn Device>, DeviceError>> {
         async move {
             let (index, name) = place(&token)?;
+            let held = self.held.take(&name);
             let control = self.control(index, name);
-            let socket = timeout(TAKE_OVER_MAX, reconnect(&control)).await;
-            let socket = socket.map_err(|_| lost(&token, "somebody else serves it".into()))?;
-            let socket = socket.map_err(|error| lost(&token, error.to_string()))?;
+            let socket = match held {
+                Some(socket) => socket,
+                None => {
+                    let socket = timeout(TAKE_OVER_MAX, reconnect(&control)).await;
+                    let socket =
+                        socket.map_err(|_| lost(&token, "somebody else serves it".into()))?;
+                    socket.map_err(|error| lost(&token, error.to_string()))?
+                }
+            };
             self.begin(token, control, backend, socket).await
         }
         .boxed()
@@ -289,6 +310,8 @@ impl<B: Backend> Door<B> for NbdDoor {
     fn end(&self, token: Token) -> BoxFuture<'_, Result<(), DeviceError>> {
         async move {
             let Ok((index, name)) = place(&token) else { return Ok(()) };
+            // The driver may be sending to it, and nobody reads.
+            drop(self.held.take(&name));
             let control = self.control(index, name);
             let ended = blocking(move || control.disconnect()).await;
             let what = format!("cannot end {}", token.device.display());

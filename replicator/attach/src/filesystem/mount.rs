@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 
+use super::alone::alone;
+use super::grow::{grow, is_small};
 use super::table::{self, MountPoint};
-use super::{FileSystemError, Options, failed, repair, users};
+use super::{FileSystemError, Options, User, failed, repair, users, write_out};
 
 /// How many mounts of one device at one directory are taken away at most.
 const STACKED_MAX: usize = 16;
@@ -37,6 +39,12 @@ impl Mount {
         let mut options = Options::parse(self.options.iter().map(String::as_str))?;
         if self.read_only {
             options.flags |= MsFlags::MS_RDONLY;
+        }
+        // A volume that was made from a snapshot has a file system of the same id as its source's,
+        // and both may be mounted on one node. That no device is mounted twice is seen to here.
+        if self.fs == "xfs" && !options.data.split(',').any(|option| option == "nouuid") {
+            let comma = if options.data.is_empty() { "" } else { "," };
+            options.data.push_str(&format!("{comma}nouuid"));
         }
         Ok(options)
     }
@@ -102,24 +110,34 @@ pub fn mounted_at(device: &Path, dir: &Path) -> Result<bool, FileSystemError> {
     Ok(top(dir)?.is_some_and(|mount| is_it(&mount)))
 }
 
-/// Mounts a file system, having brought it into order if it may be written. If it is mounted there
-/// already, all is well.
+/// Mounts a file system, having brought it into order if the device may be written, and lets it
+/// grow if the device has grown. If it is mounted there already, all is well. Returns why it is
+/// mounted and has not grown, if that is so.
 ///
 /// # Errors
 /// As [`Mount::prepare`] and [`repair`], and what the kernel says.
-pub fn mount(mount: &Mount) -> Result<(), FileSystemError> {
+pub fn mount(mount: &Mount) -> Result<Option<FileSystemError>, FileSystemError> {
+    mount.options()?;
+    let _alone = alone(&mount.device)?;
+    mount_alone(mount)
+}
+
+/// As [`mount`], by whoever has kept others off the device.
+fn mount_alone(mount: &Mount) -> Result<Option<FileSystemError>, FileSystemError> {
     let Mount { device, dir, fs, .. } = mount;
     let options = mount.options()?;
     if mounted_at(device, dir)? {
-        return Ok(());
+        return Ok(None);
     }
     mount.prepare()?;
-    if !options.is_read_only() {
+    if !mount.read_only {
         repair(device, fs)?;
     }
+    let grows = !options.is_read_only() && is_small(device, fs)?;
     let data = Some(options.data.as_str()).filter(|data| !data.is_empty());
     let outcome = nix::mount::mount(Some(device), dir, Some(fs.as_str()), options.flags, data);
-    outcome.map_err(|errno| refusal(mount, errno))
+    outcome.map_err(|errno| refusal(mount, errno))?;
+    Ok(if grows { grow(device, dir, fs).err() } else { None })
 }
 
 /// What a mount that the kernel refused means.
@@ -174,6 +192,32 @@ pub fn unmount(device: &Path, dir: &Path) -> Result<(), FileSystemError> {
         }
         wait_a_moment();
     }
+}
+
+/// Leaves a device with nothing mounted and nothing for the kernel to write to it: it can be
+/// closed then. `mount` is what may be mounted of it; it is mounted again if this fails. One who
+/// was told to do the same before, and whose daemon has died, is waited for: while he unmounts, the
+/// device is in use though nobody is seen to use it.
+///
+/// # Errors
+/// [`FileSystemError::Busy`] if somebody else uses the device.
+pub fn settle(device: &Path, mount: Option<&Mount>) -> Result<(), FileSystemError> {
+    let _alone = alone(device)?;
+    // Programs that only look at all devices, as udev does, are none that use it.
+    let counts = |user: &User| !matches!(user, User::Process { .. });
+    let ours = mount.map(|mount| User::Mount(mount.dir.clone()));
+    let mut others = users::users(device).into_iter().filter(counts);
+    if let Some(other) = others.find(|user| Some(user) != ours.as_ref()) {
+        let by = other.to_string();
+        return Err(FileSystemError::Busy { what: device.to_owned(), by });
+    }
+    let Some(mount) = mount else { return write_out(device) };
+    unmount(device, &mount.dir)?;
+    let written = write_out(device);
+    if written.is_err() {
+        mount_alone(mount)?;
+    }
+    written
 }
 
 /// Whoever is not to be seen uses it for a moment only: a process that is just being made has the
@@ -238,6 +282,28 @@ mod tests {
         detach(Path::new("/dev/null"), &dir.path().join("none")).unwrap();
         unmount(Path::new("/dev/null"), Path::new("/proc")).unwrap();
         assert!(top(Path::new("/proc")).unwrap().is_some());
+    }
+
+    /// Whether somebody waits for a lock on a file.
+    fn is_waited_for(file: &fs::File) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        let inode = format!(":{} ", file.metadata().unwrap().ino());
+        let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+        locks.lines().any(|line| line.contains("->") && line.contains(&inode))
+    }
+
+    #[test]
+    fn whoever_is_still_at_work_on_a_device_is_waited_for() {
+        let device = tempfile::NamedTempFile::new().unwrap();
+        let (path, file) = (device.path().to_owned(), device.as_file());
+        let at_work = alone(&path).unwrap();
+        let settling = std::thread::spawn(move || settle(&path, None));
+        while !settling.is_finished() && !is_waited_for(file) {
+            std::thread::yield_now();
+        }
+        assert!(!settling.is_finished(), "it did not wait");
+        drop(at_work);
+        settling.join().unwrap().unwrap();
     }
 
     #[test]

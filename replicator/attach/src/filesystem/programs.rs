@@ -1,6 +1,7 @@
 //! Programs of others: found, run, and what they said.
 
 use std::ffi::OsStr;
+use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -20,10 +21,23 @@ pub(super) struct Program {
     package: &'static str,
 }
 
+impl Program {
+    fn file(&self) -> Result<PathBuf, FileSystemError> {
+        let Self { name: program, package } = *self;
+        let found = find(program, std::env::var_os("PATH").as_deref());
+        found.ok_or(FileSystemError::Missing { program, package })
+    }
+}
+
 pub(super) const BLKID: Program = Program { name: "blkid", package: "util-linux" };
 pub(super) const MKFS_EXT4: Program = Program { name: "mkfs.ext4", package: "e2fsprogs" };
 pub(super) const MKFS_XFS: Program = Program { name: "mkfs.xfs", package: "xfsprogs" };
 pub(super) const E2FSCK: Program = Program { name: "e2fsck", package: "e2fsprogs" };
+pub(super) const XFS_REPAIR: Program = Program { name: "xfs_repair", package: "xfsprogs" };
+pub(super) const XFS_LOGPRINT: Program = Program { name: "xfs_logprint", package: "xfsprogs" };
+
+pub(super) const RESIZE2FS: Program = Program { name: "resize2fs", package: "e2fsprogs" };
+pub(super) const XFS_GROWFS: Program = Program { name: "xfs_growfs", package: "xfsprogs" };
 
 /// How a program ended.
 #[derive(Debug)]
@@ -73,9 +87,8 @@ pub(super) fn run(
     more: &[&str],
     device: &Path,
 ) -> Result<Ended, FileSystemError> {
-    let Program { name, package } = *program;
-    let missing = || FileSystemError::Missing { program: name, package };
-    let file = find(name, std::env::var_os("PATH").as_deref()).ok_or_else(missing)?;
+    let name = program.name;
+    let file = program.file()?;
     let output = Command::new(&file)
         .args(options)
         .args(more)
@@ -95,6 +108,33 @@ pub(super) fn run(
         said: last_words(if stderr.trim().is_empty() { &stdout } else { &stderr }),
         output: stdout,
     })
+}
+
+/// The first bytes, `len_max` at most, of what a program tells of a device. It does not live to
+/// tell more.
+pub(super) fn first_words(
+    program: &Program,
+    options: &[&str],
+    device: &Path,
+    len_max: u64,
+) -> Result<String, FileSystemError> {
+    let file = program.file()?;
+    let mut child = Command::new(&file)
+        .args(options)
+        .arg(device)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|e| failed("cannot run", &file, e))?;
+    let mut told = Vec::new();
+    let read = child.stdout.take().map_or(Ok(0), |out| out.take(len_max).read_to_end(&mut told));
+    // It has ended by itself, or waits for somebody to read on.
+    let _ = child.kill();
+    let ended = child.wait();
+    read.and(ended).map_err(|e| failed("cannot run", &file, e))?;
+    Ok(String::from_utf8_lossy(&told).into_owned())
 }
 
 /// The end of what was said, in one line.

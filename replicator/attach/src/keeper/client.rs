@@ -1,4 +1,5 @@
-//! The side of those who want files kept. Calls block, for a moment: no task may make them.
+//! The side of those who want files kept. Calls block, for a moment: no task may make them, but for
+//! [`KeeperClient::watch`].
 
 use std::io::{self, Read as _};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -8,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use lockstep_kernel::fds;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
 use super::wire::{self, Answer, Ask, LINE_BYTES_MAX};
 use super::{KeeperError, socket};
@@ -30,6 +32,15 @@ pub struct Kept {
     pub fd: OwnedFd,
     /// What was noted with it.
     pub note: String,
+}
+
+/// How a keeper ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It had nothing to keep, or the node shuts down.
+    Orderly,
+    /// It was killed: what it kept is kept no more.
+    Broken,
 }
 
 impl KeeperClient {
@@ -86,6 +97,25 @@ impl KeeperClient {
         Ok(self.ask(&Ask::List, None)?.map(|(answer, _)| answer.names).unwrap_or_default())
     }
 
+    /// Waits until the keeper ends. `None` if there is none.
+    ///
+    /// # Errors
+    /// See [`KeeperError`]; it may have ended then, or not.
+    pub async fn watch(&self) -> Result<Option<End>, KeeperError> {
+        let failed = |source| KeeperError::Io { socket: self.socket.clone(), source };
+        let stream = match tokio::net::UnixStream::connect(&self.socket).await {
+            Ok(stream) => stream,
+            Err(error) if is_nobody(&error) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let ask = wire::line(&Ask::Watch).map_err(failed)?;
+        let (answered, farewell) = listen(stream, &ask).await;
+        let Some(line) = answered else { return Ok(Some(End::Broken)) };
+        let answer: Answer = serde_json::from_str(&line).map_err(|error| failed(error.into()))?;
+        let end = if farewell { End::Orderly } else { End::Broken };
+        answer.error.map_or(Ok(Some(end)), |why| Err(KeeperError::Refused(why)))
+    }
+
     fn absent(&self, why: &str) -> KeeperError {
         KeeperError::Absent { socket: self.socket.clone(), why: why.to_owned() }
     }
@@ -99,10 +129,8 @@ impl KeeperClient {
         let failed = |source| KeeperError::Io { socket: self.socket.clone(), source };
         let stream = match UnixStream::connect(&self.socket) {
             Ok(stream) => stream,
-            Err(error) => match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => return Ok(None),
-                _ => return Err(failed(error)),
-            },
+            Err(error) if is_nobody(&error) => return Ok(None),
+            Err(error) => return Err(failed(error)),
         };
         let (answer, fd) = converse(&stream, ask, fd).map_err(failed)?;
         answer.error.clone().map_or(Ok(Some((answer, fd))), |why| Err(KeeperError::Refused(why)))
@@ -123,6 +151,22 @@ impl KeeperClient {
         let said = String::from_utf8_lossy(&output.stderr);
         Err(self.absent(&format!("{}, {}", output.status, said.trim())))
     }
+}
+
+/// Whether a call failed because there is nobody to call.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// What is answered until the connection ends, however it does, and whether a line followed.
+async fn listen(mut stream: tokio::net::UnixStream, ask: &[u8]) -> (Option<String>, bool) {
+    if stream.write_all(ask).await.is_err() {
+        return (None, false);
+    }
+    let mut lines = BufReader::new(stream).lines();
+    let answered = lines.next_line().await.ok().flatten();
+    let farewell = answered.is_some() && matches!(lines.next_line().await, Ok(Some(_)));
+    (answered, farewell)
 }
 
 fn converse(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -85,6 +85,7 @@ pub async fn run<F: Future<Output = ()>>(
     ready(LISTENING);
     let held = Held::default();
     let mut clients = JoinSet::new();
+    let mut watchers = Watchers::default();
     loop {
         let idle = clients.is_empty() && locked(&held).is_empty();
         tokio::select! {
@@ -93,16 +94,28 @@ pub async fn run<F: Future<Output = ()>>(
                 let held = Arc::clone(&held);
                 clients.spawn(async move {
                     // A client that breaks off has told nothing, or does not want the answer.
-                    let _ = timeout(PATIENCE, serve(stream, &held)).await;
+                    timeout(PATIENCE, serve(stream, &held)).await.ok()?.ok()?
                 });
             }
-            _ = clients.join_next(), if !clients.is_empty() => {}
+            served = clients.join_next(), if !clients.is_empty() => {
+                if let Some(Ok(Some(watcher))) = served {
+                    watchers.add(watcher);
+                }
+            }
             _ = term.recv() => break,
             _ = int.recv() => break,
             // Whoever calls now finds a socket that nobody listens on, and starts another keeper.
-            () = sleep(IDLE), if idle => return Ok(()),
+            () = sleep(IDLE), if idle => {
+                watchers.say_farewell();
+                return Ok(());
+            }
         }
     }
+    while let Some(served) = clients.try_join_next() {
+        served.ok().flatten().into_iter().for_each(|watcher| watchers.add(watcher));
+    }
+    // First of all, so that nobody takes what follows for an accident and starts another keeper.
+    watchers.say_farewell();
     // Nobody is answered any more, and what was kept is closed: the kernel ends what nobody else
     // has open.
     std::fs::remove_file(socket(&run_dir))?;
@@ -138,9 +151,39 @@ fn listen(run_dir: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn serve(mut stream: UnixStream, held: &Held) -> io::Result<()> {
+/// Those who want to know when the keeper ends.
+#[derive(Default)]
+struct Watchers(Vec<std::os::unix::net::UnixStream>);
+
+impl Watchers {
+    /// One more, unless there are too many; that one takes the keeper for ended.
+    fn add(&mut self, watcher: UnixStream) {
+        // They say nothing: what is read is that they have gone.
+        let waits = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        self.0.retain(|mut old| old.read(&mut [0]).is_err_and(|error| waits(&error)));
+        if self.0.len() < CLIENTS_MAX
+            && let Ok(watcher) = watcher.into_std()
+        {
+            self.0.push(watcher);
+        }
+    }
+
+    fn say_farewell(&mut self) {
+        for mut watcher in self.0.drain(..) {
+            // Who does not hear it has gone.
+            let _ = watcher.write_all(FAREWELL);
+        }
+    }
+}
+
+/// What those hear who watch a keeper that ends in good order.
+const FAREWELL: &[u8] = b"{}\n";
+
+/// Answers a client. One that goes on watching is returned.
+async fn serve(mut stream: UnixStream, held: &Held) -> io::Result<Option<UnixStream>> {
     let (line, fd) = receive(&stream).await?;
     let ask = Ask::parse(&line);
+    let watches = ask == Ok(Ask::Watch);
     let outcome = ask.and_then(|ask| obey(ask, fd, held));
     let (answer, fd) =
         outcome.unwrap_or_else(|why| (Answer { error: Some(why), ..Answer::default() }, None));
@@ -151,7 +194,11 @@ async fn serve(mut stream: UnixStream, held: &Held) -> io::Result<()> {
         })
         .await?;
     stream.write_all(line.get(sent..).unwrap_or_default()).await?;
-    stream.shutdown().await
+    if watches {
+        return Ok(Some(stream));
+    }
+    stream.shutdown().await?;
+    Ok(None)
 }
 
 async fn receive(stream: &UnixStream) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
@@ -190,6 +237,7 @@ fn obey(ask: Ask, fd: Option<OwnedFd>, held: &Held) -> Result<(Answer, Option<Ow
         }
         Ask::Forget { name } => answer.found = held.remove(&name).is_some(),
         Ask::List => answer.names = held.keys().cloned().collect(),
+        Ask::Watch => {}
     }
     Ok((answer, attached))
 }

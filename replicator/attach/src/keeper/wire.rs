@@ -21,6 +21,8 @@ pub(crate) enum Ask {
     Forget { name: String },
     /// Tell all names.
     List,
+    /// Hold this connection, and say one more line before ending in good order.
+    Watch,
 }
 
 /// An answer.
@@ -47,7 +49,7 @@ impl Ask {
         let text = match &ask {
             Self::Keep { name, note } => [name.as_str(), note.as_str()],
             Self::Fetch { name } | Self::Forget { name } => [name.as_str(), ""],
-            Self::List => return Ok(ask),
+            Self::List | Self::Watch => return Ok(ask),
         };
         if text.iter().any(|text| text.len() > TEXT_BYTES_MAX) || text.first() == Some(&"") {
             return Err(format!("a name has 1 to {TEXT_BYTES_MAX} bytes, a note not more"));
@@ -74,6 +76,7 @@ mod tests {
             Ask::Fetch { name: "a".into() },
             Ask::Forget { name: "a".into() },
             Ask::List,
+            Ask::Watch,
         ];
         for ask in asks {
             assert_eq!(Ask::parse(&line(&ask).unwrap()).unwrap(), ask);

@@ -6,10 +6,14 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lockstep_attach::keeper::{KeeperClient, KeeperError};
+use lockstep_attach::keeper::{End, KeeperClient, KeeperError};
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 
-use crate::world::server;
+use crate::world::{server, wait_until};
 
 /// Waits until no keeper has the lock of the directory. Calling one would keep it from ending.
 fn wait_for_the_end(dir: &Path) {
@@ -83,4 +87,63 @@ fn without_a_program_there_is_none() {
     assert!(matches!(keeper.keep("a", "", writer.as_fd()), Err(KeeperError::Absent { .. })));
     let keeper = KeeperClient::new(dir.path(), Some("/bin/false".into()));
     assert!(matches!(keeper.keep("a", "", writer.as_fd()), Err(KeeperError::Absent { .. })));
+}
+
+/// Connections that a keeper has, or is to accept.
+fn connections(dir: &Path) -> usize {
+    let path = dir.join("keeper.sock.new");
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let (path, connected) = (path.to_str().unwrap(), "03");
+    let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    lines.filter(|words| words.last() == Some(&path) && words.get(5) == Some(&connected)).count()
+}
+
+/// A keeper that keeps something, and its process.
+async fn started(keeper: &KeeperClient, dir: &Path) -> Pid {
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let client = keeper.clone();
+    tokio::task::spawn_blocking(move || client.keep("a", "", writer.as_fd()).unwrap())
+        .await
+        .unwrap();
+    let stream = UnixStream::connect(dir.join("keeper.sock")).await.unwrap();
+    let pid = Pid::from_raw(stream.peer_cred().unwrap().pid().unwrap());
+    drop(stream);
+    wait_until("nobody calls it", || connections(dir) == 0).await;
+    pid
+}
+
+#[tokio::test]
+async fn who_watches_it_learns_how_it_ended() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let keeper = KeeperClient::new(dir.path(), Some(server()));
+    assert_eq!(keeper.watch().await.unwrap(), None, "there is none yet");
+    let pid = started(&keeper, dir.path()).await;
+    let watcher = tokio::spawn({
+        let keeper = keeper.clone();
+        async move { keeper.watch().await.unwrap() }
+    });
+    wait_until("it is watched", || connections(dir.path()) == 1).await;
+    kill(pid, Signal::SIGKILL).unwrap();
+    assert_eq!(watcher.await.unwrap(), Some(End::Broken));
+
+    let pid = started(&keeper, dir.path()).await;
+    let mut watcher = UnixStream::connect(dir.path().join("keeper.sock")).await.unwrap();
+    watcher.write_all(b"{\"do\":\"watch\"}\n").await.unwrap();
+    let mut answer = [0; 256];
+    let len = watcher.read(&mut answer).await.unwrap();
+    assert_eq!(answer.get(..len).unwrap().last(), Some(&b'\n'));
+    kill(pid, Signal::SIGTERM).unwrap();
+    let mut farewell = String::new();
+    watcher.read_to_string(&mut farewell).await.unwrap();
+    assert_eq!(farewell, "{}\n");
+
+    started(&keeper, dir.path()).await;
+    let idle = tokio::spawn({
+        let keeper = keeper.clone();
+        async move { keeper.watch().await.unwrap() }
+    });
+    wait_until("it is watched", || connections(dir.path()) == 1).await;
+    let client = keeper.clone();
+    tokio::task::spawn_blocking(move || client.forget("a").unwrap()).await.unwrap();
+    assert_eq!(idle.await.unwrap(), Some(End::Orderly), "it has nothing to keep");
 }

@@ -10,9 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lockstep_attach::device::{DeviceError, Door};
-use lockstep_attach::memory::MemoryBackend;
+use lockstep_attach::memory::{Gated, MemoryBackend};
 
-use crate::backends::Gate;
 use crate::world::{MIB, World, away, is_bound, outcome, pattern, possible, run, sys, wait_until};
 
 async fn a_file_system_lives_on_it(test: &str, fs: &str) {
@@ -172,7 +171,7 @@ async fn it_grows_while_it_is_used() {
         return;
     }
     let world = World::new();
-    let backend = Arc::new(Gate::new(16 * MIB, 64 * MIB));
+    let backend = Arc::new(Gated::with_room(16 * MIB, 64 * MIB));
     let device = world.open(&backend, |_| {}).await.unwrap();
     let path = device.path().to_owned();
     assert_eq!(run("blockdev", &[&"--getsize64", &path]).await.trim(), "16777216");
@@ -223,12 +222,12 @@ async fn whoever_waits_gets_an_error_when_it_fails() {
         return;
     }
     let world = World::new();
-    let backend = Arc::new(Gate::new(64 * MIB, 64 * MIB));
+    let backend = Arc::new(Gated::new(64 * MIB));
     let device = world.open(&backend, |_| {}).await.unwrap();
     let (path, dir) = (device.path().to_owned(), world.mount_point());
     run("mkfs.ext4", &[&"-q", &path]).await;
     run("mount", &[&path, &dir]).await;
-    backend.hold(true);
+    backend.shut();
     let target = path.clone();
     let reader = tokio::task::spawn_blocking(move || direct(&target, 32 * MIB, None));
     let file = dir.join("file");
@@ -236,7 +235,7 @@ async fn whoever_waits_gets_an_error_when_it_fails() {
         std::fs::write(&file, [1; 4096])?;
         File::open(file)?.sync_all()
     });
-    wait_until("both wait", || backend.waiting.load(Ordering::SeqCst) >= 2).await;
+    wait_until("both wait", || backend.waiting() >= 2).await;
     let begun = Instant::now();
     device.fail().await;
     let error = reader.await.unwrap().unwrap_err();
@@ -256,7 +255,7 @@ async fn a_released_device_waits_for_its_next_server() {
         return;
     }
     let world = World::new();
-    let backend = Arc::new(Gate::new(16 * MIB, 16 * MIB));
+    let backend = Arc::new(Gated::new(16 * MIB));
     let mut device = world.open(&backend, |_| {}).await.unwrap();
     let path = device.path().to_owned();
     let stop = Arc::new(AtomicBool::new(false));
@@ -271,12 +270,12 @@ async fn a_released_device_waits_for_its_next_server() {
         written
     });
     for round in 1..=5 {
-        let seen = backend.memory.allocated_blocks();
-        let enough = || backend.memory.allocated_blocks() > seen.min(4000);
+        let seen = backend.memory().allocated_blocks();
+        let enough = || backend.memory().allocated_blocks() > seen.min(4000);
         wait_until("writes go on", enough).await;
         // A release finishes what is under way, so nobody may be held for good.
         device.release().await;
-        assert_eq!(backend.waiting.load(Ordering::SeqCst), 0, "round {round}");
+        assert_eq!(backend.waiting(), 0, "round {round}");
         let token = device.token().clone();
         drop(device);
         device = world.door.resume(token, Arc::clone(&backend)).await.unwrap();

@@ -6,7 +6,6 @@
     reason = "in a test, a panic is how a failure is told; helpers count as tests"
 )]
 
-mod backends;
 mod keeper;
 mod lifecycle;
 mod programs;

@@ -1,12 +1,13 @@
 //! Exports and clients that come and go while requests are in flight.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_attach::Errno;
 use lockstep_attach::nbd::proto::cmd;
-use lockstep_attach::nbd::{Client, ClientError, Export, Limits, ServerError};
+use lockstep_attach::nbd::{Client, ClientError, Export, Limits, NbdUri, ServerError};
 
 use crate::gated::GatedBackend;
 use crate::raw::{Raw, request, simple};
@@ -117,6 +118,17 @@ async fn a_vanished_client_does_not_cancel_its_requests() {
     assert_eq!(backend.inner.allocated_blocks(), 3);
 }
 
+/// A client that must not be connected yet, because of `why`: a little later it waits still.
+async fn kept_waiting<'a>(
+    uri: &'a NbdUri,
+    why: &str,
+) -> Pin<Box<impl Future<Output = Result<Client, ClientError>> + use<'a>>> {
+    let mut client = Box::pin(Client::connect(uri));
+    let early = tokio::time::timeout(Duration::from_millis(100), &mut client).await;
+    assert!(early.is_err(), "{why}");
+    client
+}
+
 #[tokio::test]
 async fn a_place_is_free_only_when_the_last_request_has_ended() {
     let world = World::with_limits(Limits::default()).await;
@@ -132,9 +144,8 @@ async fn a_place_is_free_only_when_the_last_request_has_ended() {
     drop(raw);
 
     let uri = world.unix("disk");
-    let mut second = Box::pin(Client::connect(&uri));
-    let early = tokio::time::timeout(Duration::from_millis(100), &mut second).await;
-    assert!(early.is_err(), "a request of the old connection may still overtake");
+    let why = "a request of the old connection may still overtake";
+    let second = kept_waiting(&uri, why).await;
     backend.release(1);
     let client = soon("the second connection", second).await.unwrap();
     assert_eq!(backend.finished(), 1);
@@ -147,9 +158,7 @@ async fn connections_are_limited_over_all_listeners() {
     let (world, _) = gated_world(limits).await;
     for uri in [world.tcp("disk"), world.unix("disk")] {
         let first = soon("the first client", Client::connect(&uri)).await.unwrap();
-        let mut second = Box::pin(Client::connect(&uri));
-        let early = tokio::time::timeout(Duration::from_millis(50), &mut second).await;
-        assert!(early.is_err(), "two clients where one is allowed");
+        let second = kept_waiting(&uri, "two clients where one is allowed").await;
         first.close().await.unwrap();
         soon("the second client", second).await.unwrap().close().await.unwrap();
     }

@@ -115,6 +115,14 @@ pub fn choose(
     Ok(chosen)
 }
 
+/// Whether a copy would fit on each node, and if not, why not, by name.
+#[must_use]
+pub fn fits(want: &Want, candidates: &[Candidate]) -> Vec<(NodeId, Option<Misfit>)> {
+    let nodes: BTreeSet<&NodeId> = candidates.iter().map(|c| &c.node).collect();
+    let fits = |node: &NodeId| (node.clone(), fit(want, node, candidates).err());
+    nodes.into_iter().map(fits).collect()
+}
+
 /// The pool of `node` in which a copy fits.
 fn fit<'a>(
     want: &Want,

@@ -29,6 +29,8 @@ pub struct View<'a> {
     pub now: Tick,
     /// How long a silent node may take to come back, in milliseconds.
     pub grace_ms: u64,
+    /// A copy goes where the volume is served.
+    pub follow: bool,
 }
 
 /// A node, as it is known.
@@ -182,7 +184,12 @@ pub fn surplus(view: &View<'_>) -> Option<ReplicaId> {
     let record = view.record;
     let good = record.in_sync().filter(|entry| view.fate(entry) == Fate::Present).count();
     let whole = record.in_sync().filter(|entry| view.answers(&entry.node)).count();
+    let beside = |entry: &ReplicaEntry| {
+        view.follow && record.primary.as_ref().is_some_and(|p| p.node == entry.node)
+    };
     let may = |entry: &&ReplicaEntry| match entry.state {
+        // It is to take the place of another.
+        ReplicaState::New | ReplicaState::Out { .. } if beside(entry) => false,
         ReplicaState::InSync => false,
         ReplicaState::Leaving => whole >= usize::from(record.min_in_sync),
         ReplicaState::New | ReplicaState::Out { .. } => good >= usize::from(record.repl),

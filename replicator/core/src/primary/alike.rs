@@ -31,6 +31,7 @@ impl Hash for Primary {
             pace: _,
             closing,
             release,
+            tasks,
             fitness: _,
             // Numbers to come are higher than all that are there.
             next_seq: _,
@@ -47,6 +48,6 @@ impl Hash for Primary {
             peer.hash_as(self.is_open() && !bugs, behind, state);
         }
         (calls, ops, locks, guests, promotion, old_lease).hash(state);
-        (copy, resync, mending, closing, release, self.watermark_gaps()).hash(state);
+        (copy, resync, mending, closing, release, tasks, self.watermark_gaps()).hash(state);
     }
 }

@@ -7,7 +7,7 @@ use core::ops::{Deref, DerefMut};
 
 use super::{copy, guests};
 use crate::alike::Kind;
-use crate::id::{ReplicaId, Seq};
+use crate::id::{ReplicaId, Seq, SnapshotId};
 use crate::lock::LockId;
 
 /// A request to one replica.
@@ -44,6 +44,16 @@ pub(super) enum Purpose {
     TargetFlush,
     /// Makes durable on a member what one that leaves has.
     ReleaseFlush(u64),
+    /// T10: makes a replica as long as this, in blocks.
+    Extend(u64),
+    /// D1: has a member write down what a snapshot needs.
+    Prepare(SnapshotId),
+    /// D1: has a member keep a copy.
+    Snapshot(SnapshotId),
+    /// D1: waits until a member's copy is durable.
+    Seal(SnapshotId),
+    /// Has a member drop the copy of a snapshot that was given up.
+    DropSnapshot,
     /// T8: the last flush, or emptying the activity log, of this attempt.
     Close(u64),
 }

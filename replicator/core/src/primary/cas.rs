@@ -27,6 +27,8 @@ pub(super) enum Change {
     Add(ReplicaId),
     /// T8.
     Close,
+    /// T10.
+    Expand,
 }
 
 /// A record proposed and not decided.
@@ -268,7 +270,7 @@ impl Primary {
         match proposal.change {
             Change::Claim => ours && epoch,
             // Only we raise the generation within our epoch.
-            Change::Open | Change::Remove(_) | Change::Add(_) => {
+            Change::Open | Change::Remove(_) | Change::Add(_) | Change::Expand => {
                 ours && epoch && record.r#gen >= proposal.record.r#gen
             }
             Change::Close => ours && epoch && record.clean,
@@ -322,6 +324,7 @@ impl Primary {
             Change::Remove(rid) => self.on_removed(*rid),
             Change::Add(rid) => self.on_added(*rid),
             Change::Close => self.on_closed(),
+            Change::Expand => self.on_expanded(),
         }
         self.after_change();
     }
@@ -336,7 +339,7 @@ impl Primary {
                 return self.claim();
             }
             Change::Open => self.restart_promotion(),
-            Change::Remove(_) | Change::Add(_) | Change::Close => {}
+            Change::Remove(_) | Change::Add(_) | Change::Close | Change::Expand => {}
         }
         self.after_change();
     }

@@ -33,6 +33,7 @@ enum Stage {
 
 impl Primary {
     pub(super) fn on_close(&mut self) {
+        self.drop_tasks();
         match self.phase {
             Phase::Active | Phase::Suspended => {
                 self.abort_resync();

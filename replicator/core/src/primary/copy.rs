@@ -344,7 +344,10 @@ impl Primary {
         job.scanning = false;
         job.scan = next;
         for region in regions {
-            let range = BlockRange::of_region(*region, volume)?;
+            let Some(range) = BlockRange::of_region(*region, volume) else {
+                // It was extended, and the volume was not: nobody wrote there.
+                continue;
+            };
             job.progress.total_bytes += range.bytes();
             job.todo.push_region(*region);
         }

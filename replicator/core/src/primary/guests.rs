@@ -118,7 +118,7 @@ impl Primary {
 
     /// Hands out pieces in order of arrival while there is credit.
     pub(super) fn drive_guests(&mut self) {
-        if !self.is_open() {
+        if !self.is_open() || self.is_held() {
             return;
         }
         self.retry_parked();

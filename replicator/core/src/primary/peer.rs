@@ -11,6 +11,7 @@ use crate::id::{Conn, Gen, Incarnation, NodeId, ReplicaId, Seq, Tick};
 use crate::limits;
 use crate::message::{Header, Message, Promised, Refusal, Reply, Request};
 use crate::planted::Bug;
+use crate::range::BlockRange;
 use crate::record::Record;
 
 /// A request without an answer.
@@ -56,6 +57,8 @@ pub(super) struct Peer {
     /// Was an operation sent in this session? Then what it promised with (ring, unresolved
     /// regions, being empty) is out of date, and a repair or resync needs a new session first.
     dirty: bool,
+    /// To how many blocks it was asked to grow in this session.
+    pub(super) extending: u64,
     /// Its node's leave to be the target of a resync in this session.
     pub(super) entry: Entry,
 }
@@ -91,6 +94,7 @@ impl Peer {
             renewing: false,
             commit_sent: Seq(0),
             dirty: false,
+            extending: 0,
             entry: Entry::Unasked,
         }
     }
@@ -202,6 +206,13 @@ impl Peer {
         self.dirty && self.is_up()
     }
 
+    /// It is at least so long now.
+    pub(super) fn extended(&mut self, blocks: u64) {
+        if let Some(session) = &mut self.session {
+            session.blocks = session.blocks.map(|known| known.max(blocks));
+        }
+    }
+
     /// It is no member any more: if it has a session, it may come back as a target.
     pub(super) fn forgive(&mut self) {
         self.failed = self.failed && self.session.is_none();
@@ -213,6 +224,7 @@ impl Peer {
         }
         (self.held, self.ask_again_at) = (None, None);
         self.renewing = false;
+        self.extending = 0;
         self.entry = Entry::Unasked;
         self.owed.clear();
     }
@@ -414,7 +426,16 @@ impl Primary {
                 self.on_refused(rid, refusal);
             }
             (Purpose::Enter, Reply::Refused(Refusal::Busy)) => self.on_busy(rid),
-            (_, Reply::Refused(refusal)) => self.on_refused(rid, refusal),
+            (purpose, Reply::Refused(refusal)) => {
+                if !self.on_favour_refused(rid, &purpose, refusal) {
+                    self.on_refused(rid, refusal);
+                }
+            }
+            (Purpose::Extend(blocks), _) => self.on_extended(rid, blocks),
+            (Purpose::Prepare(id), _) => self.on_prepared(rid, id),
+            (Purpose::Snapshot(id), _) => self.on_kept(rid, id),
+            (Purpose::Seal(id), _) => self.on_sealed(rid, id),
+            (Purpose::DropSnapshot, _) => {}
             (Purpose::Enter, _) => self.on_entered(rid),
             (Purpose::Renew, _) => self.on_renewed(rid),
             (Purpose::Mark, _) => self.on_marked(rid),
@@ -439,6 +460,8 @@ impl Primary {
             | Refusal::Checksum { .. }
             | Refusal::Malformed
             | Refusal::NotPulled
+            | Refusal::NoRoom
+            | Refusal::NoReflink
             | Refusal::Busy => self.fail_peer(rid),
         }
     }
@@ -502,14 +525,34 @@ impl Primary {
         }
     }
 
-    fn on_promised(&mut self, rid: ReplicaId, promised: Promised) {
+    fn on_promised(&mut self, rid: ReplicaId, mut promised: Promised) {
         if self.is_ahead_of_record(promised.member_gen) {
             return;
         }
+        if self.is_cut_short(rid, &promised) {
+            return;
+        }
+        let volume = self.cas.record().map_or(0, |r| r.blocks);
+        // It may have been extended when the volume was not: nobody wrote there.
+        promised.ring = promised.ring.before(volume);
+        promised.unresolved.retain(|region| BlockRange::of_region(*region, volume).is_some());
         self.note_promise(rid, &promised);
         if !self.holds_back(rid, &promised) {
             self.on_session(rid, promised);
         }
+    }
+
+    /// Is it a member that has fewer blocks than it had as one (T10)? Then it has an older image.
+    fn is_cut_short(&mut self, rid: ReplicaId, promised: &Promised) -> bool {
+        let record = self.cas.record().filter(|r| r.is_in_sync(rid));
+        let Some(volume) = record.map(|r| r.blocks) else { return false };
+        let epoch = self.cas.record().map(|r| r.epoch).unwrap_or_default();
+        let short = promised.blocks.is_some_and(|blocks| blocks < volume);
+        if short && let Some(peer) = self.peers.get_mut(&rid) {
+            peer.refused = Some(Refusal::PutBack { promised: epoch });
+            self.fail_peer(rid);
+        }
+        short
     }
 
     /// What it promised is accepted.

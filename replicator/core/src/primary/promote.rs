@@ -434,6 +434,9 @@ impl Primary {
             .find(|rid| !self.promotion.stages.contains_key(rid) && self.is_serving(*rid));
         let Some(target) = spare else { return };
         let Some(session) = self.session_of(target).cloned() else { return };
+        if self.is_short(target) {
+            return self.lengthen(target);
+        }
         let record = self.cas.record();
         let state = record.and_then(|r| r.replica(target)).map(|r| r.state);
         self.promotion.left_out.remove(&target);

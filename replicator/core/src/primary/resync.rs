@@ -170,6 +170,9 @@ impl Primary {
         if !self.has_entered(target) {
             return self.ask_to_enter(target);
         }
+        if self.is_short(target) {
+            return self.lengthen(target);
+        }
         let rank = |rid: &ReplicaId| {
             let remote = self.peers[rid].node() != &self.params.node;
             (self.resync.failed.contains(rid), remote)

@@ -105,6 +105,8 @@ pub struct Counters {
     pub resyncs_lagging: u64,
     /// Times that a resync was put off since the target's node had enough of them.
     pub resyncs_refused: u64,
+    /// Snapshots taken.
+    pub snapshots: u64,
     /// Members removed (T5).
     pub removals: u64,
     /// Of these, members that answered, but were slow or had ever more bad blocks.

@@ -132,6 +132,7 @@ impl Desk {
                 credit_bytes: limits::CREDIT_BYTES,
                 silent_ms: Some(0),
                 pulls: true,
+                blocks: Some(limits::MAX_VOLUME_BLOCKS),
             })),
             Request::Read { blocks } => {
                 let bytes = usize::try_from(blocks.len()).unwrap() * 4096;

@@ -1,4 +1,4 @@
-//! The record's transitions T1 to T9 (T11: [`super::force`]), each a function from the record in
+//! The record's transitions T1 to T10 (T11: [`super::force`]), each a function from the record in
 //! force to the next. Every one takes a fresh `txn` and leaves the rest to the caller's
 //! compare-and-swap.
 
@@ -55,6 +55,14 @@ impl Record {
         };
         record.validate()?;
         Ok(record)
+    }
+
+    /// T1 for a volume that begins with a snapshot in which no block has a higher stamp than
+    /// `stamp`: its generations go on from there, so that what it began with is older than all
+    /// that a copy may miss.
+    #[must_use]
+    pub fn begun_after(self, stamp: Gen) -> Self {
+        Self { r#gen: self.r#gen.max(stamp.next()), ..self }
     }
 
     /// T2 and T3 in one: `primary` claims the volume for its node. Whether it may is decided
@@ -145,6 +153,13 @@ impl Record {
     #[must_use]
     pub fn close(&self, txn: Uuid) -> Self {
         Self { primary: None, attach: self.attach.clone(), clean: true, txn, ..self.clone() }
+    }
+
+    /// T10: every copy in sync has `blocks` blocks, durably. The generation rises, so that a
+    /// record store that was put back to the old size is found out.
+    #[must_use]
+    pub fn expand(&self, blocks: u64, txn: Uuid) -> Self {
+        Self { blocks: blocks.max(self.blocks), r#gen: self.r#gen.next(), txn, ..self.clone() }
     }
 
     /// T9, first half: a new empty copy is to be filled.

@@ -122,7 +122,11 @@ impl Replica {
             member_gen: self.member_gen,
             lineage: pending.wanted.lineage,
         };
-        self.submit(InFlight { conn, header, mutation: None, fatal: true, gives: false }, op, out);
+        self.submit(
+            InFlight { conn, header, mutation: None, fatal: true, gives: false, extends: None },
+            op,
+            out,
+        );
     }
 
     /// The store has persisted the promise under way.
@@ -156,6 +160,7 @@ impl Replica {
                 credit_bytes: limits::CREDIT_BYTES,
                 silent_ms: Some(self.past.silent_ms(now)),
                 pulls: self.fetches,
+                blocks: Some(self.blocks),
             };
             self.reply(pending.conn, &header, Reply::Promised(Box::new(promised)), out);
         }

@@ -113,7 +113,8 @@ impl Replica {
             return self.reply(conn, &header, Reply::Refused(refusal), out);
         }
         self.giving += 1;
-        let item = InFlight { conn, header, mutation: None, fatal: false, gives: true };
+        let item =
+            InFlight { conn, header, mutation: None, fatal: false, gives: true, extends: None };
         self.submit(item, StoreOp::Read { blocks }, out);
     }
 

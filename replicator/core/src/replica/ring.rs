@@ -136,6 +136,7 @@ mod tests {
             credit_bytes: 1,
             silent_ms: Some(1),
             pulls: true,
+            blocks: Some(1),
         };
         let volume = crate::id::VolumeId(uuid::Uuid::from_u128(1));
         let (epoch, seq) = (Epoch(1), Seq(1));

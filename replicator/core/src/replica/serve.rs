@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use super::pull::Pull;
 use super::{Effect, InFlight, Replica, Role};
 use crate::id::{Conn, Gen, Tick, Token};
-use crate::limits::MAX_OP_BLOCKS;
+use crate::limits::{MAX_OP_BLOCKS, MAX_VOLUME_BLOCKS};
 use crate::message::{Header, Payload, Refusal, Reply, Request, ResyncBlock, ResyncContent};
 use crate::planted::Bug;
 use crate::range::{BlockRange, BlockSet};
@@ -70,15 +70,42 @@ impl Replica {
                 self.role = Role::Idle;
                 self.barrier(conn, header, StoreOp::CleanAll, out);
             }
+            Request::Extend { blocks } => {
+                self.favour(conn, header, StoreOp::Extend { blocks }, out);
+            }
+            Request::Prepare => self.favour(conn, header, StoreOp::Prepare, out),
+            Request::Snapshot { id } => self.favour(conn, header, StoreOp::Snapshot { id }, out),
+            Request::Seal { id } => self.favour(conn, header, StoreOp::Seal { id }, out),
+            Request::DropSnapshot { id } => {
+                self.favour(conn, header, StoreOp::DropSnapshot { id }, out);
+            }
         }
     }
 
     fn query(&mut self, conn: Conn, header: Header, op: StoreOp, out: &mut Vec<Effect>) {
-        self.submit(InFlight { conn, header, mutation: None, fatal: false, gives: false }, op, out);
+        self.submit(
+            InFlight { conn, header, mutation: None, fatal: false, gives: false, extends: None },
+            op,
+            out,
+        );
     }
 
     fn barrier(&mut self, conn: Conn, header: Header, op: StoreOp, out: &mut Vec<Effect>) {
-        self.submit(InFlight { conn, header, mutation: None, fatal: true, gives: false }, op, out);
+        self.submit(
+            InFlight { conn, header, mutation: None, fatal: true, gives: false, extends: None },
+            op,
+            out,
+        );
+    }
+
+    /// What may fail for good reasons, and leaves the replica as it was then.
+    fn favour(&mut self, conn: Conn, header: Header, op: StoreOp, out: &mut Vec<Effect>) {
+        let extends = match op {
+            StoreOp::Extend { blocks } => Some(blocks),
+            _ => None,
+        };
+        let (mutation, fatal, gives) = (None, false, false);
+        self.submit(InFlight { conn, header, mutation, fatal, gives, extends }, op, out);
     }
 
     /// A mutation enters the ring before it is issued.
@@ -93,7 +120,11 @@ impl Replica {
         self.fresh = false;
         let replayed = self.ring.insert(header.epoch, header.seq, blocks.clone());
         let mutation = Some((blocks, header.r#gen));
-        self.submit(InFlight { conn, header, mutation, fatal: true, gives: false }, op, out);
+        self.submit(
+            InFlight { conn, header, mutation, fatal: true, gives: false, extends: None },
+            op,
+            out,
+        );
         if let Some(blocks) = replayed {
             out.push(Effect::Note(StoreNote::Release { blocks }));
         }
@@ -122,13 +153,17 @@ impl Replica {
             Ok(reply) => self.on_done(&item, reply, waits, out),
             Err(_) if !waits => {}
             Err(error) => {
-                self.reply(item.conn, &item.header, Reply::Refused(refusal(error)), out);
+                // Of what it can't do without, that it failed is all that matters.
+                let why = if item.fatal { Refusal::Io } else { refusal(error) };
+                let why = if error == StoreError::Faulted { Refusal::Faulted } else { why };
+                self.reply(item.conn, &item.header, Reply::Refused(why), out);
             }
         }
         self.try_promise(out);
     }
 
     fn on_done(&mut self, item: &InFlight, reply: StoreReply, waits: bool, out: &mut Vec<Effect>) {
+        self.blocks = self.blocks.max(item.extends.unwrap_or_default());
         if let Some((blocks, stamp)) = &item.mutation {
             self.restamp_if_overtaken(blocks, *stamp, out);
         }
@@ -168,6 +203,9 @@ impl Replica {
                 blocks.len() <= u64::from(MAX_OP_BLOCKS) && self.holds(blocks)
             }
             Request::Mark { blocks } => self.holds(blocks),
+            Request::Extend { blocks } => (1..=MAX_VOLUME_BLOCKS).contains(blocks),
+            // Only what a member has is worth keeping.
+            Request::Prepare | Request::Snapshot { .. } => self.role == Role::Member,
             Request::Resync { blocks, payload } => self.is_resync_well_formed(blocks, payload),
             Request::Pull { blocks, .. } => self.is_pull_well_formed(blocks),
             Request::Fetch { .. }
@@ -178,6 +216,8 @@ impl Replica {
             | Request::Scan { .. }
             | Request::Close
             | Request::Enter { .. }
+            | Request::Seal { .. }
+            | Request::DropSnapshot { .. }
             | Request::Renew => true,
         }
     }
@@ -211,7 +251,9 @@ pub(super) fn sized(payload: &Payload) -> bool {
 
 pub(super) fn refusal(error: StoreError) -> Refusal {
     match error {
-        StoreError::Io | StoreError::NoSpace => Refusal::Io,
+        StoreError::Io => Refusal::Io,
+        StoreError::NoSpace => Refusal::NoRoom,
+        StoreError::NoReflink => Refusal::NoReflink,
         StoreError::Checksum { block } => Refusal::Checksum { block },
         StoreError::Faulted => Refusal::Faulted,
     }

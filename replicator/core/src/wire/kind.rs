@@ -97,6 +97,16 @@ kinds! {
     Complete = 0x1e,
     /// [`crate::message::Request::Enter`].
     Enter = 0x1f,
+    /// [`crate::message::Request::Extend`].
+    Extend = 0x30,
+    /// [`crate::message::Request::Prepare`].
+    Prepare = 0x31,
+    /// [`crate::message::Request::Snapshot`].
+    Snapshot = 0x32,
+    /// [`crate::message::Request::DropSnapshot`].
+    DropSnapshot = 0x33,
+    /// [`crate::message::Request::Seal`].
+    Seal = 0x34,
     /// [`crate::message::Reply::Promised`].
     Promised = 0x20,
     /// [`crate::message::Reply::Data`].
@@ -124,6 +134,7 @@ impl Kind {
         match self {
             Self::Renew => 2,
             Self::Pull | Self::Fetch | Self::Complete | Self::Enter => 3,
+            Self::Extend | Self::Prepare | Self::Snapshot | Self::DropSnapshot | Self::Seal => 4,
             _ => super::MIN_VERSION,
         }
     }
@@ -137,7 +148,7 @@ impl Kind {
     /// Does it go to a replica?
     #[must_use]
     pub const fn is_request(self) -> bool {
-        self.byte() >= 0x10 && self.byte() < 0x20
+        matches!(self.byte(), 0x10..=0x1f | 0x30..=0x3f)
     }
 
     /// The flags that it may have.

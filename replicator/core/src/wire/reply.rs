@@ -19,6 +19,8 @@ const FRESH: u8 = 4;
 const SILENT: u8 = 8;
 /// Since version 3.
 const PULLS: u8 = 16;
+/// The size follows; since version 4.
+const SIZED: u8 = 32;
 
 const ZERO: u8 = 1;
 /// Since version 3, as is the next.
@@ -61,12 +63,14 @@ pub(super) fn write<'a>(
 
 fn write_promised(promised: &Promised, version: u16, out: &mut Writer) {
     let silent = promised.silent_ms.filter(|_| version >= 2);
+    let blocks = promised.blocks.filter(|_| version >= 4);
     let flag = |set: bool, bit: u8| if set { bit } else { 0 };
     let flags = flag(promised.unclean, UNCLEAN)
         | flag(promised.lossy, LOSSY)
         | flag(promised.fresh, FRESH)
         | flag(silent.is_some(), SILENT)
-        | flag(promised.pulls && version >= 3, PULLS);
+        | flag(promised.pulls && version >= 3, PULLS)
+        | flag(blocks.is_some(), SIZED);
     out.u64(promised.incarnation.0);
     out.u8(flags);
     out.u32(promised.member_gen.0);
@@ -76,6 +80,9 @@ fn write_promised(promised: &Promised, version: u16, out: &mut Writer) {
     out.regions(&promised.unresolved);
     if let Some(silent_ms) = silent {
         out.u32(silent_ms);
+    }
+    if let Some(blocks) = blocks {
+        out.u64(blocks);
     }
 }
 
@@ -103,7 +110,13 @@ fn write_refusal(refusal: Refusal, version: u16, out: &mut Writer) {
         Refusal::Checksum { block } => (6, block),
         Refusal::NotPulled if version >= 3 => (9, 0),
         Refusal::Busy if version >= 3 => (10, 0),
-        Refusal::Malformed | Refusal::NotPulled | Refusal::Busy => (7, 0),
+        Refusal::NoRoom if version >= 4 => (11, 0),
+        Refusal::NoReflink if version >= 4 => (12, 0),
+        Refusal::Malformed
+        | Refusal::NotPulled
+        | Refusal::Busy
+        | Refusal::NoRoom
+        | Refusal::NoReflink => (7, 0),
     };
     out.u8(code);
     out.u64(number);
@@ -131,6 +144,7 @@ fn read_promised(version: u16, reader: &mut Reader<'_>) -> Result<Promised, Malf
     let mut known = UNCLEAN | LOSSY | FRESH;
     known |= if version >= 2 { SILENT } else { 0 };
     known |= if version >= 3 { PULLS } else { 0 };
+    known |= if version >= 4 { SIZED } else { 0 };
     if flags & !known != 0 {
         return Err(Malformed("unknown state of a replica"));
     }
@@ -148,6 +162,7 @@ fn read_promised(version: u16, reader: &mut Reader<'_>) -> Result<Promised, Malf
         credit_bytes,
         silent_ms: if flags & SILENT == 0 { None } else { Some(reader.u32()?) },
         pulls: flags & PULLS != 0,
+        blocks: if flags & SIZED == 0 { None } else { Some(reader.u64()?) },
     })
 }
 
@@ -207,6 +222,8 @@ fn read_refusal(version: u16, reader: &mut Reader<'_>) -> Result<Refusal, Malfor
         7 => Refusal::Malformed,
         9 if version >= 3 => Refusal::NotPulled,
         10 if version >= 3 => Refusal::Busy,
+        11 if version >= 4 => Refusal::NoRoom,
+        12 if version >= 4 => Refusal::NoReflink,
         _ => return Err(Malformed("unknown refusal")),
     };
     if number == 0 { Ok(refusal) } else { Err(Malformed("a number that the refusal has not")) }

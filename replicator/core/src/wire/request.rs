@@ -6,8 +6,8 @@ use bytes::Bytes;
 use super::codec::{Malformed, Reader, Writer};
 use super::kind::{FLAG_DEALLOCATE, FLAG_FUA, FLAG_MEMBER};
 use super::{Kind, MAX_LIST_BLOCKS, MAX_SCAN_REGIONS, read_crcs, write_crcs};
-use crate::id::{Epoch, Gen, InstanceId, Lineage, NodeId, RegionIndex, ReplicaId};
-use crate::limits::MAX_OP_BLOCKS;
+use crate::id::{Epoch, Gen, InstanceId, Lineage, NodeId, RegionIndex, ReplicaId, SnapshotId};
+use crate::limits::{MAX_OP_BLOCKS, MAX_VOLUME_BLOCKS};
 use crate::message::{Payload, Request, ResyncBlock, ResyncContent};
 use crate::range::{BlockRange, BlockSet};
 use uuid::Uuid;
@@ -79,6 +79,34 @@ pub(super) fn write<'a>(
             out.set(blocks);
             (Kind::Fetch, 0, None)
         }
+        Request::Extend { .. }
+        | Request::Prepare
+        | Request::Snapshot { .. }
+        | Request::Seal { .. }
+        | Request::DropSnapshot { .. } => (write_service(request, out), 0, None),
+    }
+}
+
+/// What a volume can be asked for as a whole; since version 4.
+fn write_service(request: &Request, out: &mut Writer) -> Kind {
+    match request {
+        Request::Extend { blocks } => {
+            out.u64(*blocks);
+            Kind::Extend
+        }
+        Request::Snapshot { id } => {
+            out.uuid(id.0);
+            Kind::Snapshot
+        }
+        Request::Seal { id } => {
+            out.uuid(id.0);
+            Kind::Seal
+        }
+        Request::DropSnapshot { id } => {
+            out.uuid(id.0);
+            Kind::DropSnapshot
+        }
+        _ => Kind::Prepare,
     }
 }
 
@@ -178,8 +206,20 @@ pub(super) fn read(
             Request::Fetch { source, blocks: read_set(reader, MAX_OP_BLOCKS)? }
         }
         Kind::Enter => Request::Enter { copies: reader.u32()? },
+        Kind::Extend => Request::Extend { blocks: read_size(reader)? },
+        Kind::Prepare => Request::Prepare,
+        Kind::Snapshot => Request::Snapshot { id: SnapshotId(reader.uuid()?) },
+        Kind::DropSnapshot => Request::DropSnapshot { id: SnapshotId(reader.uuid()?) },
+        Kind::Seal => Request::Seal { id: SnapshotId(reader.uuid()?) },
         _ => return Err(Malformed("not a request")),
     })
+}
+
+/// Blocks of a volume.
+fn read_size(reader: &mut Reader<'_>) -> Result<u64, Malformed> {
+    let blocks = reader.u64()?;
+    let fits = (1..=MAX_VOLUME_BLOCKS).contains(&blocks);
+    if fits { Ok(blocks) } else { Err(Malformed("a size that no volume has")) }
 }
 
 /// Since version 2; nil is none.

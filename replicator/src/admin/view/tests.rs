@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use lockstep_core::id::{InstanceId, Lineage, NodeId, ReplicaId, VolumeId};
 use lockstep_core::record::{NewVolume, PrimaryRef};
 use uuid::Uuid;
@@ -6,7 +8,7 @@ use super::super::catalog::Place;
 use super::super::names::Wanted;
 use super::*;
 
-fn node(index: u128) -> NodeId {
+pub(in crate::admin) fn node(index: u128) -> NodeId {
     NodeId::new(&format!("n{index}")).unwrap()
 }
 
@@ -14,7 +16,7 @@ fn rid(index: u128) -> ReplicaId {
     ReplicaId(Uuid::from_u128(index))
 }
 
-fn setting() -> (VolumeObject, Record) {
+pub(in crate::admin) fn setting() -> (VolumeObject, Record) {
     let wanted = Wanted {
         name: "vol".to_owned(),
         size_bytes: 1 << 20,
@@ -25,6 +27,13 @@ fn setting() -> (VolumeObject, Record) {
         allow_degraded: false,
         door: crate::admin::names::any_door(),
         write_cache: crate::admin::names::volatile(),
+        prefer: Vec::new(),
+        require_preferred: false,
+        annotations: BTreeMap::new(),
+        source: None,
+        spread: crate::admin::names::zone_label(),
+        follow: false,
+        limits: crate::admin::catalog::Limits::default(),
     };
     let places = (1..=3).map(|i| Place { rid: rid(i), node: node(i) }).collect();
     let mut object = VolumeObject::new(&wanted, places);
@@ -40,7 +49,7 @@ fn setting() -> (VolumeObject, Record) {
     (object, Record::create(new, Uuid::nil()).unwrap())
 }
 
-fn survey(uid: VolumeId, live: &[u128]) -> Survey {
+pub(in crate::admin) fn survey(uid: VolumeId, live: &[u128]) -> Survey {
     let status = |index: u128| {
         let replica = v1::LocalReplica {
             uid: uid.to_string(),
@@ -56,12 +65,12 @@ fn survey(uid: VolumeId, live: &[u128]) -> Survey {
     (1..=4).map(|i| (format!("n{i}"), status(i))).collect()
 }
 
-fn attached(record: &Record, on: u128) -> Record {
+pub(in crate::admin) fn attached(record: &Record, on: u128) -> Record {
     let primary = PrimaryRef { node: node(on), instance: InstanceId(Uuid::nil()) };
     record.claim(primary, Uuid::nil())
 }
 
-fn serve(survey: &mut Survey, record: &Record, on: u128, connected: &[u128]) {
+pub(in crate::admin) fn serve(survey: &mut Survey, record: &Record, on: u128, connected: &[u128]) {
     let info = survey.get_mut(&format!("n{on}")).and_then(|n| n.info.as_mut()).unwrap();
     info.primaries.push(v1::LocalPrimary {
         uid: record.uid.to_string(),

@@ -174,6 +174,7 @@ pub(super) fn new_replica(volume: VolumeId, lineage: Lineage, blocks: u64) -> Ne
         blocks,
         pool: "default".into(),
         volume_name: "vol".into(),
+        source: None,
     }
 }
 

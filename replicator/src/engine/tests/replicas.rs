@@ -37,6 +37,30 @@ async fn making_a_replica_twice_is_making_it_once() {
 }
 
 #[tokio::test]
+async fn a_replica_is_made_and_deleted_to_the_end_when_its_caller_goes_away() {
+    let cluster = Cluster::start(1).await;
+    let engine = cluster.on(1);
+    for _ in 0..20 {
+        let new = fresh(1024);
+        // Both are begun, and given up at once.
+        tokio::select! {
+            biased;
+            _ = engine.create_replica(new.clone()) => {}
+            () = tokio::task::yield_now() => {}
+        }
+        let made = engine.create_replica(new.clone()).await.unwrap();
+        assert!(matches!(made.state, ReplicaState::Open(_)), "{made:?}");
+        tokio::select! {
+            biased;
+            _ = engine.delete_replica(new.volume, new.replica) => {}
+            () = tokio::task::yield_now() => {}
+        }
+        engine.delete_replica(new.volume, new.replica).await.unwrap();
+        assert!(engine.create_replica(new.clone()).await.is_ok(), "it can be made again");
+    }
+}
+
+#[tokio::test]
 async fn sizes_pools_and_space_are_checked() {
     let cluster = Cluster::start(1).await;
     let engine = cluster.on(1);

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use lockstep_core::id::SnapshotId;
+use lockstep_core::range::BlockRange;
 use lockstep_store::{DiskError, DiskOp, DiskOpId, DiskOpKind, File, file_bytes};
 
 pub(crate) const PAGE: u64 = 4096;
@@ -52,12 +54,37 @@ pub(crate) struct Disk {
     /// Handed out by the store and not executed, with the number of writes done by then.
     pub(crate) flying: Vec<(DiskOp, u64)>,
     writes: u64,
+    kept: BTreeMap<SnapshotId, Box<Disk>>,
+    unsealed: Option<(SnapshotId, Box<Disk>)>,
+    pub(crate) ahead: Option<Box<Disk>>,
 }
 
 impl Disk {
     /// New files with these durable writes.
     pub(crate) fn new(blocks: u64, format: Vec<(File, u64, Bytes)>) -> Self {
-        let mut disk = Self { blocks, pages: BTreeMap::new(), flying: Vec::new(), writes: 0 };
+        let mut disk = Self {
+            blocks,
+            pages: BTreeMap::new(),
+            flying: Vec::new(),
+            writes: 0,
+            kept: BTreeMap::new(),
+            unsealed: None,
+            ahead: None,
+        };
+        for (file, offset, data) in format {
+            disk.write(file, offset, &data, true);
+        }
+        disk
+    }
+
+    /// A snapshot that was taken.
+    pub(crate) fn kept(&self, id: SnapshotId) -> Option<&Self> {
+        self.kept.get(&id).map(AsRef::as_ref)
+    }
+
+    /// The files of a clone of this snapshot.
+    pub(crate) fn clone_of(&self, blocks: u64, format: Vec<(File, u64, Bytes)>) -> Self {
+        let mut disk = Self { blocks, ..self.clone() };
         for (file, offset, data) in format {
             disk.write(file, offset, &data, true);
         }
@@ -124,8 +151,56 @@ impl Disk {
                 self.write(file, offset, &zeroes, false);
             }
             DiskOpKind::Sync { file } => self.persist(file, begun),
+            DiskOpKind::Extend { blocks } => self.blocks = self.blocks.max(blocks),
+            DiskOpKind::TrySnapshot => {}
+            DiskOpKind::CopyAhead { fresh, ranges } => {
+                if fresh {
+                    self.ahead = Some(Box::new(Self::new(self.blocks, Vec::new())));
+                }
+                self.copy_ahead(&ranges);
+            }
+            DiskOpKind::DropAhead => self.ahead = None,
+            DiskOpKind::Snapshot { id, ahead: Some(ranges) } => {
+                self.copy_ahead(&ranges);
+                let Some(kept) = self.ahead.take() else { return (op.id, Err(DiskError::Io)) };
+                self.unsealed = Some((id, kept));
+            }
+            DiskOpKind::Snapshot { id, ahead: None } => {
+                let mut kept = Self { flying: Vec::new(), kept: BTreeMap::new(), ..self.clone() };
+                kept.pages.retain(|(file, _), _| *file == File::Data);
+                self.unsealed = Some((id, Box::new(kept)));
+            }
+            DiskOpKind::KeepTags { id, patches } => {
+                let Some((_, kept)) = self.unsealed.as_mut().filter(|(kept, _)| *kept == id) else {
+                    return (op.id, Err(DiskError::Io));
+                };
+                let tags = [File::Tags, File::Regions];
+                let pages = self.pages.iter().filter(|((file, _), _)| tags.contains(file));
+                kept.pages.extend(pages.map(|(at, page)| (*at, page.clone())));
+                for patch in patches {
+                    kept.write(patch.file, patch.offset, &patch.data, true);
+                }
+            }
+            DiskOpKind::SealSnapshot { id, .. } => {
+                let sealed = self.unsealed.take().filter(|(kept, _)| *kept == id);
+                let Some((_, kept)) = sealed else { return (op.id, Err(DiskError::Io)) };
+                self.kept.insert(id, kept);
+            }
+            DiskOpKind::DropSnapshot { id } => {
+                self.kept.remove(&id);
+            }
         }
         (op.id, Ok(Bytes::from(read)))
+    }
+
+    fn copy_ahead(&mut self, ranges: &[BlockRange]) {
+        let Some(mut ahead) = self.ahead.take() else { return };
+        for block in ranges.iter().flat_map(|range| range.blocks()) {
+            let at = (File::Data, block);
+            ahead.pages.remove(&at);
+            ahead.pages.extend(self.pages.get(&at).map(|page| (at, page.clone())));
+        }
+        self.ahead = Some(ahead);
     }
 
     fn write(&mut self, file: File, offset: u64, data: &[u8], durable: bool) {
@@ -186,7 +261,7 @@ impl Disk {
                     }
                 }
             }
-            DiskOpKind::Read { .. } | DiskOpKind::Sync { .. } => {}
+            _ => {}
         }
         op
     }

@@ -150,6 +150,18 @@ pub(crate) fn done(token: u64) -> Answer {
 }
 
 fn in_words(op: &DiskOp) -> &'static str {
+    match &op.kind {
+        DiskOpKind::Extend { .. } => return "extend",
+        DiskOpKind::TrySnapshot => return "try snapshot",
+        DiskOpKind::Snapshot { .. } => return "snapshot",
+        DiskOpKind::CopyAhead { fresh: true, .. } => return "begin ahead",
+        DiskOpKind::CopyAhead { fresh: false, .. } => return "copy ahead",
+        DiskOpKind::DropAhead => return "drop ahead",
+        DiskOpKind::KeepTags { .. } => return "keep tags",
+        DiskOpKind::SealSnapshot { .. } => return "seal snapshot",
+        DiskOpKind::DropSnapshot { .. } => return "drop snapshot",
+        _ => {}
+    }
     match (&op.kind, file_of(&op.kind)) {
         (DiskOpKind::Write { offset, durable: true, .. }, File::Meta) if *offset < 8192 => {
             "superblock"
@@ -167,6 +179,7 @@ fn in_words(op: &DiskOp) -> &'static str {
         (DiskOpKind::Sync { .. }, File::Tags) => "flush tags",
         (DiskOpKind::Sync { .. }, File::Regions) => "flush regions",
         (DiskOpKind::Sync { .. }, File::Meta) => "flush meta",
+        (_, _) => "of no file",
     }
 }
 
@@ -176,5 +189,14 @@ fn file_of(kind: &DiskOpKind) -> File {
         | DiskOpKind::Write { file, .. }
         | DiskOpKind::Zero { file, .. }
         | DiskOpKind::Sync { file } => *file,
+        // Of all of them.
+        DiskOpKind::Extend { .. }
+        | DiskOpKind::TrySnapshot
+        | DiskOpKind::Snapshot { .. }
+        | DiskOpKind::CopyAhead { .. }
+        | DiskOpKind::DropAhead
+        | DiskOpKind::KeepTags { .. }
+        | DiskOpKind::SealSnapshot { .. }
+        | DiskOpKind::DropSnapshot { .. } => File::Meta,
     }
 }

@@ -8,6 +8,7 @@ mod damage;
 mod disk;
 mod driver;
 mod images;
+mod services;
 mod torn;
 mod twin;
 mod world;

@@ -10,24 +10,13 @@ use anyhow::{Context as _, Result, ensure};
 use nix::libc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-const BLOCK: usize = 4096;
+use crate::aligned::{Aligned, BLOCK};
 
-/// Memory that direct I/O takes.
-struct Block {
-    bytes: Vec<u8>,
-    start: usize,
-}
-
-impl Block {
-    fn new(byte: u8) -> Self {
-        let bytes = vec![byte; 2 * BLOCK];
-        let start = bytes.as_ptr().align_offset(BLOCK);
-        Self { bytes, start }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        self.bytes.get_mut(self.start..self.start + BLOCK).unwrap_or_default()
-    }
+/// One block, which direct I/O takes, full of a byte.
+fn block(byte: u8) -> Aligned {
+    let mut block = Aligned::new(BLOCK);
+    block.bytes().fill(byte);
+    block
 }
 
 /// Writes one block full of a byte, past all caches.
@@ -41,7 +30,7 @@ pub(super) fn write_block(
     spawn_blocking(move || {
         let flags = libc::O_DIRECT | if durable { libc::O_DSYNC } else { 0 };
         let file = OpenOptions::new().write(true).custom_flags(flags).open(device)?;
-        file.write_all_at(Block::new(byte).bytes(), number * BLOCK as u64)
+        file.write_all_at(block(byte).bytes(), number * BLOCK as u64)
     })
 }
 
@@ -50,7 +39,7 @@ pub(super) fn read_block(device: &Path, number: u64) -> JoinHandle<io::Result<u8
     let device = device.to_owned();
     spawn_blocking(move || {
         let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(device)?;
-        let mut block = Block::new(0xee);
+        let mut block = block(0xee);
         let bytes = block.bytes();
         file.read_exact_at(bytes, number * BLOCK as u64)?;
         match bytes.split_first() {

@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use lockstep_attach::device::ublk::UblkDoor;
 use lockstep_attach::device::{DeviceError, Place, Shape, Token};
+use lockstep_attach::memory::Gated;
 use lockstep_kernel::ublk::{Control, DeviceState, Queues};
 use nix::libc;
 
-use super::gated::Gated;
 use super::guest::{read_block, write_block};
 use super::{AnyDoor, SIZE, passed, shape, wait_in_vain};
 

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -45,19 +45,47 @@ pub(crate) fn bind(place: &Path, read_only: bool) -> Result<u32, DeviceError> {
         let source = io::Error::from(Errno::EIO);
         return Err(failed(format!("asking {} for its size", place.display()), source));
     }
+    let name = place.to_string_lossy();
+    let shape = loopback::Shape {
+        block_bytes: BLOCK_BYTES,
+        read_only,
+        direct_io: true,
+        autoclear: false,
+        name: &name,
+    };
+    let (index, device) = bind_free(file.as_fd(), shape)?;
+    check(index, &device)
+}
+
+/// A loop device over a block device, which is read and written through the page cache. It ends
+/// when nobody has it open any more.
+pub(crate) fn through_page_cache(file: &File, of: &Path) -> Result<(File, PathBuf), DeviceError> {
+    let name = of.to_string_lossy();
+    let shape = loopback::Shape {
+        block_bytes: BLOCK_BYTES,
+        read_only: false,
+        direct_io: false,
+        autoclear: true,
+        name: &name,
+    };
+    let (index, device) = bind_free(file.as_fd(), shape)?;
+    Ok((device, path(index)))
+}
+
+/// Binds a file to a loop device that is free.
+fn bind_free(file: BorrowedFd<'_>, shape: loopback::Shape<'_>) -> Result<(u32, File), DeviceError> {
+    let failed = |what: String, source: io::Error| DeviceError::Refused { what, source };
     let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control");
     let control = control.map_err(|error| {
         failed("opening /dev/loop-control; load the module loop".to_owned(), error)
     })?;
-    let name = place.to_string_lossy();
-    let shape = loopback::Shape { block_bytes: BLOCK_BYTES, read_only, name: &name };
     for _ in 0..TRIES_MAX {
         let index = loopback::free_index(&control)
             .map_err(|error| failed("asking for a free loop device".to_owned(), error))?;
-        let device = open(index, read_only)
+        let device = open(index, shape.read_only)
             .map_err(|error| failed(format!("opening {}", path(index).display()), error))?;
-        match loopback::configure(&device, file.as_fd(), shape) {
-            Ok(()) => return check(index, &device),
+        match loopback::configure(&device, file, shape) {
+            Ok(()) => return Ok((index, device)),
             Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {}
             Err(error) => {
                 let what =
@@ -146,10 +174,18 @@ pub(crate) fn unbind(index: u32) -> Result<(), DeviceError> {
     let busy = || DeviceError::Busy { device: device.clone(), by: users_of(&path) };
     let refused = |source| DeviceError::Refused { what: format!("unbinding {device}"), source };
     // Nobody else mounts it meanwhile. Whoever has merely opened it is noticed below.
-    let claim = OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL).open(&path);
-    let claimed = match claim {
-        Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => return Err(busy()),
-        outcome => outcome.map_err(refused)?,
+    let begun = Instant::now();
+    let claimed = loop {
+        match OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL).open(&path) {
+            // A mount that has just gone holds it until all is written.
+            Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
+                if begun.elapsed() > PASSERS_BY {
+                    return Err(busy());
+                }
+            }
+            outcome => break outcome.map_err(refused)?,
+        }
+        std::thread::sleep(LOOK_EVERY);
     };
     let begun = Instant::now();
     while loopback::clear(&claimed).map_err(refused)? {

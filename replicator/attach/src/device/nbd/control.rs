@@ -13,6 +13,8 @@ const PAUSES_MS: [u64; 5] = [2, 5, 10, 50, 100];
 
 /// Most of a request in one piece. The driver's own default is 128 KiB on Linux 6.1.
 const REQUEST_KIB_MAX: u32 = 1024;
+/// The longest tick of a kernel: 100 a second.
+const TICK_MS_MAX: u128 = 10;
 
 /// Commands for one device. They may block.
 pub(super) trait Control: Clone + Send + Sync + 'static {
@@ -134,14 +136,28 @@ pub(super) fn tune(index: u32, resend_after: Duration) -> io::Result<()> {
             tracing::debug!(index, name, %error, "the kernel keeps its own setting");
         }
     }
-    let resend_ms = resend_after.as_millis().max(1).to_string();
-    set_if_differs(&attribute(index, "queue").join("io_timeout"), &resend_ms)
+    set_timer(&attribute(index, "queue").join("io_timeout"), resend_after)
 }
 
 /// Some kernels let a change wait for all requests under way, even if it changes nothing. On a
 /// device that was taken over those wait for their timers.
 fn set_if_differs(path: &Path, value: &str) -> io::Result<()> {
     if is_chosen(&fs::read_to_string(path)?, value) { Ok(()) } else { fs::write(path, value) }
+}
+
+/// As [`set_if_differs`]. On Linux 6.12 the change waits uninterruptibly: a daemon that is killed
+/// then cannot end before the requests are answered, by a next daemon that cannot start before.
+fn set_timer(path: &Path, after: Duration) -> io::Result<()> {
+    let wanted_ms = after.as_millis().max(1);
+    if is_timer(&fs::read_to_string(path)?, wanted_ms) {
+        return Ok(());
+    }
+    fs::write(path, wanted_ms.to_string())
+}
+
+/// Whether a timer is shown that was set to `wanted_ms`: it is rounded up to a tick of the kernel.
+fn is_timer(shown: &str, wanted_ms: u128) -> bool {
+    shown.trim().parse::<u128>().is_ok_and(|ms| (wanted_ms..wanted_ms + TICK_MS_MAX).contains(&ms))
 }
 
 /// Whether a file of settings says `value`, or has it marked as the one of several.
@@ -160,5 +176,12 @@ mod tests {
         assert!(is_chosen("[none] mq-deadline\n", "none"));
         assert!(!is_chosen("none [mq-deadline]\n", "none"));
         assert!(!is_chosen("1500\n", "500"));
+    }
+
+    #[test]
+    fn a_timer_is_known_in_ticks() {
+        // 250 ms at 250, 300, 100 and 1000 ticks a second.
+        assert!(["252\n", "250\n", "253\n", "254\n"].iter().all(|shown| is_timer(shown, 250)));
+        assert!(["30000\n", "248\n", "260\n", "\n"].iter().all(|shown| !is_timer(shown, 250)));
     }
 }

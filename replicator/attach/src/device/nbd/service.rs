@@ -1,5 +1,6 @@
 //! A device while it is served: one connection after the other.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use tokio_util::task::TaskTracker;
 use super::control::{Control, KernelDevice, blocking, is_there, reconnect};
 use super::served::Served;
 use crate::backend::Backend;
+use crate::device::others::{others, wait_for_others};
 use crate::device::{Device, DeviceError, Token};
-use crate::filesystem::{User, users};
 use crate::nbd::{Export, Limits, Server};
 
 /// How long a device that was ended may take to vanish: somebody like udev may look at it.
@@ -182,19 +183,31 @@ impl<B: Backend> NbdDevice<B> {
         DeviceError::Refused { what: format!("{what} {}", self.token.device.display()), source }
     }
 
-    async fn remove(&self) -> Result<(), DeviceError> {
-        // It is kept from others until it is gone.
+    /// Keeps the device from others until it is gone. Nothing if it is.
+    async fn hold(&self) -> Result<Option<File>, DeviceError> {
         let device = self.token.device.clone();
-        let held = match blocking(move || open_exclusive(&device)).await {
-            Ok(held) => Some(held),
+        let held = blocking(move || {
+            let held = open_exclusive(&device)?;
+            Ok((held, wait_for_others(&device)))
+        });
+        match held.await {
+            Ok((held, Ok(()))) => Ok(Some(held)),
+            Ok((_, Err(by))) => Err(self.busy(by)),
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                let by: Vec<_> = users(&self.token.device).iter().map(User::to_string).collect();
-                let (by, device) = (by.join(", "), self.token.device.display().to_string());
-                return Err(DeviceError::Busy { device, by });
+                let by = others(&self.token.device);
+                Err(self.busy(by.unwrap_or_else(|| "somebody holds it".to_owned())))
             }
-            Err(_) if !is_there(self.control.index) => None,
-            Err(source) => return Err(self.refused("cannot open", source)),
-        };
+            Err(_) if !is_there(self.control.index) => Ok(None),
+            Err(source) => Err(self.refused("cannot open", source)),
+        }
+    }
+
+    fn busy(&self, by: String) -> DeviceError {
+        DeviceError::Busy { device: self.token.device.display().to_string(), by }
+    }
+
+    async fn remove(&self) -> Result<(), DeviceError> {
+        let held = self.hold().await?;
         let ended = self.service.disconnect().await;
         ended.map_err(|source| self.refused("cannot end", source))?;
         drop(held);

@@ -37,11 +37,5 @@ pub(super) const GRACE: Duration = Duration::from_millis(100);
 /// Pause between two looks at something that the kernel does by itself.
 pub(super) const PAUSE: Duration = Duration::from_millis(3);
 
-/// Time that those who have a device open for a moment get to close it before it is called busy.
-pub(super) const USERS_WAIT: Duration = Duration::from_secs(1);
-
-/// Pause between two looks at who has it open: each goes through all processes.
-pub(super) const USERS_PAUSE: Duration = Duration::from_millis(50);
-
 const _: () = assert!(1 << BLOCK_SHIFT == crate::backend::BLOCK_BYTES);
 const _: () = assert!(QUEUES_MAX <= lockstep_kernel::ublk::QUEUES_MAX);

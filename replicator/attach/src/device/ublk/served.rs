@@ -4,19 +4,17 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::time::Instant;
 
 use futures::future::BoxFuture;
 use nix::libc;
 
-use super::limits::{USERS_PAUSE, USERS_WAIT};
 use super::make::{control, is_gone, stop_and_remove};
 use super::request::SECTOR_BYTES;
 use super::serve::Server;
 use super::{blocking, refused};
 use crate::backend::BLOCK_BYTES;
+use crate::device::others::{others, wait_for_others};
 use crate::device::{Device, DeviceError, Token};
-use crate::filesystem::{User, users};
 
 /// A device of this door.
 pub(super) struct UblkDevice {
@@ -120,7 +118,7 @@ fn hold(path: &Path) -> Result<Option<File>, DeviceError> {
     let device = path.display().to_string();
     match OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path) {
         Ok(file) => {
-            wait_for_users(path).map_err(|by| DeviceError::Busy { device: device.clone(), by })?;
+            wait_for_others(path).map_err(|by| DeviceError::Busy { device: device.clone(), by })?;
             Ok(Some(file))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -130,26 +128,4 @@ fn hold(path: &Path) -> Result<Option<File>, DeviceError> {
         }
         Err(error) => Err(refused(format!("cannot open {device}"), error)),
     }
-}
-
-/// Waits until nobody but this process has it open, and says who has if that lasts: programs that
-/// watch devices look into each for a moment when it was written to.
-fn wait_for_users(path: &Path) -> Result<(), String> {
-    let since = Instant::now();
-    while let Some(by) = others(path) {
-        if since.elapsed() > USERS_WAIT {
-            return Err(by);
-        }
-        std::thread::sleep(USERS_PAUSE);
-    }
-    Ok(())
-}
-
-/// Who uses it, but for this process.
-fn others(path: &Path) -> Option<String> {
-    let own = std::process::id();
-    let mut by = users(path);
-    by.retain(|user| !matches!(user, User::Process { pid, .. } if *pid == own));
-    let names: Vec<String> = by.iter().map(User::to_string).collect();
-    (!names.is_empty()).then(|| names.join(", "))
 }

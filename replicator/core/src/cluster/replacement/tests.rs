@@ -85,7 +85,7 @@ pub(in crate::cluster) fn world(nodes: &str) -> World {
 impl World {
     pub(in crate::cluster) fn view<'a>(&'a self, record: &'a Record) -> View<'a> {
         let (nodes, candidates, sets) = (&self.nodes, &self.candidates, &self.sets);
-        View { record, nodes, candidates, sets, now: NOW, grace_ms: GRACE_MS }
+        View { record, nodes, candidates, sets, now: NOW, grace_ms: GRACE_MS, follow: false }
     }
 }
 

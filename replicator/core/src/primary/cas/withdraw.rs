@@ -41,7 +41,8 @@ impl Primary {
     /// Would it be proposed again now?
     pub(super) fn is_still_wanted(&self, change: &Change) -> bool {
         let wanted = match change {
-            Change::Claim => true,
+            // What a member was extended to it stays.
+            Change::Claim | Change::Expand => true,
             Change::Open => self.proposed_members().any(|rid| self.is_serving(rid)),
             Change::Remove(rid) if self.is_releasing(*rid) => self.may_release(*rid),
             Change::Remove(rid) => self.is_lost(*rid) && self.is_served_without_lost(),

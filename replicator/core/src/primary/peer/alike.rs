@@ -40,10 +40,12 @@ impl Peer {
             renewing,
             commit_sent,
             dirty,
+            extending,
             entry,
             held,
         } = self;
         (node, conn, known, failed, refused, promised, excused, renewing, dirty, entry).hash(state);
+        extending.hash(state);
         session.is_some().hash(state);
         if let Some(session) = session {
             hash_promised(session, spent && *dirty, state);
@@ -85,8 +87,9 @@ fn hash_promised<H: Hasher>(promised: &Promised, spent: bool, state: &mut H) {
         credit_bytes,
         silent_ms: _,
         pulls,
+        blocks,
     } = promised;
-    (incarnation, unclean, lossy, credit_ops, credit_bytes, pulls).hash(state);
+    (incarnation, unclean, lossy, credit_ops, credit_bytes, pulls, blocks).hash(state);
     if !spent {
         (fresh, ring, unresolved).hash(state);
     }

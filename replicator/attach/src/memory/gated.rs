@@ -1,15 +1,18 @@
-//! A back end with a gate before it.
+//! A volume in memory that can stand still and grow.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use lockstep_attach::memory::MemoryBackend;
-use lockstep_attach::{Backend, Errno, ExportInfo, ReadData, ZeroMode};
 use tokio::sync::watch;
 
-/// A volume in memory whose requests wait while the gate is shut.
-pub(super) struct Gated {
+use super::MemoryBackend;
+use crate::backend::{Backend, Errno, ExportInfo, ReadData, ZeroMode};
+
+/// A volume in memory whose requests wait while its gate is shut.
+#[derive(Debug)]
+pub struct Gated {
     memory: MemoryBackend,
+    size_bytes: AtomicU64,
     gate: watch::Sender<bool>,
     waiting: AtomicUsize,
     discards: AtomicU64,
@@ -25,34 +28,61 @@ impl Drop for Waiting<'_> {
 }
 
 impl Gated {
-    pub(super) fn new(size_bytes: u64) -> Self {
-        let (memory, gate) = (MemoryBackend::new(size_bytes), watch::Sender::new(true));
-        Self { memory, gate, waiting: AtomicUsize::new(0), discards: AtomicU64::new(0) }
+    /// A volume whose gate is open.
+    #[must_use]
+    pub fn new(size_bytes: u64) -> Self {
+        Self::with_room(size_bytes, size_bytes)
     }
 
-    pub(super) fn shut(&self) {
+    /// The same, which can grow up to `room_bytes`.
+    #[must_use]
+    pub fn with_room(size_bytes: u64, room_bytes: u64) -> Self {
+        Self {
+            memory: MemoryBackend::new(room_bytes),
+            size_bytes: AtomicU64::new(size_bytes),
+            gate: watch::Sender::new(true),
+            waiting: AtomicUsize::new(0),
+            discards: AtomicU64::new(0),
+        }
+    }
+
+    /// Lets all requests wait.
+    pub fn shut(&self) {
         self.gate.send_replace(false);
     }
 
-    pub(super) fn open(&self) {
+    /// Lets all requests go.
+    pub fn open(&self) {
         self.gate.send_replace(true);
     }
 
-    pub(super) fn is_open(&self) -> bool {
+    /// Whether requests go.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
         *self.gate.borrow()
     }
 
     /// Requests before the gate.
-    pub(super) fn waiting(&self) -> usize {
+    #[must_use]
+    pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::SeqCst)
     }
 
-    pub(super) fn unflushed(&self) -> usize {
-        self.memory.unflushed_blocks()
+    /// Discards that came so far.
+    #[must_use]
+    pub fn discards(&self) -> u64 {
+        self.discards.load(Ordering::SeqCst)
     }
 
-    pub(super) fn discards(&self) -> u64 {
-        self.discards.load(Ordering::SeqCst)
+    /// What is behind the gate.
+    #[must_use]
+    pub fn memory(&self) -> &MemoryBackend {
+        &self.memory
+    }
+
+    /// Has another size from now on.
+    pub fn grow(&self, size_bytes: u64) {
+        self.size_bytes.store(size_bytes, Ordering::SeqCst);
     }
 
     async fn pass(&self) {
@@ -65,7 +95,7 @@ impl Gated {
 
 impl Backend for Gated {
     fn info(&self) -> ExportInfo {
-        self.memory.info()
+        ExportInfo { size_bytes: self.size_bytes.load(Ordering::SeqCst), read_only: false }
     }
 
     async fn read(&self, offset: u64, len: u32) -> Result<ReadData, Errno> {
@@ -74,6 +104,7 @@ impl Backend for Gated {
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), Errno> {
+        assert_eq!(data.as_ptr() as usize % 4096, 0, "doors align what is written");
         self.pass().await;
         self.memory.write(offset, data, fua).await
     }

@@ -1,0 +1,159 @@
+//! How volumes can be used.
+
+use crate::parameters::Fs;
+use crate::refuse;
+use crate::size::{EXT4_MIN, XFS_MIN};
+use lockstep_proto::csi::VolumeCapability;
+use lockstep_proto::csi::volume_capability::AccessType;
+use lockstep_proto::csi::volume_capability::access_mode::Mode;
+use tonic::Status;
+
+/// What a volume shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// The device itself.
+    Block,
+    /// The directory of a file system.
+    Mount {
+        /// Which; if none is named, what the storage class says.
+        fs: Option<Fs>,
+        /// Options of mount(8).
+        options: Vec<String>,
+    },
+}
+
+/// A capability that volumes have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Capability {
+    pub(crate) access: Access,
+    /// Nobody writes.
+    pub(crate) read_only: bool,
+    /// At one place of the node.
+    pub(crate) single: bool,
+}
+
+impl Capability {
+    /// Reads a capability.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT if something is missing, or volumes do not have it; says why.
+    pub(crate) fn new(wanted: &VolumeCapability) -> Result<Self, Status> {
+        let access = match &wanted.access_type {
+            None => return Err(refuse::missing("volume_capability.access_type")),
+            Some(AccessType::Block(_)) => Access::Block,
+            Some(AccessType::Mount(mount)) => {
+                if !mount.volume_mount_group.is_empty() {
+                    let why = "leave it to the orchestrator to set the group of files";
+                    let field = "volume_capability.mount.volume_mount_group";
+                    return Err(refuse::bad(field, &mount.volume_mount_group, why));
+                }
+                let fs = Fs::named("volume_capability.mount.fs_type", &mount.fs_type)?;
+                Access::Mount { fs, options: mount.mount_flags.clone() }
+            }
+        };
+        let mode = wanted.access_mode.map_or(0, |mode| mode.mode);
+        let (read_only, single) = match Mode::try_from(mode) {
+            Ok(Mode::SingleNodeWriter | Mode::SingleNodeMultiWriter) => (false, false),
+            Ok(Mode::SingleNodeSingleWriter) => (false, true),
+            Ok(Mode::SingleNodeReaderOnly) => (true, false),
+            Ok(Mode::Unknown) => return Err(refuse::missing("volume_capability.access_mode")),
+            Ok(
+                several @ (Mode::MultiNodeReaderOnly
+                | Mode::MultiNodeSingleWriter
+                | Mode::MultiNodeMultiWriter),
+            ) => {
+                let why = match several {
+                    Mode::MultiNodeReaderOnly => {
+                        "a volume is used on one node at a time, also by readers: take \
+                         SINGLE_NODE_READER_ONLY, and for each node a volume of its own from the \
+                         same snapshot, which shares its blocks"
+                    }
+                    _ => {
+                        "a volume is used on one node at a time, since one node serves it: take \
+                         one of the SINGLE_NODE modes"
+                    }
+                };
+                let field = "volume_capability.access_mode";
+                return Err(refuse::bad(field, several.as_str_name(), why));
+            }
+            Err(_) => {
+                let field = "volume_capability.access_mode";
+                return Err(refuse::bad(field, &mode.to_string(), "there is no such mode"));
+            }
+        };
+        Ok(Self { access, read_only, single })
+    }
+
+    /// Reads several, of which there has to be one at least.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT.
+    pub(crate) fn all(wanted: &[VolumeCapability]) -> Result<Vec<Self>, Status> {
+        if wanted.is_empty() {
+            return Err(refuse::missing("volume_capabilities"));
+        }
+        wanted.iter().map(Self::new).collect()
+    }
+
+    /// The smallest volume that can be used like this.
+    pub(crate) fn min_bytes(&self, class_fs: Option<Fs>) -> u64 {
+        match &self.access {
+            Access::Block => 0,
+            Access::Mount { fs, .. } => match fs.or(class_fs).unwrap_or_default() {
+                Fs::Ext4 => EXT4_MIN,
+                Fs::Xfs => XFS_MIN,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lockstep_proto::csi::volume_capability::{AccessMode, BlockVolume, MountVolume};
+    use tonic::Code;
+
+    fn capability(access_type: Option<AccessType>, mode: i32) -> VolumeCapability {
+        VolumeCapability { access_mode: Some(AccessMode { mode }), access_type }
+    }
+
+    fn mount(fs_type: &str) -> Option<AccessType> {
+        let fs_type = fs_type.to_owned();
+        Some(AccessType::Mount(MountVolume { fs_type, ..Default::default() }))
+    }
+
+    #[test]
+    fn the_modes_of_one_node_are_there() {
+        for (mode, read_only, single) in [(1, false, false), (2, true, false), (6, false, true)] {
+            let block = capability(Some(AccessType::Block(BlockVolume {})), mode);
+            let expected = Capability { access: Access::Block, read_only, single };
+            assert_eq!(Capability::new(&block).unwrap(), expected);
+        }
+        let xfs = Capability::new(&capability(mount("xfs"), 7)).unwrap();
+        assert_eq!(xfs.access, Access::Mount { fs: Some(Fs::Xfs), options: Vec::new() });
+        assert_eq!(xfs.min_bytes(None), XFS_MIN);
+        let any = Capability::new(&capability(mount(""), 1)).unwrap();
+        assert_eq!((any.min_bytes(None), any.min_bytes(Some(Fs::Xfs))), (EXT4_MIN, XFS_MIN));
+    }
+
+    #[test]
+    fn all_others_are_refused_with_the_reason() {
+        let group = MountVolume { volume_mount_group: "1".to_owned(), ..Default::default() };
+        for (wanted, why) in [
+            (capability(None, 1), "access_type is required"),
+            (capability(mount(""), 0), "access_mode is required"),
+            (VolumeCapability { access_type: mount(""), access_mode: None }, "access_mode"),
+            (capability(mount(""), 3), "MULTI_NODE_READER_ONLY"),
+            (capability(mount(""), 4), "one node at a time"),
+            (capability(mount(""), 5), "one node at a time"),
+            (capability(mount(""), 99), "no such mode"),
+            (capability(mount("btrfs"), 1), "ext4 and xfs"),
+            (capability(Some(AccessType::Mount(group)), 1), "orchestrator"),
+        ] {
+            let refused = Capability::new(&wanted).unwrap_err();
+            assert_eq!(refused.code(), Code::InvalidArgument);
+            assert!(refused.message().contains(why), "{why}: {}", refused.message());
+        }
+        assert_eq!(Capability::all(&[]).unwrap_err().code(), Code::InvalidArgument);
+    }
+}

@@ -1,0 +1,131 @@
+//! NodeStageVolume and NodeUnstageVolume: the volume is this node's, and then no more.
+
+use super::{Node, blocking, capability, mounts};
+use crate::capability::{Access, Capability};
+use crate::controller::{FS, UID};
+use crate::names;
+use crate::parameters::Fs;
+use lockstep_proto::csi;
+use lockstep_proto::v1;
+use std::path::{Path, PathBuf};
+use tonic::{Code, Status};
+
+/// How long a volume is waited for that another node may still have, or that is being recovered.
+/// The orchestrator comes again after that.
+const WAIT_MS: u64 = 6000;
+
+/// How a volume is to be made usable.
+fn wanted(
+    capability: &Capability,
+    class_fs: Option<Fs>,
+    staging: &Path,
+) -> Result<v1::DeviceRequest, Status> {
+    match &capability.access {
+        Access::Block => {
+            Ok(v1::DeviceRequest { read_only: capability.read_only, ..Default::default() })
+        }
+        Access::Mount { fs, options } => {
+            let dir = staging.to_str();
+            let dir =
+                dir.ok_or_else(|| Status::invalid_argument("staging_target_path: no UTF-8"))?;
+            let named = fs.or(class_fs);
+            let mut mount_options = options.clone();
+            if capability.read_only {
+                // Of the mount, not of the device: what was made from a snapshot of a mounted file
+                // system has a journal to replay.
+                mount_options.push("ro".to_owned());
+            }
+            Ok(v1::DeviceRequest {
+                fs: named.unwrap_or_default().name().to_owned(),
+                // What was made from a snapshot may have another one.
+                any_fs: named.is_none(),
+                mount_dir: dir.to_owned(),
+                mount_options,
+                ..Default::default()
+            })
+        }
+    }
+}
+
+impl Node {
+    pub(super) async fn stage(&self, request: csi::NodeStageVolumeRequest) -> Result<(), Status> {
+        let id = names::required("volume_id", &request.volume_id)?.to_owned();
+        let staging = names::path("staging_target_path", &request.staging_target_path)?;
+        let capability = capability(request.volume_capability.as_ref())?;
+        let context = |key: &str| request.volume_context.get(key).cloned().unwrap_or_default();
+        let class_fs = Fs::named(FS, &context(FS))?;
+        if !names::is_volume_name(&id) {
+            return Err(crate::refuse::no_volume(&id));
+        }
+        let attach = v1::AttachRequest {
+            name: id.clone(),
+            wait_ms: WAIT_MS,
+            device: Some(wanted(&capability, class_fs, &staging)?),
+            uid: context(UID),
+            ..Default::default()
+        };
+        let node = self.clone();
+        self.turns.run(&id, async move { node.attach(attach, staging).await }).await
+    }
+
+    async fn attach(&self, attach: v1::AttachRequest, staging: PathBuf) -> Result<(), Status> {
+        let refused = match self.daemon.attach(&attach).await {
+            Ok(_) => return Ok(()),
+            Err(status) => status,
+        };
+        // The same place and another kind of use: that has a code of its own.
+        if refused.code() == Code::FailedPrecondition
+            && let Ok(Some(served)) = self.served(&attach.name).await
+            && served.mount_dir == staging
+        {
+            return Err(Status::already_exists(refused.message()));
+        }
+        Err(refused)
+    }
+
+    pub(super) async fn unstage(
+        &self,
+        request: csi::NodeUnstageVolumeRequest,
+    ) -> Result<(), Status> {
+        let id = names::required("volume_id", &request.volume_id)?.to_owned();
+        let staging = names::path("staging_target_path", &request.staging_target_path)?;
+        let (node, name) = (self.clone(), id.clone());
+        self.turns.run(&id, async move { node.detach(name, staging).await }).await
+    }
+
+    async fn detach(&self, name: String, staging: PathBuf) -> Result<(), Status> {
+        if names::is_volume_name(&name) {
+            // Another node may have taken the volume meanwhile: it keeps it.
+            let here = self.daemon.node().await?.name;
+            let request = v1::DetachRequest { name, force: false, only_node: Some(here) };
+            match self.daemon.detach(&request).await {
+                Ok(_) => {}
+                Err(status) if status.code() == Code::NotFound => {}
+                Err(status) => return Err(status),
+            }
+        }
+        // What the daemon has mounted it has unmounted. A mount whose device failed while nobody
+        // watched may be left.
+        blocking(move || mounts::clear(&staging)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_has_a_file_system_and_a_directory_and_a_device_has_neither() {
+        let access = Access::Mount { fs: None, options: vec!["noatime".to_owned()] };
+        let mount = Capability { access, read_only: true, single: false };
+        let staging = Path::new("/staging");
+        let asked = wanted(&mount, Some(Fs::Xfs), staging).unwrap();
+        assert_eq!((asked.fs.as_str(), asked.mount_dir.as_str()), ("xfs", "/staging"));
+        assert!(!asked.read_only && !asked.any_fs && asked.mount_options == ["noatime", "ro"]);
+        let asked = wanted(&mount, None, staging).unwrap();
+        assert!(asked.any_fs && asked.fs == "ext4");
+        let block = Capability { access: Access::Block, read_only: false, single: false };
+        let asked = wanted(&block, Some(Fs::Xfs), staging).unwrap();
+        assert_eq!(asked, v1::DeviceRequest::default());
+    }
+}

@@ -1,0 +1,47 @@
+//! Devices of volumes that have grown.
+
+use lockstep_attach::device::Device;
+use lockstep_core::id::VolumeId;
+
+use super::kept::Kept;
+use super::{Devices, DevicesError, on};
+
+/// The daemon before this one may have ended when the volume had grown, and its device had not.
+pub(super) async fn catch_up(device: &dyn Device, kept: &mut Kept, size_bytes: u64) {
+    if kept.token.size_bytes >= size_bytes {
+        return;
+    }
+    match device.resize(size_bytes).await {
+        Ok(()) => kept.token.size_bytes = size_bytes,
+        Err(error) => tracing::warn!(volume = kept.name, %error, "a device stays small"),
+    }
+}
+
+impl Devices {
+    /// Has the device of a volume, if it has one, show that the volume has grown, and lets the file
+    /// system grow that was mounted along with it.
+    ///
+    /// # Errors
+    /// If either does not; says what to do. The volume has its new size all the same.
+    pub async fn resize(&self, volume: VolumeId, size_bytes: u64) -> Result<(), DevicesError> {
+        let devices = self.clone();
+        on(async move { devices.resize_in_turn(volume, size_bytes).await }).await
+    }
+
+    async fn resize_in_turn(&self, volume: VolumeId, size_bytes: u64) -> Result<(), DevicesError> {
+        let turn = self.turn(volume);
+        let _turn = turn.lock().await;
+        let (Some(device), Some(mut kept)) = (self.device(volume), self.find(volume)) else {
+            return Ok(());
+        };
+        if kept.token.size_bytes < size_bytes {
+            device.resize(size_bytes).await?;
+            kept.token.size_bytes = size_bytes;
+            self.keep(&kept)?;
+        }
+        match &kept.mount {
+            Some(mounted) if !kept.token.read_only => self.inner.mounter.grow(&kept, mounted).await,
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Snapshots of a volume of 10 GiB with three copies on one XFS, one after the other, under random
+# writes all over it; every other one is deleted again. For how long writes waited for each, and, as
+# the limit of what is possible, how long the file system takes for FICLONE alone of the data file of
+# one copy at the same time.
+#
+# ROUNDS (30): how many. SPREAD (1G): so much is written at random before, which breaks up the files.
+# RATE (unlimited): writes a second. DEPTH (16): writes under way.
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+need xfs_io cp
+ROUNDS=${ROUNDS:-30}
+
+pools_on_xfs 60G
+# To give back at once what snapshots took would be another load.
+mount -o remount,nodiscard "$POOLS/xfs" || die "cannot remount"
+
+write_at_random() {
+    fio --name=load --ioengine=nbd --uri="$uri" --rw=randwrite --bs=4k --thread --size=10G \
+        --iodepth="${DEPTH:-16}" --randseed="$RANDOM" "$@"
+}
+writes_go_on() { [ "$(number acked_writes)" -gt "$begun" ]; }
+# bare: microseconds of FICLONE of the first copy's data, and of starting the program for it.
+bare() {
+    local begin=${EPOCHREALTIME/./}
+    cp --reflink=always "$(replica_data v 1)" "$POOLS/xfs/bare"
+    echo $((${EPOCHREALTIME/./} - begin))
+    rm -f "$POOLS/xfs/bare"
+}
+# at PERCENT: that percentile of the numbers on standard input, one on each line.
+at() {
+    sort -n | awk -v p="$1" '{ v[NR] = $1 } END { i = int((NR * p + 99) / 100); print v[i < 1 ? 1 : i] }'
+}
+
+cluster_up 3
+check "a volume is made" lockstep volume create v --size 10GiB --repl 3
+uri=$(lockstep attach v --node n1) || die "the volume was not attached"
+write_at_random --io_size="${SPREAD:-1G}" >"$CLUSTER_DIR/spread" 2>&1 || die "not written"
+begun=$(number acked_writes)
+write_at_random --time_based --runtime=600 ${RATE:+--rate_iops=$RATE} --output-format=json \
+    --output="$CLUSTER_DIR/load.json" >"$CLUSTER_DIR/load" 2>&1 &
+fio=$!
+disown $fio
+ON_CLEANUP+=("kill -KILL $fio 2>/dev/null")
+until_true 60 writes_go_on || die "the load does not begin"
+load_from=$(number acked_writes) load_since=$EPOCHREALTIME
+for ((round = 1; round <= ROUNDS; round++)); do
+    if lockstep --json snapshot create v "s$round" >"$CLUSTER_DIR/taken" 2>"$CLUSTER_DIR/said"; then
+        pause=$(grep -o '"pause_us": *[0-9]*' "$CLUSTER_DIR/taken" | grep -o '[0-9]*$')
+        limit=$(bare)
+        echo "$pause" >>"$CLUSTER_DIR/pauses"
+        echo "$limit" >>"$CLUSTER_DIR/bare"
+        echo "round $round: writes waited $pause us; FICLONE alone took $limit us"
+    else
+        fail "round $round: $(cat "$CLUSTER_DIR/said")"
+    fi
+    ((round % 2)) || lockstep snapshot delete "s$((round - 1))" >/dev/null || fail "not deleted"
+done
+load=$(awk -v n=$(($(number acked_writes) - load_from)) -v a="$load_since" -v b="$EPOCHREALTIME" \
+    'BEGIN { printf "%d", n / (b - a) }')
+kill -INT $fio
+until_true 30 not process_alive $fio || fail "the load does not end"
+extents=$(xfs_io -r -c stat "$(replica_data v 1)" | sed -n 's/^fsxattr.nextents = //p')
+for what in pauses bare; do
+    for p in 50 99 100; do eval "${what}_$p=\$(at $p <'$CLUSTER_DIR/$what')"; done
+done
+echo "$load writes/s, $extents extents; writes waited p50 $pauses_50 us, p99 $pauses_99, max" \
+    "$pauses_100; FICLONE alone p50 $bare_50, p99 $bare_99, max $bare_100"
+if [ $JSON = yes ]; then
+    line="{\"bench\":\"snapshot\",\"failed\":$FAILURES,\"rounds\":$ROUNDS,\"writes_per_s\":$load,"
+    line+="\"extents\":$extents,\"pause_us\":{\"p50\":$pauses_50,\"p99\":$pauses_99,"
+    line+="\"max\":$pauses_100},\"ficlone_us\":{\"p50\":$bare_50,\"p99\":$bare_99,\"max\":$bare_100}}"
+    ON_CLEANUP+=("echo '$line'")
+fi
+finish

@@ -1,0 +1,11 @@
+# A mount namespace of its own for a test. Meant to be sourced before anything else.
+# shellcheck shell=bash
+if [ -z "${CSI_OWN_MOUNTS:-}" ] && unshare --mount --propagation private true 2>/dev/null; then
+    CSI_OWN_MOUNTS=yes exec unshare --mount --propagation private -- "$0" "$@"
+fi
+# What other runs have mounted, or were killed before they unmounted: a volume's device may get the
+# number of one of theirs. Only this namespace loses sight of it.
+if [ -n "${CSI_OWN_MOUNTS:-}" ]; then
+    findmnt -rno TARGET | grep -E "^(/tmp|${TMPDIR:-/tmp})/lockstep-" | sort -r |
+        while read -r dir; do umount -l "$dir"; done
+fi
