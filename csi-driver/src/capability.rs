@@ -30,6 +30,8 @@ pub(crate) struct Capability {
     pub(crate) read_only: bool,
     /// At one place of the node.
     pub(crate) single: bool,
+    /// On several nodes at once.
+    pub(crate) several: bool,
 }
 
 impl Capability {
@@ -52,27 +54,15 @@ impl Capability {
             }
         };
         let mode = wanted.access_mode.map_or(0, |mode| mode.mode);
-        let (read_only, single) = match Mode::try_from(mode) {
-            Ok(Mode::SingleNodeWriter | Mode::SingleNodeMultiWriter) => (false, false),
-            Ok(Mode::SingleNodeSingleWriter) => (false, true),
-            Ok(Mode::SingleNodeReaderOnly) => (true, false),
+        let (read_only, single, several) = match Mode::try_from(mode) {
+            Ok(Mode::SingleNodeWriter | Mode::SingleNodeMultiWriter) => (false, false, false),
+            Ok(Mode::SingleNodeSingleWriter) => (false, true, false),
+            Ok(Mode::SingleNodeReaderOnly) => (true, false, false),
+            Ok(Mode::MultiNodeReaderOnly) => (true, false, true),
             Ok(Mode::Unknown) => return Err(refuse::missing("volume_capability.access_mode")),
-            Ok(
-                several @ (Mode::MultiNodeReaderOnly
-                | Mode::MultiNodeSingleWriter
-                | Mode::MultiNodeMultiWriter),
-            ) => {
-                let why = match several {
-                    Mode::MultiNodeReaderOnly => {
-                        "a volume is used on one node at a time, also by readers: take \
-                         SINGLE_NODE_READER_ONLY, and for each node a volume of its own from the \
-                         same snapshot, which shares its blocks"
-                    }
-                    _ => {
-                        "a volume is used on one node at a time, since one node serves it: take \
-                         one of the SINGLE_NODE modes"
-                    }
-                };
+            Ok(several @ (Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter)) => {
+                let why = "a volume is written on one node at a time, since one node serves it: \
+                           take one of the SINGLE_NODE modes";
                 let field = "volume_capability.access_mode";
                 return Err(refuse::bad(field, several.as_str_name(), why));
             }
@@ -81,7 +71,7 @@ impl Capability {
                 return Err(refuse::bad(field, &mode.to_string(), "there is no such mode"));
             }
         };
-        Ok(Self { access, read_only, single })
+        Ok(Self { access, read_only, single, several })
     }
 
     /// Reads several, of which there has to be one at least.
@@ -123,10 +113,15 @@ mod tests {
     }
 
     #[test]
-    fn the_modes_of_one_node_are_there() {
-        for (mode, read_only, single) in [(1, false, false), (2, true, false), (6, false, true)] {
+    fn the_modes_of_one_writer_or_many_readers_are_there() {
+        for (mode, read_only, single, several) in [
+            (1, false, false, false),
+            (2, true, false, false),
+            (3, true, false, true),
+            (6, false, true, false),
+        ] {
             let block = capability(Some(AccessType::Block(BlockVolume {})), mode);
-            let expected = Capability { access: Access::Block, read_only, single };
+            let expected = Capability { access: Access::Block, read_only, single, several };
             assert_eq!(Capability::new(&block).unwrap(), expected);
         }
         let xfs = Capability::new(&capability(mount("xfs"), 7)).unwrap();
@@ -143,7 +138,6 @@ mod tests {
             (capability(None, 1), "access_type is required"),
             (capability(mount(""), 0), "access_mode is required"),
             (VolumeCapability { access_type: mount(""), access_mode: None }, "access_mode"),
-            (capability(mount(""), 3), "MULTI_NODE_READER_ONLY"),
             (capability(mount(""), 4), "one node at a time"),
             (capability(mount(""), 5), "one node at a time"),
             (capability(mount(""), 99), "no such mode"),

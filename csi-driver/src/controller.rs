@@ -19,7 +19,7 @@ use crate::keeper::Keeper;
 use crate::parameters::Parameters;
 use crate::refuse::{self, told};
 use crate::turns::Turns;
-use crate::{names, topology};
+use crate::{names, topology, views};
 use lockstep_proto::csi::controller_server;
 use lockstep_proto::csi::controller_service_capability::{Rpc, Type, rpc};
 use lockstep_proto::csi::validate_volume_capabilities_response::Confirmed;
@@ -39,6 +39,8 @@ const SOURCE: &str = "csi.lockstep.dev/source";
 const LOCALITY: &str = "csi.lockstep.dev/locality";
 /// Annotation, and key of the volume context: the file system if the pod names none.
 pub(crate) const FS: &str = "csi.lockstep.dev/fs";
+/// Annotation, and key of the volume context: `many` if readers on several nodes may have it.
+pub(crate) const READERS: &str = "csi.lockstep.dev/readers";
 /// Key of the volume context: which volume it is, also if its name came back.
 pub(crate) const UID: &str = "csi.lockstep.dev/uid";
 
@@ -78,8 +80,10 @@ pub(crate) fn copies(volume: &v1::VolumeStatus) -> Vec<String> {
 /// A volume, as told to callers.
 fn described(volume: &v1::VolumeStatus) -> csi::Volume {
     let mut context = BTreeMap::from([(UID.to_owned(), volume.uid.clone())]);
-    if let Some(fs) = volume.annotations.get(FS) {
-        context.insert(FS.to_owned(), fs.clone());
+    for key in [FS, READERS] {
+        if let Some(value) = volume.annotations.get(key) {
+            context.insert(key.to_owned(), value.clone());
+        }
     }
     let anywhere = volume.annotations.get(LOCALITY).is_some_and(|l| l == "preferred");
     csi::Volume {
@@ -101,13 +105,20 @@ impl Controller {
         let id = names::required("volume_id", id)?;
         let found = self.daemons.volume(id).await?;
         let is_ready = |v: &v1::VolumeStatus| v.stage == i32::from(v1::VolumeStage::Ready);
-        found.filter(is_ready).ok_or_else(|| refuse::no_volume(id))
+        found.filter(is_ready).filter(views::is_none).ok_or_else(|| refuse::no_volume(id))
+    }
+
+    /// The volumes that callers have made.
+    async fn all_ready(&self) -> Result<Vec<v1::VolumeStatus>, Status> {
+        let mut volumes = self.daemons.volumes().await?;
+        volumes.retain(views::is_none);
+        Ok(volumes)
     }
 
     async fn delete(&self, request: csi::DeleteVolumeRequest) -> Result<(), Status> {
         let id = names::required("volume_id", &request.volume_id)?.to_owned();
         let (daemons, name) = (Arc::clone(&self.daemons), id.clone());
-        self.turns.run(&id, async move { daemons.delete(&name).await }).await?;
+        self.turns.run(&id, async move { views::delete_with(&daemons, &name).await }).await?;
         // It may have been the last one with its label.
         self.keeper.look_soon();
         Ok(())
@@ -123,7 +134,9 @@ impl Controller {
         }
         let volume = self.ready(&request.volume_id).await?;
         let uid = request.volume_context.get(UID);
-        let checked = Capability::all(&request.volume_capabilities).and_then(|_| {
+        let checked = Capability::all(&request.volume_capabilities).and_then(|all| {
+            let many = volume.annotations.contains_key(READERS);
+            all.iter().try_for_each(|capability| views::fits(capability, many))?;
             Parameters::new(&request.parameters, &request.mutable_parameters)?;
             match uid.filter(|uid| **uid != volume.uid) {
                 None => Ok(()),

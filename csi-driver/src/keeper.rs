@@ -105,8 +105,13 @@ fn reached(resident: &Resident) -> impl Iterator<Item = &NodeId> {
     resident.in_sync.iter().filter(|(_, reached)| **reached).map(|(node, _)| node)
 }
 
-/// A volume as far as pods are concerned; nothing if it is older than placements.
+/// A volume as far as pods are concerned; nothing if no pod can name it, or it is older than
+/// placements.
 fn resident(volume: &v1::VolumeStatus) -> Option<Resident> {
+    if !crate::views::is_none(volume) {
+        // Pods are told where the volume is that it shows.
+        return None;
+    }
     let placement = PlacementId::new(&volume.placement_id)?;
     if volume.stage != i32::from(v1::VolumeStage::Ready) {
         return Some(Resident { placement, in_sync: BTreeMap::new(), served: None });

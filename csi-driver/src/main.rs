@@ -18,6 +18,7 @@ mod refuse;
 mod size;
 mod topology;
 mod turns;
+mod views;
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};

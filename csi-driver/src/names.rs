@@ -72,6 +72,12 @@ pub(crate) fn from_csi(name: &str) -> String {
     made
 }
 
+/// The name of the volume by which a node reads a volume that several nodes read. No caller can
+/// name it: what its checksum is made from is no name.
+pub(crate) fn view(volume: &str, node: &str) -> String {
+    from_csi(&format!("{volume}\0{node}"))
+}
+
 /// Checks a path that the caller chose: absolute, and it is what it looks like.
 ///
 /// # Errors
@@ -114,9 +120,10 @@ mod tests {
         for name in &made {
             assert!(is_volume_name(name) && name.starts_with(MADE), "{name}");
         }
+        made.extend([("v", "a"), ("v", "b"), ("va", "")].map(|(v, n)| view(v, n)));
         made.sort();
         made.dedup();
-        assert_eq!(made.len(), odd.len());
+        assert_eq!(made.len(), odd.len() + 3);
     }
 
     #[test]

@@ -12,8 +12,8 @@ mod stats;
 
 use crate::daemon::Daemons;
 use crate::refuse::{self, told};
-use crate::topology;
 use crate::turns::Turns;
+use crate::{names, topology};
 use lockstep_proto::csi;
 use lockstep_proto::csi::node_server;
 use lockstep_proto::csi::node_service_capability::{Rpc, Type, rpc};
@@ -50,6 +50,8 @@ pub(crate) struct Node {
 /// A volume's device on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Served {
+    /// It is the device of a view; see [`crate::views`].
+    is_view: bool,
     /// What the kernel calls it.
     device: PathBuf,
     read_only: bool,
@@ -77,21 +79,25 @@ impl Node {
         Self { id, max_volumes, daemon, turns: Turns::default() }
     }
 
-    /// The device of a volume, if it has one here. Asks only the daemon of this node, which can
-    /// tell also while the rest of the cluster is out of reach.
+    /// The device of a volume, or of its view, if it has one here. Asks only the daemon of this
+    /// node, which can tell also while the rest of the cluster is out of reach.
     async fn served(&self, volume: &str) -> Result<Option<Served>, Status> {
         let node = self.daemon.node().await?;
-        if node.waiting_devices.iter().any(|waiting| waiting.volume_name == volume) {
+        let view = names::view(volume, &node.name);
+        let is_it = |name: &str| name == volume || name == view;
+        if node.waiting_devices.iter().any(|waiting| is_it(&waiting.volume_name)) {
             return Err(Status::unavailable(format!(
                 "the daemon is about to serve volume {volume} again; try again"
             )));
         }
-        let primary = node.primaries.into_iter().find(|primary| primary.volume_name == volume);
+        let primary = node.primaries.into_iter().find(|primary| is_it(&primary.volume_name));
+        let is_view = primary.as_ref().is_some_and(|primary| primary.volume_name == view);
         let over = |phase: i32| {
             [v1::AttachPhase::Fenced, v1::AttachPhase::Detached].map(i32::from).contains(&phase)
         };
         let device = primary.filter(|primary| !over(primary.phase)).and_then(|p| p.device);
         Ok(device.map(|device| Served {
+            is_view,
             device: device.kernel_path.into(),
             read_only: device.read_only,
             mount_dir: device.mount_dir.into(),
@@ -101,7 +107,7 @@ impl Node {
     /// The volume at a path of this node, or NOT_FOUND.
     async fn at(&self, volume: &str, path: &Path) -> Result<Served, Status> {
         let nothing = || {
-            let volume = crate::names::shown(volume);
+            let volume = names::shown(volume);
             Status::not_found(format!("volume {volume:?} is not at {}", path.display()))
         };
         let served = self.served(volume).await?.ok_or_else(nothing)?;

@@ -13,5 +13,7 @@ mod malformed;
 mod program;
 #[path = "driver/snapshots.rs"]
 mod snapshots;
+#[path = "driver/views.rs"]
+mod views;
 #[path = "driver/volumes.rs"]
 mod volumes;

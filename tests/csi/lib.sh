@@ -1,27 +1,33 @@
-# The CSI driver beside a cluster of e2e/lib.sh. Meant to be sourced after cluster_up.
+# CSI drivers beside a cluster of e2e/lib.sh. Meant to be sourced after cluster_up.
 # shellcheck shell=bash
 
-DRIVER_PID=
+DRIVER_PIDS=()
 DRIVER_SOCKET=$CLUSTER_DIR/csi.sock
 DRIVER_LOG=$CLUSTER_DIR/driver.log
 
-# Starts the driver: controller and node n1 on one socket.
+# driver_start [N]: starts a driver, controller and node nN (n1) on one socket: that of n1 is
+# $DRIVER_SOCKET, the others are $DRIVER_SOCKET.N.
 driver_start() {
-    local i daemons=
+    local n=${1:-1} socket=$DRIVER_SOCKET i daemons
+    [ "$n" = 1 ] || socket+=.$n
     [ -x "$BIN_DIR/lockstep-csi" ] || die "no lockstep-csi in $BIN_DIR; build it"
-    for ((i = 1; i <= CLUSTER_NODES; i++)); do daemons+=,$(node_server "$i"); done
-    "$BIN_DIR/lockstep-csi" --standalone --endpoint "unix://$DRIVER_SOCKET" --node-id n1 \
-        --daemon "${daemons#,}" >>"$DRIVER_LOG" 2>&1 </dev/null &
-    DRIVER_PID=$!
-    disown $DRIVER_PID
-    until_true 10 test -S "$DRIVER_SOCKET" || die "the driver does not begin: $(tail "$DRIVER_LOG")"
+    daemons=$(node_server "$n")
+    for ((i = 1; i <= CLUSTER_NODES; i++)); do [ "$i" = "$n" ] || daemons+=,$(node_server "$i"); done
+    "$BIN_DIR/lockstep-csi" --standalone --endpoint "unix://$socket" --node-id "n$n" \
+        --daemon "$daemons" >>"$DRIVER_LOG" 2>&1 </dev/null &
+    DRIVER_PIDS+=($!)
+    disown $!
+    until_true 10 test -S "$socket" || die "the driver does not begin: $(tail "$DRIVER_LOG")"
 }
 
+# Stops all drivers.
 driver_stop() {
-    [ -n "$DRIVER_PID" ] || return 0
-    kill -TERM "$DRIVER_PID" 2>/dev/null
-    until_true 10 not process_alive "$DRIVER_PID" || kill -KILL "$DRIVER_PID"
-    DRIVER_PID=
+    local pid
+    for pid in "${DRIVER_PIDS[@]}"; do
+        kill -TERM "$pid" 2>/dev/null
+        until_true 10 not process_alive "$pid" || kill -KILL "$pid"
+    done
+    DRIVER_PIDS=()
 }
 
 # What is mounted below the test's directory is unmounted, whatever happens.

@@ -1,13 +1,13 @@
 //! CreateVolume: the same name is the same volume, however often and by whomever it is asked for.
 
 use super::source::{Found, Source};
-use super::{ASKED, Controller, FS, LOCALITY, NAME, SOURCE, copies, described};
+use super::{ASKED, Controller, FS, LOCALITY, NAME, READERS, SOURCE, copies, described};
 use crate::capability::Capability;
 use crate::daemon::Daemons;
 use crate::parameters::Parameters;
 use crate::size::Range;
 use crate::topology::Preference;
-use crate::{names, topology};
+use crate::{names, topology, views};
 use lockstep_proto::csi;
 use lockstep_proto::v1;
 use std::collections::BTreeMap;
@@ -24,6 +24,8 @@ struct Asked {
     parameters: Parameters,
     requirement: Option<csi::TopologyRequirement>,
     source: Option<Source>,
+    /// Readers on several nodes may have it.
+    many: bool,
 }
 
 impl Asked {
@@ -32,6 +34,7 @@ impl Asked {
         let capabilities = Capability::all(&request.volume_capabilities)?;
         let parameters = Parameters::new(&request.parameters, &request.mutable_parameters)?;
         let source = request.volume_content_source.as_ref().map(Source::new).transpose()?;
+        let many = views::wanted(&capabilities, source.is_some(), parameters.local)?;
         let min_bytes = match &source {
             // It has what it needs already.
             Some(_) => None,
@@ -45,6 +48,7 @@ impl Asked {
             parameters,
             requirement: request.accessibility_requirements,
             source,
+            many,
         })
     }
 
@@ -61,6 +65,9 @@ impl Asked {
         if let Some(source) = &self.source {
             annotations.insert(SOURCE.to_owned(), source.to_string());
         }
+        if self.many {
+            annotations.insert(READERS.to_owned(), views::MANY.to_owned());
+        }
         annotations
     }
 
@@ -75,6 +82,8 @@ impl Asked {
             format!("parameters are {}, not {asked}", told(ASKED))
         } else if told(SOURCE) != source {
             format!("it began with {:?}, not {source:?}", told(SOURCE))
+        } else if there.annotations.contains_key(READERS) != self.many {
+            "one of both is for readers on several nodes, the other is not".to_owned()
         } else if !self.range.holds(there.size_bytes) {
             format!("it has {} bytes, outside of capacity_range", there.size_bytes)
         } else if self.parameters.local

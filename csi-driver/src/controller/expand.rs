@@ -1,7 +1,7 @@
 //! ControllerExpandVolume: the volume, and the device that shows it. A file system follows: when it
 //! is mounted with the device it was told by the daemon already, NodeExpandVolume makes sure.
 
-use super::Controller;
+use super::{Controller, READERS};
 use crate::capability::{Access, Capability};
 use crate::names;
 use crate::refuse;
@@ -30,7 +30,14 @@ impl Controller {
     }
 
     async fn grow(&self, id: &str, range: Range) -> Result<u64, Status> {
-        let size_bytes = range.grown(self.ready(id).await?.size_bytes)?;
+        let volume = self.ready(id).await?;
+        if volume.annotations.contains_key(READERS) {
+            return Err(Status::failed_precondition(format!(
+                "volume {id} is read on several nodes and does not grow; make a larger one from \
+                 what it began with"
+            )));
+        }
+        let size_bytes = range.grown(volume.size_bytes)?;
         // Also if it has it: whoever made it larger may have died before its device showed that.
         let note = self.daemons.resize(id, size_bytes).await?;
         if !note.is_empty() {

@@ -42,7 +42,7 @@ impl Controller {
         request: &csi::ControllerListVolumeHealthRequest,
     ) -> Result<csi::ControllerListVolumeHealthResponse, Status> {
         let page = Page::new(request.max_entries, &request.starting_token)?;
-        let volumes = self.daemons.volumes().await?;
+        let volumes = self.all_ready().await?;
         let (volumes, next_token) = page.cut(volumes, |volume| &volume.name);
         let entries = volumes.iter().map(health).collect();
         Ok(csi::ControllerListVolumeHealthResponse { entries, next_token })

@@ -12,7 +12,7 @@ impl Controller {
         request: &csi::ListVolumesRequest,
     ) -> Result<csi::ListVolumesResponse, Status> {
         let page = Page::new(request.max_entries, &request.starting_token)?;
-        let volumes = self.daemons.volumes().await?;
+        let volumes = self.all_ready().await?;
         let (volumes, next_token) = page.cut(volumes, |volume| &volume.name);
         let entry = |volume| list::Entry {
             volume: Some(described(volume)),

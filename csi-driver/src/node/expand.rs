@@ -42,6 +42,10 @@ impl Node {
             Status::not_found(format!("volume {id:?} is not at {}", path.display()))
         };
         let served = self.served(id).await?.ok_or_else(nothing)?;
+        if served.is_view {
+            let why = format!("volume {id} is read on several nodes and does not grow");
+            return Err(Status::failed_precondition(why));
+        }
         let dir = path.clone();
         if !blocking(move || is_at(&served, &dir)).await? {
             return Err(nothing());

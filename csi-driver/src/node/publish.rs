@@ -171,6 +171,11 @@ mod tests {
         }
     }
 
+    fn staged() -> Served {
+        let (device, mount_dir) = ("/dev/null".into(), "/s".into());
+        Served { is_view: false, device, read_only: false, mount_dir }
+    }
+
     #[test]
     fn what_is_missing_is_told() {
         assert!(Wanted::new(&request()).is_ok());
@@ -189,8 +194,7 @@ mod tests {
     fn a_writable_device_is_not_published_read_only() {
         let wanted =
             Wanted::new(&csi::NodePublishVolumeRequest { readonly: true, ..request() }).unwrap();
-        let served =
-            |read_only| Served { device: "/dev/null".into(), read_only, mount_dir: PathBuf::new() };
+        let served = |read_only| Served { read_only, mount_dir: PathBuf::new(), ..staged() };
         let refused = wanted.source(&served(false)).unwrap_err();
         assert_eq!(refused.code(), Code::FailedPrecondition);
         assert_eq!(wanted.source(&served(true)).unwrap(), Path::new("/dev/null"));
@@ -198,9 +202,7 @@ mod tests {
 
     #[test]
     fn the_staging_path_is_no_target() {
-        let served =
-            Served { device: "/dev/null".into(), read_only: false, mount_dir: PathBuf::from("/s") };
-        let refused = unbind(Some(&served), Path::new("/s")).unwrap_err();
+        let refused = unbind(Some(&staged()), Path::new("/s")).unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
     }
 }

@@ -2,9 +2,9 @@
 
 use super::{Node, blocking, capability, mounts};
 use crate::capability::{Access, Capability};
-use crate::controller::{FS, UID};
-use crate::names;
+use crate::controller::{FS, READERS, UID};
 use crate::parameters::Fs;
+use crate::{names, views};
 use lockstep_proto::csi;
 use lockstep_proto::v1;
 use std::path::{Path, PathBuf};
@@ -57,6 +57,8 @@ impl Node {
         if !names::is_volume_name(&id) {
             return Err(crate::refuse::no_volume(&id));
         }
+        let many = !context(READERS).is_empty();
+        views::fits(&capability, many)?;
         let attach = v1::AttachRequest {
             name: id.clone(),
             wait_ms: WAIT_MS,
@@ -65,7 +67,19 @@ impl Node {
             ..Default::default()
         };
         let node = self.clone();
-        self.turns.run(&id, async move { node.attach(attach, staging).await }).await
+        self.turns
+            .run(&id, async move {
+                let attach = if many { node.attach_view(attach).await? } else { attach };
+                node.attach(attach, staging).await
+            })
+            .await
+    }
+
+    /// What is attached by who reads on several nodes.
+    async fn attach_view(&self, attach: v1::AttachRequest) -> Result<v1::AttachRequest, Status> {
+        let here = self.daemon.node().await?.name;
+        let view = views::make(&self.daemon, &attach.name, &attach.uid, &here).await?;
+        Ok(v1::AttachRequest { name: view.name, uid: view.uid, ..attach })
     }
 
     async fn attach(&self, attach: v1::AttachRequest, staging: PathBuf) -> Result<(), Status> {
@@ -95,18 +109,41 @@ impl Node {
 
     async fn detach(&self, name: String, staging: PathBuf) -> Result<(), Status> {
         if names::is_volume_name(&name) {
-            // Another node may have taken the volume meanwhile: it keeps it.
             let here = self.daemon.node().await?.name;
-            let request = v1::DetachRequest { name, force: false, only_node: Some(here) };
-            match self.daemon.detach(&request).await {
-                Ok(_) => {}
-                Err(status) if status.code() == Code::NotFound => {}
-                Err(status) => return Err(status),
+            if !self.let_go(&name, &here).await? {
+                self.let_go_view(&name, &here).await?;
             }
         }
         // What the daemon has mounted it has unmounted. A mount whose device failed while nobody
         // watched may be left.
         blocking(move || mounts::clear(&staging)).await
+    }
+
+    /// Detaches a volume from this node. Returns whether it was attached here. Another node may
+    /// have taken it meanwhile: it keeps it.
+    async fn let_go(&self, name: &str, here: &str) -> Result<bool, Status> {
+        let (name, only_node) = (name.to_owned(), Some(here.to_owned()));
+        match self.daemon.detach(&v1::DetachRequest { name, force: false, only_node }).await {
+            Err(status) if status.code() == Code::NotFound => Ok(false),
+            outcome => outcome,
+        }
+    }
+
+    /// Removes this node's view of a volume, if it has one.
+    async fn let_go_view(&self, volume: &str, here: &str) -> Result<(), Status> {
+        let view = names::view(volume, here);
+        if self.let_go(&view, here).await? {
+            return self.daemon.delete(&view).await;
+        }
+        match self.daemon.delete(&view).await {
+            // Most volumes have none, and nothing is served by what is left of one. It goes with
+            // the volume at the latest.
+            Err(status) if status.code() == Code::Unavailable => {
+                tracing::warn!(volume, why = status.message(), "a view of it may be left");
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 }
 
@@ -117,14 +154,14 @@ mod tests {
     #[test]
     fn a_mount_has_a_file_system_and_a_directory_and_a_device_has_neither() {
         let access = Access::Mount { fs: None, options: vec!["noatime".to_owned()] };
-        let mount = Capability { access, read_only: true, single: false };
+        let mount = Capability { access, read_only: true, single: false, several: false };
         let staging = Path::new("/staging");
         let asked = wanted(&mount, Some(Fs::Xfs), staging).unwrap();
         assert_eq!((asked.fs.as_str(), asked.mount_dir.as_str()), ("xfs", "/staging"));
         assert!(!asked.read_only && !asked.any_fs && asked.mount_options == ["noatime", "ro"]);
         let asked = wanted(&mount, None, staging).unwrap();
         assert!(asked.any_fs && asked.fs == "ext4");
-        let block = Capability { access: Access::Block, read_only: false, single: false };
+        let block = Capability { access: Access::Block, read_only: false, ..mount.clone() };
         let asked = wanted(&block, Some(Fs::Xfs), staging).unwrap();
         assert_eq!(asked, v1::DeviceRequest::default());
     }

@@ -44,6 +44,10 @@ pub(crate) async fn scene() -> Scene {
 }
 
 impl Scene {
+    pub(crate) async fn channel(&self) -> Channel {
+        self.driver.channel().await
+    }
+
     pub(crate) async fn make(&mut self, name: &str) -> csi::Volume {
         self.client.create_volume(wanted(name)).await.unwrap().into_inner().volume.unwrap()
     }
@@ -85,7 +89,7 @@ async fn a_volume_tells_where_and_which_it_is() {
     let place = &volume.accessible_topology[0].segments;
     assert_eq!(place["lockstep.node-restriction.kubernetes.io/p-1"], "replica");
     assert_eq!(place.len(), 1);
-    let mut node = NodeClient::new(scene.driver.channel().await);
+    let mut node = NodeClient::new(scene.channel().await);
     let info = node.node_get_info(csi::NodeGetInfoRequest {}).await.unwrap().into_inner();
     // The label moves, which what a node tells once does not.
     let own = info.accessible_topology.unwrap().segments;

@@ -177,7 +177,14 @@ impl Admin {
         let (handle, _) = self.claim(volume)?;
         let left = deadline.saturating_duration_since(Instant::now()).max(LIVENESS_PAUSE);
         if let Err(error) = handle.served(left).await {
-            let refusal = not_served(&volume.name, &error);
+            let refusal = match &error {
+                // Perhaps also for a moment only: whoever asked comes again.
+                EngineError::Fenced { .. } => Status::aborted(format!(
+                    "volume {} was attached elsewhere at the same time; try again",
+                    volume.name
+                )),
+                _ => not_served(&volume.name, &error),
+            };
             return Err(self.withdraw(volume, &handle, refusal).await);
         }
         Ok(handle)
