@@ -53,10 +53,35 @@ one() {
     check "the kernel saw no error" no_errors
 }
 
+# often DOOR: a device that is used has each size as soon as its server says so.
+often() {
+    local door=$1 mib=16 most=32 load told=resized
+    SIZE=$((mib << 20)) serve "$door"
+    fio --name=w --filename="$DEV" --size=8M --rw=randrw --bs=4k --direct=1 --ioengine=libaio \
+        --iodepth=16 --time_based --runtime=600 >/tmp/load &
+    load=$!
+    disown $load
+    while [ "$told" = resized ] && [ $mib -lt $most ]; do
+        mib=$((mib + 1))
+        order "resize $((mib << 20))" || told=nothing
+        told=$(tail -n 1 /tmp/answers)
+        [ "$(blockdev --getsize64 "$DEV")" -eq $((mib << 20)) ] || told="a small device: $told"
+    done
+    check "$door: it grows as often as it is told while it is used" test "$told" = resized
+    result "$door: $mib MiB, $told"
+    kill -INT $load
+    until_true 20 not process_alive $load || fail "$door: the load does not end"
+    check "$door: the load met no error" grep -q 'err= 0' /tmp/load
+    check "$door: it is closed" kill -TERM $SERVER
+    until_true 20 not process_alive $SERVER || fail "$door: its server does not end"
+}
+
 list=$(doors)
 [ -n "$list" ] || die "this kernel has no door"
 for door in $list; do
     for fs in ext4 xfs; do one "$door" "$fs"; done
 done
+# The kernel's ublk cannot do it before Linux 6.16.
+for door in ${list/ublk/}; do often "$door"; done
 result "doors $(echo $list)"
 finish

@@ -5,33 +5,7 @@
 # memory: 512
 # limit: 240
 . /tests/vm/lib.sh
-size=$((64 << 20))
 slow_ms=3000
-
-# serve DOOR [ARGUMENT…]: a volume in a file through a device; DEV is the device, SERVER who serves.
-serve() {
-    local door=$1
-    shift
-    exec 9>&-
-    rm -f /tmp/orders
-    mkfifo /tmp/orders
-    : >/tmp/answers
-    device-memory --door "$door" --size $size --file /tmp/content --token /tmp/token "$@" \
-        </tmp/orders >/tmp/answers &
-    SERVER=$!
-    disown $SERVER
-    exec 9>/tmp/orders
-    until_true 20 test -s /tmp/answers || die "no device through $door"
-    DEV=$(head -n 1 /tmp/answers)
-}
-
-# order WORD…: has the server do something, and waits until it says so.
-order() {
-    local before
-    before=$(wc -l </tmp/answers)
-    echo "$*" >&9
-    until_true 20 eval "[ \$(wc -l </tmp/answers) -gt $before ]"
-}
 
 gone() { kill "-$1" $SERVER && until_true 20 not process_alive $SERVER; }
 

@@ -308,7 +308,8 @@ impl<B: Backend> Device for FuseDevice<B> {
             blocking(move || {
                 let shown = service.show_size(size_bytes);
                 shown.map_err(|source| DeviceError::Refused { what, source })?;
-                let order = Order::Grow { index: seat.index, place: seat.mounted_at };
+                let (index, place) = (seat.index, seat.mounted_at);
+                let order = Order::Grow { index, place, size_bytes };
                 binder::call(&program, &order).map(drop)
             })
             .await

@@ -191,6 +191,60 @@ async fn it_grows_while_it_is_used() {
     device.close().await.unwrap();
 }
 
+/// Writes and reads blocks at the front of a device, over and over, until it is dropped.
+struct Load {
+    stop: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(path: &Path, count: u64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let begin = |number: u64| {
+            let (path, stop) = (path.to_owned(), Arc::clone(&stop));
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    direct(&path, number * 4096, Some(1)).unwrap();
+                }
+            })
+        };
+        let threads = (0..count).map(begin).collect();
+        Self { stop, threads }
+    }
+
+    async fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        away(move || self.threads.into_iter().for_each(|thread| thread.join().unwrap())).await;
+    }
+}
+
+/// The kernel throws away a size that it was told while it was asked for if a write has ended
+/// meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn it_grows_although_it_is_written_meanwhile() {
+    if !possible("it_grows_although_it_is_written_meanwhile", &["stat"]) {
+        return;
+    }
+    const TIMES: u64 = 200;
+    let world = World::new();
+    let backend = Arc::new(Gated::with_room(MIB, (TIMES + 1) * MIB));
+    let device = world.open(&backend, |_| {}).await.unwrap();
+    let file = world.path("fuse/disk");
+    let load = Load::start(device.path(), 8);
+    for size_mib in 2..=TIMES + 1 {
+        backend.grow(size_mib * MIB);
+        device.resize(size_mib * MIB).await.unwrap();
+        let sectors = sys(device.path(), "size").parse::<u64>().unwrap();
+        assert_eq!(sectors / 2048, size_mib, "the loop device stays small");
+        // What the kernel holds for true, without its asking once more.
+        let known = run("stat", &[&"--cached=always", &"--format=%s", &file]).await;
+        let known = known.trim().parse::<u64>().unwrap();
+        assert_eq!(known / MIB, size_mib, "the file stays small");
+    }
+    load.end().await;
+    device.close().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn somebody_who_has_it_open_is_not_cut_off() {
     if !possible("somebody_who_has_it_open_is_not_cut_off", &[]) {

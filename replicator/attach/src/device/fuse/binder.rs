@@ -23,8 +23,8 @@ pub const BINDER: &str = "binder";
 pub(crate) enum Order {
     /// Bind the file to a free loop device, and tell its number.
     Bind { place: PathBuf, read_only: bool },
-    /// Have the device take the size of its file.
-    Grow { index: u32, place: PathBuf },
+    /// Have the device take the size of its file, which has grown to this one.
+    Grow { index: u32, place: PathBuf, size_bytes: u64 },
     /// Unbind the device, unless somebody uses it.
     Unbind { index: u32 },
 }
@@ -60,10 +60,8 @@ pub fn bind() -> io::Result<()> {
 fn carry_out(order: Order) -> Result<u32, DeviceError> {
     match order {
         Order::Bind { place, read_only } => loopback::bind(&place, read_only),
-        Order::Grow { index, place } => {
-            // Some kernels look at the size of the file, and ask for it only here.
-            let _ = std::fs::metadata(place);
-            loopback::grow(index).map(|()| index)
+        Order::Grow { index, place, size_bytes } => {
+            loopback::grow(index, &place, size_bytes).map(|()| index)
         }
         Order::Unbind { index } => loopback::unbind(index).map(|()| index),
     }

@@ -1,9 +1,9 @@
 //! The loop device over the file.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Seek as _, SeekFrom};
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ const TRIES_MAX: u32 = 64;
 const PASSERS_BY: Duration = Duration::from_secs(1);
 /// How long the kernel may take to unbind a device that nobody has open.
 const UNBINDING: Duration = Duration::from_secs(10);
+/// How long the kernel may go on missing the new size of a file that is used meanwhile.
+const GROWING: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The path of a loop device.
@@ -155,11 +157,49 @@ pub(crate) fn size_bytes(index: u32) -> u64 {
     text.trim().parse::<u64>().unwrap_or(0).saturating_mul(512)
 }
 
-/// Makes it as large as its file is now.
-pub(crate) fn grow(index: u32) -> Result<(), DeviceError> {
-    let outcome = open(index, true).and_then(|device| loopback::take_size_of_file(&device));
-    let what = format!("showing the new size of /dev/loop{index}");
-    outcome.map_err(|source| DeviceError::Refused { what, source })
+/// Makes it as large as its file has become, which was mounted at `place`: `wanted_bytes`.
+///
+/// A kernel that asks for the size throws the answer away if a request of the file has ended
+/// meanwhile, and tells nobody: it goes by the size before, or shows one and goes by the other. It
+/// has not got the new one then, so it asks again as soon as somebody wants it again.
+pub(crate) fn grow(index: u32, place: &Path, wanted_bytes: u64) -> Result<(), DeviceError> {
+    let what = format!(
+        "showing the new size of /dev/loop{index}; until that is done it is used as it was: do it \
+         once more"
+    );
+    take_size(index, place, wanted_bytes).map_err(|source| DeviceError::Refused { what, source })
+}
+
+fn take_size(index: u32, place: &Path, wanted_bytes: u64) -> io::Result<()> {
+    let device = open(index, true)?;
+    let file = file_of(&device, place);
+    let begun = Instant::now();
+    loop {
+        let known = match &file {
+            // Tells what the kernel goes by, not what it was told.
+            Some(file) => (&*file).seek(SeekFrom::End(0))?,
+            // This asks for all attributes, unless it has them.
+            None => loopback::status(&device).map(|_| wanted_bytes)?,
+        };
+        loopback::take_size_of_file(&device)?;
+        if known.min(size_bytes(index)) >= wanted_bytes {
+            return Ok(());
+        }
+        if begun.elapsed() > GROWING {
+            return Err(Errno::ETIMEDOUT.into());
+        }
+        // Requests may go on ending all the time: it has to fall between two.
+        std::thread::yield_now();
+    }
+}
+
+/// The file that it is bound to, if that is at `place`: not where the mount is not seen.
+fn file_of(device: &File, place: &Path) -> Option<File> {
+    let file = File::open(place).ok()?;
+    let bound = loopback::status(device).ok()??;
+    let is_it = nix::sys::stat::minor(bound.file_device)
+        == nix::sys::stat::minor(file.metadata().ok()?.dev());
+    is_it.then_some(file)
 }
 
 fn users_of(device: &Path) -> String {
