@@ -40,6 +40,27 @@ fn pitfall_02_data_path_goes_on_though_the_record_was_not_written() {
     proves(scene, &[Bug::AckBeforeRemoval]);
 }
 
+/// A volume grew while a copy could not be reached, which was taken to have the space; when it had
+/// not, what was new existed in too few places, or the copy could never come back.
+#[test]
+fn pitfall_14_growth_takes_for_granted_that_who_is_away_has_the_space() {
+    fn scene(play: &mut Play) {
+        play.run(&["create n1 n2 n3 min=2", "claim n1", "pool n3 full", "cut n1 n3"]);
+        play.run(&["resize n1 1280"]);
+        assert!(play.record().contains("g3 primary=n1 n1:in-sync"), "{}", play.record());
+        // It is a member no more: now the volume may grow.
+        play.run(&["advance 2000", "write n1 1279+1 a"]);
+        assert!(play.record().contains("1280 blocks n1:in-sync n2:in-sync n3:out"));
+        // It comes back as soon as there is room, and has it all then.
+        play.run(&["heal n1 n3", "advance 20000"]);
+        assert!(play.record().contains("n3:out"), "{}", play.record());
+        play.run(&["pool n3 usual", "advance 20000"]);
+        assert!(play.record().contains("n3:in-sync"), "{}", play.record());
+        play.assert_all_hold("1279=a");
+    }
+    proves(scene, &[Bug::ExpandUnextended, Bug::AdmitShort]);
+}
+
 /// The last good copy failed, too, and was recorded as faulty: nobody knew who had the data.
 #[test]
 fn pitfall_03_last_healthy_replica_recorded_as_faulty() {

@@ -66,6 +66,8 @@ pub(crate) struct Stage {
     held: BTreeSet<(NodeId, NodeId)>,
     passing: Option<(NodeId, NodeId)>,
     stopped: BTreeSet<NodeId>,
+    /// Nodes whose daemons don't tell how long their copies are.
+    old: BTreeSet<NodeId>,
     record: Option<(Record, Revision)>,
     /// The record store as it was earlier.
     kept_record: Option<(Record, Revision)>,
@@ -166,6 +168,13 @@ impl Stage {
                     "plain" => Some(StoreError::NoReflink),
                     _ => None,
                 };
+            }
+            // A daemon of wire version 3, from its next connection on.
+            ["downgrade", n] => {
+                self.old.insert(node(n));
+            }
+            ["upgrade", n] => {
+                self.old.remove(&node(n));
             }
             ["heal", a, b] => {
                 self.cut.remove(&(node(a), node(b)));
@@ -517,7 +526,10 @@ impl Stage {
                     }
                     // Its replicas are not counted.
                     replica::Effect::Entry(_) => {}
-                    replica::Effect::Send { conn, message } => {
+                    replica::Effect::Send { conn, mut message } => {
+                        if let Reply::Promised(promised) = &mut message.body {
+                            promised.blocks.take_if(|_| self.old.contains(name));
+                        }
                         if let Some(link) = self.links.get_mut(&conn) {
                             link.replies.push_back(Letter::Reply(message));
                         }

@@ -292,12 +292,15 @@ impl Plan {
         }
         let pace = if directed { 300 } else { 1500 };
         self.swarm.add(Fault::ControllerSnapshot, pace * rng.between(30, 250) / 100);
-        // What a record store that was put back says of the size is not what it was. And who is
-        // out, and then never knows of sizes any more, can't come back to what has grown.
-        let without = [Fault::MetaPutBack, Fault::MembersLost, Fault::OldWire];
+        // What a record store that was put back says of the size is not what it was.
+        let without = [Fault::MetaPutBack, Fault::MembersLost];
         if without.iter().all(|fault| self.swarm.rate(*fault) == 0) {
             self.swarm.add(Fault::ControllerResize, 3 * pace * rng.between(30, 250) / 100);
             self.habits.most_blocks = self.habits.blocks + 3 * 256;
+        }
+        // Nodes that know of neither are rare, and then in the way of most tasks.
+        if directed && rng.chance(200) {
+            self.swarm.add(Fault::OldWire, 9000 * rng.between(30, 250) / 100);
         }
     }
 

@@ -57,6 +57,14 @@ pub(super) fn missing_replicas(status: &Status, peers: &Peers, now: Tick) -> Vec
             let reason = format!("left out for {left_s} s more, since {}", unfit(why));
             return Some(Missing { replica: entry.rid, ms: 0, reason, put_back: false });
         }
+        if seen.too_short {
+            let reason = format!(
+                "left out: it is shorter than the volume, and the lockstepd of {} is too old to \
+                 make it longer; upgrade that",
+                entry.node
+            );
+            return Some(Missing { replica: entry.rid, ms: 0, reason, put_back: false });
+        }
         let since = seen.lost_at?;
         Some(Missing {
             replica: entry.rid,

@@ -3,6 +3,7 @@
 use lockstep_core::limits;
 use lockstep_core::primary::{Event as PrimaryEvent, Phase, Stop};
 use lockstep_core::record::ReplicaState;
+use lockstep_core::wire::MAX_VERSION;
 
 use super::{Event, MS, World};
 use crate::fault::{Fault, Swarm};
@@ -79,6 +80,7 @@ impl World {
                 self.nodes[node].clock.run_at(now, 1000);
                 self.rearm(node);
             }
+            self.upgrade_if_grown(node);
             self.boot(node);
         }
         self.make_room();
@@ -86,6 +88,15 @@ impl World {
         self.crowd = copies.saturating_sub(usize::from(wanted)) as u64;
         self.keep_one_primary();
         self.schedule.after(POLL, Event::Stage);
+    }
+
+    /// A copy that can't be made longer stays out until its daemon is of today.
+    fn upgrade_if_grown(&mut self, node: usize) {
+        let grows = self.plan.habits.most_blocks > self.plan.habits.blocks;
+        if grows && self.nodes[node].speaks < MAX_VERSION {
+            self.kill(node);
+            self.nodes[node].speaks = MAX_VERSION;
+        }
     }
 
     /// The primary that the record names goes on, or all make place for a new one.

@@ -44,6 +44,8 @@ pub(super) enum Purpose {
     TargetFlush,
     /// Makes durable on a member what one that leaves has.
     ReleaseFlush(u64),
+    /// S1: finds out whether a copy that can't say how long it is has as many blocks as this.
+    Reach(u64),
     /// T10: makes a replica as long as this, in blocks.
     Extend(u64),
     /// D1: has a member write down what a snapshot needs.

@@ -6,6 +6,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use super::copy::Step;
+use super::resync::Reach;
 use super::{Call, Effect, Phase, Primary, Purpose};
 use crate::id::{Conn, Gen, Incarnation, NodeId, ReplicaId, Seq, Tick};
 use crate::limits;
@@ -59,6 +60,8 @@ pub(super) struct Peer {
     dirty: bool,
     /// To how many blocks it was asked to grow in this session.
     pub(super) extending: u64,
+    /// How long it is, if it can't say so.
+    pub(super) reach: Reach,
     /// Its node's leave to be the target of a resync in this session.
     pub(super) entry: Entry,
 }
@@ -95,6 +98,7 @@ impl Peer {
             commit_sent: Seq(0),
             dirty: false,
             extending: 0,
+            reach: Reach::Unknown,
             entry: Entry::Unasked,
         }
     }
@@ -225,6 +229,7 @@ impl Peer {
         (self.held, self.ask_again_at) = (None, None);
         self.renewing = false;
         self.extending = 0;
+        self.reach.end_session();
         self.entry = Entry::Unasked;
         self.owed.clear();
     }
@@ -277,6 +282,8 @@ impl Primary {
         let Some(rid) = rid else { return };
         if let Some(peer) = self.peers.get_mut(&rid) {
             peer.conn = Some(conn);
+            // Another version may run there now.
+            peer.reach = Reach::Unknown;
         }
         self.send_promise(rid);
     }
@@ -425,6 +432,7 @@ impl Primary {
                 }
                 self.on_refused(rid, refusal);
             }
+            (Purpose::Reach(blocks), body) if self.on_reach(rid, blocks, &body) => {}
             (Purpose::Enter, Reply::Refused(Refusal::Busy)) => self.on_busy(rid),
             (purpose, Reply::Refused(refusal)) => {
                 if !self.on_favour_refused(rid, &purpose, refusal) {
@@ -443,7 +451,7 @@ impl Primary {
             (Purpose::TargetFlush, _) => self.on_target_flushed(rid),
             (Purpose::ReleaseFlush(step), _) => self.on_release_flushed(rid, step),
             (Purpose::Close(step), _) => self.on_close_step(rid, step),
-            (Purpose::Promise, _) => self.fail_peer(rid),
+            (Purpose::Promise | Purpose::Reach(_), _) => self.fail_peer(rid),
         }
     }
 

@@ -427,12 +427,13 @@ impl Primary {
         if !settled || self.copy.is_some() || self.has_enough() {
             return;
         }
-        let spare = self
-            .peers
-            .keys()
-            .copied()
-            .find(|rid| !self.promotion.stages.contains_key(rid) && self.is_serving(*rid));
-        let Some(target) = spare else { return };
+        self.ask_reach();
+        let is_spare = |rid: &ReplicaId| {
+            !self.promotion.stages.contains_key(rid)
+                && self.is_serving(*rid)
+                && (self.is_required(*rid) || self.is_within_reach(*rid))
+        };
+        let Some(target) = self.peers.keys().copied().find(is_spare) else { return };
         let Some(session) = self.session_of(target).cloned() else { return };
         if self.is_short(target) {
             return self.lengthen(target);

@@ -2,11 +2,13 @@
 
 mod entry;
 mod race;
+mod reach;
 mod slot;
 mod watch;
 
 use alloc::vec::Vec;
 
+pub(super) use self::reach::Reach;
 use self::watch::Speed;
 use super::cas::Change;
 use super::copy::CopyJob;
@@ -100,6 +102,7 @@ impl Primary {
         let now = self.now;
         self.resync.not_before.take_if(|at| *at <= now);
         while matches!(self.phase, Phase::Active | Phase::Suspended) {
+            self.ask_reach();
             let before = self.resync.stage;
             self.advance_resync();
             if self.resync.stage == before {
@@ -149,6 +152,7 @@ impl Primary {
                 && !required.contains(&r.rid)
                 && self.is_serving(r.rid)
                 && self.shunned(&r.rid).is_none()
+                && self.is_within_reach(r.rid)
         });
         let failed = |rid| self.resync.failed.contains(&rid);
         candidates.max_by_key(|r| (!failed(r.rid), r.state.since(), r.rid)).map(|r| r.rid)

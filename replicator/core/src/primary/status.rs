@@ -52,6 +52,9 @@ pub struct ReplicaStatus {
     pub refused: Option<Refusal>,
     /// Why it is left out for a while although it answers, and until when.
     pub unfit: Option<(Unfit, Tick)>,
+    /// Is it left out since it is shorter than the volume, and its node runs a version that can't
+    /// make it longer?
+    pub too_short: bool,
     /// Progress of its resync, if one runs.
     pub resync: Option<ResyncProgress>,
     /// Bad blocks on it that were rewritten since the claim.
@@ -133,6 +136,7 @@ impl Primary {
             lost_at: peer.lost_at(),
             refused: peer.refused,
             unfit: self.shunned(rid),
+            too_short: self.is_beyond_reach(*rid),
             resync: self.resync_progress(rid),
             mended_blocks: self.mending.mended(rid),
         };

@@ -41,11 +41,12 @@ impl Peer {
             commit_sent,
             dirty,
             extending,
+            reach,
             entry,
             held,
         } = self;
         (node, conn, known, failed, refused, promised, excused, renewing, dirty, entry).hash(state);
-        extending.hash(state);
+        (extending, reach).hash(state);
         session.is_some().hash(state);
         if let Some(session) = session {
             hash_promised(session, spent && *dirty, state);

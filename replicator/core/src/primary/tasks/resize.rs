@@ -120,7 +120,8 @@ impl Primary {
             self.end_task(Ok(TaskDone::Resized { blocks }));
         }
         // It would be shorter than the volume when it joins.
-        if self.resync_target().is_some_and(|rid| self.is_short(rid)) {
+        let may_stay = |rid| !self.is_short(rid) && self.is_within_reach(rid);
+        if !self.resync_target().is_none_or(may_stay) {
             self.abort_resync();
         }
         self.announce_gen();
