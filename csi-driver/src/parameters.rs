@@ -61,6 +61,8 @@ pub(crate) struct Parameters {
     pub(crate) pool: String,
     /// Label of nodes over whose values copies are spread.
     pub(crate) spread: String,
+    /// Copies take all their space when they are made.
+    pub(crate) thick: bool,
     pub(crate) door: String,
     /// Most requests, and bytes, in a second; 0: no limit.
     pub(crate) max_iops: u64,
@@ -170,6 +172,7 @@ impl Parameters {
             local: true,
             pool: "default".to_owned(),
             spread: ZONE.to_owned(),
+            thick: false,
             door: "auto".to_owned(),
             max_iops: 0,
             max_bytes_per_s: 0,
@@ -211,12 +214,7 @@ impl Parameters {
                 is_label_key(value).map_err(|why| refuse::bad(key, value, why))?;
                 self.spread = value.to_owned();
             }
-            "thick" => {
-                if flag(key, value)? {
-                    let why = "false is allowed: volumes take room in the pool as they are written";
-                    return Err(refuse::bad(key, value, why));
-                }
-            }
+            "thick" => self.thick = flag(key, value)?,
             "door" => {
                 self.door = one_of(key, value, &["auto", "ublk", "nbd", "fuse"])?.to_owned();
             }
@@ -253,14 +251,15 @@ impl fmt::Display for Parameters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "repl={} minInSync={} writeCache={} locality={} pool={} spread={} door={} \
-             allowDegraded={} fs={} maxIops={} maxBandwidth={}",
+            "repl={} minInSync={} writeCache={} locality={} pool={} spread={} thick={} \
+             door={} allowDegraded={} fs={} maxIops={} maxBandwidth={}",
             self.repl,
             self.min_in_sync,
             self.write_cache,
             if self.local { "required" } else { "preferred" },
             self.pool,
             self.spread,
+            self.thick,
             self.door,
             self.allow_degraded,
             self.fs.map_or("", Fs::name),
@@ -302,6 +301,7 @@ mod tests {
             ("locality", "preferred"),
             ("pool", "fast"),
             ("spread", "example.com/rack"),
+            ("thick", "true"),
             ("door", "nbd"),
             ("allowDegraded", "true"),
             (FS_TYPE, "xfs"),
@@ -310,7 +310,7 @@ mod tests {
         ])
         .unwrap();
         let told = "repl=5 minInSync=4 writeCache=through locality=preferred pool=fast \
-                    spread=example.com/rack door=nbd allowDegraded=true fs=xfs \
+                    spread=example.com/rack thick=true door=nbd allowDegraded=true fs=xfs \
                     maxIops=5000 maxBandwidth=67108864";
         assert_eq!(all.to_string(), told);
     }
@@ -350,7 +350,6 @@ mod tests {
             ("locality", "yes", "required and preferred"),
             ("pool", "", "name of a pool"),
             ("spread", "a//b", "a key is a name"),
-            ("thick", "true", "false"),
             ("thick", "1", "true and false"),
             ("door", "iscsi", "ublk"),
             ("allowDegraded", "", "true and false"),

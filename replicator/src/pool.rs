@@ -27,7 +27,7 @@ use lockstep_core::id::NodeId;
 use uuid::Uuid;
 
 pub use error::PoolError;
-pub(crate) use replicas::{Found, Initial, preallocate};
+pub(crate) use replicas::{About, Found, Initial, Taking, preallocate};
 pub(crate) use snapshots::{FILES as SNAPSHOT_FILES, SnapshotAbout};
 pub(crate) use space::{Space, bytes_used};
 

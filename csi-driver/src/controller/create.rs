@@ -145,6 +145,7 @@ impl Asked {
             require_preferred: preference.required && parameters.local,
             prefer_nodes: preference.nodes,
             spread: parameters.spread.clone(),
+            thick: parameters.thick,
             follow: !parameters.local,
             max_iops: parameters.max_iops,
             max_bytes_per_s: parameters.max_bytes_per_s,

@@ -130,6 +130,9 @@ pub(super) struct VolumeObject {
     /// A copy goes where it is served.
     #[serde(default)]
     pub(super) follow: bool,
+    /// Its copies take all their space when they are made.
+    #[serde(default)]
+    pub(super) thick: bool,
     /// How fast it may be used.
     #[serde(default)]
     pub(super) limits: Limits,
@@ -175,6 +178,7 @@ impl VolumeObject {
             origin: None,
             spread: wanted.spread.clone(),
             follow: wanted.follow,
+            thick: wanted.thick,
             limits: wanted.limits,
             preferred: wanted.prefer.clone(),
             placement_id: None,

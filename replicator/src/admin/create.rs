@@ -227,6 +227,7 @@ impl Admin {
                     .origin
                     .as_ref()
                     .map_or_else(String::new, |o| o.snapshot.to_string()),
+                thick: volume.thick,
             };
             self.create_replica_on(&place.node, request)
         });
@@ -373,6 +374,7 @@ fn differences(wanted: &Wanted, there: &VolumeObject) -> Result<(), Status> {
     compare("door", wanted.door.clone(), there.door.clone());
     compare("spread", wanted.spread.clone(), there.spread.clone());
     compare("limits", format!("{:?}", wanted.limits), format!("{:?}", there.limits));
+    compare("thick", wanted.thick.to_string(), there.thick.to_string());
     compare("follow", wanted.follow.to_string(), there.follow.to_string());
     compare("write_cache", wanted.write_cache.clone(), there.write_cache.clone());
     compare("annotations", format!("{:?}", wanted.annotations), format!("{:?}", there.annotations));
@@ -454,6 +456,7 @@ mod tests {
             annotations: BTreeMap::new(),
             spread: names::zone_label(),
             follow: false,
+            thick: false,
             limits: crate::admin::catalog::Limits::default(),
             source: None,
         }

@@ -112,6 +112,7 @@ impl Admin {
             pool: names::pool(&request.pool),
             volume_name: request.volume_name,
             source: names::source(&request.snapshot_uid)?,
+            thick: request.thick,
         };
         let made = self.inner.engine.create_replica(new).await;
         made.map(|info| replica(&info)).map_err(|e| refuse::engine(&e))

@@ -52,6 +52,8 @@ pub(super) struct Wanted {
     pub(super) spread: String,
     /// A copy goes where it is served.
     pub(super) follow: bool,
+    /// Its copies take all their space when they are made.
+    pub(super) thick: bool,
     /// How fast it may be used.
     pub(super) limits: Limits,
 }
@@ -128,6 +130,7 @@ impl Wanted {
             source,
             spread: spread(request.spread)?,
             follow: request.follow,
+            thick: request.thick,
             limits: Limits { iops: request.max_iops, bytes_per_s: request.max_bytes_per_s },
         })
     }

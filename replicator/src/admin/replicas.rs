@@ -113,6 +113,7 @@ impl Admin {
             pool: volume.pool.clone(),
             volume_name: volume.name.clone(),
             snapshot_uid: String::new(),
+            thick: volume.thick,
         };
         self.create_replica_on(&node, request).await?;
         match self.enter(volume, &node, rid).await {

@@ -29,6 +29,7 @@ pub(super) fn volume(
         annotations: object.annotations.clone(),
         spread: object.spread.clone(),
         follow: object.follow,
+        thick: object.thick,
         max_iops: object.limits.iops,
         max_bytes_per_s: object.limits.bytes_per_s,
         placement_id: object.placement_id.as_ref().map(ToString::to_string).unwrap_or_default(),

@@ -266,6 +266,9 @@ pub struct Create {
     /// If it is served for long by a node that has no copy, move one there
     #[arg(long)]
     pub follow: bool,
+    /// Take the space of all copies now, and keep it
+    #[arg(long)]
+    pub thick: bool,
     /// Make it with fewer copies if there are too few nodes
     #[arg(long)]
     pub allow_degraded: bool,

@@ -189,6 +189,7 @@ pub(super) fn volume(volume: &v1::VolumeStatus) -> Value {
         "write_cache": volume.write_cache,
         "spread": volume.spread,
         "follow": volume.follow,
+        "thick": volume.thick,
         "max_iops": volume.max_iops,
         "max_bytes_per_s": volume.max_bytes_per_s,
         "placement_id": volume.placement_id,

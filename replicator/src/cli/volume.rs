@@ -26,6 +26,7 @@ pub(super) async fn create(server: &Server, out: &Output, wanted: Create) -> Res
         prefer_nodes: wanted.prefer,
         spread: wanted.spread.unwrap_or_default(),
         follow: wanted.follow,
+        thick: wanted.thick,
         max_iops: wanted.max_iops,
         max_bytes_per_s: wanted.max_bandwidth,
         source_snapshot: wanted.from_snapshot.unwrap_or_default(),

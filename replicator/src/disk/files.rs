@@ -165,7 +165,7 @@ impl ReplicaFiles {
     /// Zeroes a range by the cheapest means that the file system has.
     fn zero(&self, which: Which, offset: u64, len: u64, deallocate: bool) -> io::Result<()> {
         let file = &self.pair(which).plain;
-        let mode = if deallocate {
+        let mode = if deallocate && !self.is_thick() {
             FallocateFlags::FALLOC_FL_PUNCH_HOLE
         } else {
             FallocateFlags::FALLOC_FL_ZERO_RANGE
@@ -178,6 +178,11 @@ impl ReplicaFiles {
             Err(Errno::EOPNOTSUPP) => write_zeroes(file, offset, len),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// Whether all the space of the data is taken, and kept.
+    pub(super) fn is_thick(&self) -> bool {
+        self.home.as_ref().is_some_and(|home| home.thick)
     }
 
     pub(super) fn plain(&self, which: Which) -> &File {

@@ -1,11 +1,14 @@
 use super::threads::Class;
 use super::*;
+use crate::disk::Home;
 use bytes::Bytes;
+use lockstep_core::id::VolumeId;
 use lockstep_store::layout::File;
 use lockstep_store::{DiskError, DiskOpKind};
 use std::os::unix::fs::MetadataExt;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use tempfile::TempDir;
+use uuid::Uuid;
 
 const MIB: u64 = 1 << 20;
 
@@ -100,6 +103,31 @@ fn a_full_disk_is_told_as_such() {
     std::os::unix::fs::symlink("/dev/full", dir.path().join("data")).unwrap();
     let files = ReplicaFiles::open(dir.path(), false).unwrap();
     assert_eq!(files.execute(&write(File::Data)), Err(DiskError::NoSpace));
+}
+
+#[test]
+fn thick_data_keeps_its_space_and_grows_with_all_of_it() {
+    for thick in [false, true] {
+        let dir = TempDir::new().unwrap();
+        let home = Home {
+            pool: Arc::new(crate::pool::tests::open(&dir.path().join("pool")).unwrap()),
+            volume: VolumeId(Uuid::from_u128(7)),
+            blocks: Arc::default(),
+            thick,
+            room: Arc::new(|_| true),
+        };
+        let files = files(&dir, false).at_home(home);
+        let taken = || std::fs::metadata(dir.path().join("data")).unwrap().blocks() * 512;
+        let data = Bytes::from(vec![1; 1 << 20]);
+        let write = DiskOpKind::Write { file: File::Data, offset: 0, data, durable: false };
+        files.execute(&write).unwrap();
+        let (file, offset, len) = (File::Data, 0, MIB);
+        files.execute(&DiskOpKind::Zero { file, offset, len, deallocate: true }).unwrap();
+        assert!(read(&files, file, 0, 4096).iter().all(|b| *b == 0));
+        assert_eq!(taken() >= MIB, thick, "discarded");
+        files.execute(&DiskOpKind::Extend { blocks: 1024 }).unwrap();
+        assert_eq!(taken() >= 4 * MIB, thick, "grown");
+    }
 }
 
 #[test]

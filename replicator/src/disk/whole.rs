@@ -13,7 +13,7 @@ use lockstep_store::layout::File as Which;
 use lockstep_store::{DiskError, DiskOpKind, Patch, file_bytes};
 
 use super::files::ReplicaFiles;
-use crate::pool::{Pool, SnapshotAbout, preallocate};
+use crate::pool::{Pool, SnapshotAbout, Taking, preallocate};
 
 /// Tells whether a pool may promise this many bytes more to its replicas.
 pub(crate) type Room = Arc<dyn Fn(u64) -> bool + Send + Sync>;
@@ -27,6 +27,8 @@ pub(crate) struct Home {
     pub(crate) volume: VolumeId,
     /// Size of the replica in blocks, as others see it.
     pub(crate) blocks: Arc<AtomicU64>,
+    /// All the space of its data is taken, and kept.
+    pub(crate) thick: bool,
     /// Whether it may grow.
     pub(crate) room: Room,
 }
@@ -81,10 +83,13 @@ impl ReplicaFiles {
             if file.metadata()?.len() < len {
                 file.set_len(len)?;
             }
-            // Bookkeeping never meets a full disk.
-            if which != Which::Data {
-                preallocate(file, len)?;
-            }
+            let taking = match which {
+                Which::Data if self.is_thick() => Taking::Now,
+                Which::Data => Taking::Later,
+                // Bookkeeping never meets a full disk.
+                _ => Taking::IfItCan,
+            };
+            preallocate(file, len, taking)?;
             file.sync_all()?;
         }
         Ok(())

@@ -70,4 +70,6 @@ pub struct NewReplica {
     pub volume_name: String,
     /// A snapshot in the same pool whose content it begins with; it may be smaller.
     pub source: Option<SnapshotId>,
+    /// Takes the space of its data now, and keeps it.
+    pub thick: bool,
 }

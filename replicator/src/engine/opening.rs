@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::config::NewReplica;
 use crate::disk::{DirectIo, Home, ReplicaFiles};
-use crate::pool::{Initial, Pool, PoolError, SNAPSHOT_FILES};
+use crate::pool::{Initial, Pool, PoolError, SNAPSHOT_FILES, Taking};
 
 /// A replica whose files are open.
 #[derive(Debug)]
@@ -56,8 +56,12 @@ pub(super) fn initial_files(new: &NewReplica, pool: &Pool, boot_id: [u8; 16]) ->
         .map(|file| Initial {
             name: file.name(),
             len: file_bytes(file, new.blocks),
-            // Bookkeeping never meets a full disk.
-            preallocate: file != File::Data,
+            taking: match file {
+                File::Data if new.thick => Taking::Now,
+                File::Data => Taking::Later,
+                // Bookkeeping never meets a full disk.
+                _ => Taking::IfItCan,
+            },
             source: source(file),
             writes: first
                 .iter()

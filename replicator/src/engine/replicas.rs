@@ -22,7 +22,7 @@ use super::slots::NodeSlots;
 use super::status::{OpenReplica, PoolInfo, ReplicaInfo, ReplicaState};
 use crate::clock::Clock;
 use crate::disk::{Home, Room, Threads, full_bytes};
-use crate::pool::{self, Found, Pool, PoolError};
+use crate::pool::{self, About, Found, Pool, PoolError};
 
 /// All replicas of this node.
 #[derive(Debug)]
@@ -98,7 +98,7 @@ impl Replicas {
             tracing::error!(%volume, %here, %there, "two pools hold the volume: second one unused");
             return;
         }
-        let home = self.home(pool, volume);
+        let home = self.home(pool, &found);
         let opened = opening::open(&found.dir, &home, self.direct_io, self.boot_id, false);
         let kind = match opened {
             Ok(files) => self.run(&found, home, files),
@@ -112,13 +112,14 @@ impl Replicas {
     }
 
     /// What a replica of the pool belongs to.
-    fn home(self: &Arc<Self>, pool: &Arc<Pool>, volume: VolumeId) -> Home {
+    fn home(self: &Arc<Self>, pool: &Arc<Pool>, found: &Found) -> Home {
         let (replicas, own) = (Arc::downgrade(self), Arc::clone(pool));
         let room: Room = Arc::new(move |bytes| {
             let space = replicas.upgrade().and_then(|replicas| replicas.space(&own).ok());
             space.is_some_and(|space| bytes <= space.room())
         });
-        Home { pool: Arc::clone(pool), volume, blocks: Arc::default(), room }
+        let (volume, thick) = (found.volume, found.about.thick);
+        Home { pool: Arc::clone(pool), volume, blocks: Arc::default(), thick, room }
     }
 
     /// Starts the task of an opened replica.
@@ -209,7 +210,8 @@ impl Replicas {
                 return Err(PoolError::Full { pool, free_bytes, needed_bytes }.into());
             }
             let files = opening::initial_files(&new, &pool, replicas.boot_id);
-            let found = pool.create(new.volume, &new.volume_name, &files)?;
+            let about = About { volume_name: new.volume_name, thick: new.thick };
+            let found = pool.create(new.volume, about, &files)?;
             tracing::info!(volume = %new.volume, replica = %new.replica, "replica made");
             replicas.adopt(&pool, found);
             Ok::<(), EngineError>(())
@@ -326,7 +328,7 @@ impl Replicas {
         let bytes_used = blocking(move || Ok::<_, PoolError>(pool::bytes_used(&dir))).await.ok()?;
         Some(ReplicaInfo {
             volume: found.volume,
-            volume_name: found.volume_name,
+            volume_name: found.about.volume_name,
             pool: pool.name().to_owned(),
             dir: found.dir,
             bytes_used,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use lockstep_core::id::VolumeId;
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -20,6 +21,17 @@ const UNFINISHED: &str = ".new-";
 /// File that tells people what they look at.
 const ABOUT: &str = "about.json";
 
+/// When a file takes its space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taking {
+    /// As it is written.
+    Later,
+    /// At once, where the file system knows how to.
+    IfItCan,
+    /// At once, or the file is not made.
+    Now,
+}
+
 /// A file of a new replica.
 #[derive(Clone, Debug)]
 pub(crate) struct Initial {
@@ -27,8 +39,8 @@ pub(crate) struct Initial {
     pub(crate) name: &'static str,
     /// Its length in bytes.
     pub(crate) len: u64,
-    /// Whether its space is taken at once.
-    pub(crate) preallocate: bool,
+    /// When its space is taken.
+    pub(crate) taking: Taking,
     /// A file whose content it begins with, by sharing its blocks.
     pub(crate) source: Option<PathBuf>,
     /// First contents: offset and bytes. The rest is zeroes, or the source's.
@@ -42,13 +54,18 @@ pub(crate) struct Found {
     pub(crate) volume: VolumeId,
     /// The directory.
     pub(crate) dir: PathBuf,
-    /// The volume's name when the replica was made; empty if that can't be told.
-    pub(crate) volume_name: String,
+    /// What stands beside its files; nothing of it if that can't be read.
+    pub(crate) about: About,
 }
 
-#[derive(Serialize, Deserialize)]
-struct About {
-    volume_name: String,
+/// What stands beside the files of a replica.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct About {
+    /// The volume's name when the replica was made.
+    pub(crate) volume_name: String,
+    /// All the space of its data is taken, and kept.
+    #[serde(default)]
+    pub(crate) thick: bool,
 }
 
 impl Pool {
@@ -64,12 +81,12 @@ impl Pool {
     pub(crate) fn create(
         &self,
         volume: VolumeId,
-        volume_name: &str,
+        about: About,
         files: &[Initial],
     ) -> Result<Found, PoolError> {
         let parent = self.replicas_dir();
         let unfinished = parent.join(format!("{UNFINISHED}{volume}"));
-        let made = self.fill(&unfinished, volume_name, files);
+        let made = self.fill(&unfinished, &about, files);
         if let Err(e) = made {
             // Best effort; the next start removes what is left.
             let _ = fs::remove_dir_all(&unfinished);
@@ -78,21 +95,20 @@ impl Pool {
         let dir = self.replica_dir(volume);
         fs::rename(&unfinished, &dir).map_err(failed("rename", &unfinished))?;
         flush_dir(&parent)?;
-        Ok(Found { volume, dir, volume_name: volume_name.to_owned() })
+        Ok(Found { volume, dir, about })
     }
 
-    fn fill(&self, dir: &Path, volume_name: &str, files: &[Initial]) -> Result<(), PoolError> {
+    fn fill(&self, dir: &Path, about: &About, files: &[Initial]) -> Result<(), PoolError> {
         if dir.exists() {
             fs::remove_dir_all(dir).map_err(failed("remove", dir))?;
         }
         fs::create_dir(dir).map_err(|e| self.space_error(dir, e, 0))?;
         for file in files {
             let path = dir.join(file.name);
-            let needed = if file.preallocate { file.len } else { 0 };
+            let needed = if file.taking == Taking::Later { 0 } else { file.len };
             make_file(&path, file).map_err(|e| self.space_error(&path, e, needed))?;
         }
-        let about = About { volume_name: volume_name.to_owned() };
-        let text = serde_json::to_vec(&about).unwrap_or_default();
+        let text = serde_json::to_vec(about).unwrap_or_default();
         super::fs::replace_file(dir, ABOUT, &text)
     }
 
@@ -137,8 +153,8 @@ impl Pool {
             let name = dir.file_name().and_then(|n| n.to_str()).unwrap_or_default();
             match Uuid::try_parse(name) {
                 Ok(uuid) if dir.is_dir() => {
-                    let volume_name = read_about(&dir);
-                    found.push(Found { volume: VolumeId(uuid), dir, volume_name });
+                    let about = read_about(&dir);
+                    found.push(Found { volume: VolumeId(uuid), dir, about });
                 }
                 Ok(_) | Err(_) => {
                     tracing::warn!(path = %dir.display(), "not a replica: left alone");
@@ -176,25 +192,32 @@ fn make_file(path: &Path, initial: &Initial) -> std::io::Result<()> {
         lockstep_kernel::share::clone_whole(&File::open(source)?, &file)?;
     }
     file.set_len(initial.len)?;
-    if initial.preallocate && initial.len > 0 {
-        preallocate(&file, initial.len)?;
-    }
+    preallocate(&file, initial.len, initial.taking)?;
     for (offset, bytes) in &initial.writes {
         file.write_all_at(bytes, *offset)?;
     }
     file.sync_all()
 }
 
-/// Takes the space of a file, where the file system knows how to.
-pub(crate) fn preallocate(file: &File, len: u64) -> std::io::Result<()> {
+/// Takes the space of a file. What it shares with others stays shared.
+pub(crate) fn preallocate(file: &File, len: u64, taking: Taking) -> std::io::Result<()> {
+    if taking == Taking::Later || len == 0 {
+        return Ok(());
+    }
     let len = i64::try_from(len).map_err(std::io::Error::other)?;
     match fallocate(file, FallocateFlags::empty(), 0, len) {
-        Ok(()) | Err(nix::errno::Errno::EOPNOTSUPP) => Ok(()),
+        Ok(()) => Ok(()),
+        Err(Errno::EOPNOTSUPP) if taking == Taking::IfItCan => Ok(()),
+        Err(Errno::EOPNOTSUPP) => Err(std::io::Error::new(
+            std::io::ErrorKind::Unsupported,
+            "the file system cannot set space aside (fallocate); make the volume without `thick`, \
+             or in a pool on XFS, ext4 or btrfs",
+        )),
         Err(errno) => Err(errno.into()),
     }
 }
 
-fn read_about(dir: &Path) -> String {
+fn read_about(dir: &Path) -> About {
     let bytes = fs::read(dir.join(ABOUT)).unwrap_or_default();
-    serde_json::from_slice::<About>(&bytes).map(|a| a.volume_name).unwrap_or_default()
+    serde_json::from_slice(&bytes).unwrap_or_default()
 }

@@ -20,7 +20,7 @@ fn config(dir: &Path) -> PoolConfig {
     }
 }
 
-fn open(dir: &Path) -> Result<Pool, PoolError> {
+pub(crate) fn open(dir: &Path) -> Result<Pool, PoolError> {
     Pool::open(&config(dir), Uuid::from_u128(1), &node("a"))
 }
 
@@ -30,11 +30,11 @@ fn files() -> Vec<Initial> {
         Initial {
             name: "meta",
             len: 8192,
-            preallocate: true,
+            taking: Taking::Now,
             source: None,
             writes: vec![(4096, meta)],
         },
-        Initial { name: "data", len: 1 << 30, preallocate: false, source: None, writes: vec![] },
+        Initial { name: "data", len: 1 << 30, taking: Taking::Later, source: None, writes: vec![] },
     ]
 }
 
@@ -95,7 +95,8 @@ fn a_replica_is_made_found_and_deleted() {
     let dir = TempDir::new().unwrap();
     let pool = open(dir.path()).unwrap();
     let volume = VolumeId(Uuid::from_u128(7));
-    let made = pool.create(volume, "db", &files()).unwrap();
+    let about = About { volume_name: "db".to_owned(), thick: true };
+    let made = pool.create(volume, about, &files()).unwrap();
     assert_eq!(fs::metadata(made.dir.join("data")).unwrap().len(), 1 << 30);
     assert_eq!(&fs::read(made.dir.join("meta")).unwrap()[4096..4106], b"superblock");
     assert!(space::bytes_used(&made.dir) < 1 << 20, "the data file is sparse");
@@ -153,9 +154,14 @@ fn a_full_pool_says_how_much_is_missing() {
         return;
     };
     let pool = open(mount.path()).unwrap();
-    let big =
-        Initial { name: "tags", len: 1 << 20, preallocate: true, source: None, writes: vec![] };
-    let error = pool.create(VolumeId(Uuid::from_u128(7)), "db", &[big]).unwrap_err();
+    let big = Initial {
+        name: "tags",
+        len: 1 << 20,
+        taking: Taking::IfItCan,
+        source: None,
+        writes: vec![],
+    };
+    let error = pool.create(VolumeId(Uuid::from_u128(7)), About::default(), &[big]).unwrap_err();
     assert!(matches!(error, PoolError::Full { needed_bytes: 1_048_576, .. }), "{error}");
     assert_eq!(pool.scan().unwrap(), vec![], "nothing is left of it");
 }

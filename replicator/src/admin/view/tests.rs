@@ -33,6 +33,7 @@ pub(in crate::admin) fn setting() -> (VolumeObject, Record) {
         source: None,
         spread: crate::admin::names::zone_label(),
         follow: false,
+        thick: false,
         limits: crate::admin::catalog::Limits::default(),
     };
     let places = (1..=3).map(|i| Place { rid: rid(i), node: node(i) }).collect();

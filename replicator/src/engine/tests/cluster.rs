@@ -175,6 +175,7 @@ pub(super) fn new_replica(volume: VolumeId, lineage: Lineage, blocks: u64) -> Ne
         pool: "default".into(),
         volume_name: "vol".into(),
         source: None,
+        thick: false,
     }
 }
 

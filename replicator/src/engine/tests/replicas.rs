@@ -5,7 +5,7 @@ use crate::engine::*;
 use crate::pool::PoolError;
 use lockstep_core::id::Lineage;
 use lockstep_core::limits::MAX_VOLUME_BLOCKS;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 fn fresh(blocks: u64) -> NewReplica {
     new_replica(VolumeId(Uuid::new_v4()), Lineage(Uuid::new_v4()), blocks)
@@ -58,6 +58,19 @@ async fn a_replica_is_made_and_deleted_to_the_end_when_its_caller_goes_away() {
         engine.delete_replica(new.volume, new.replica).await.unwrap();
         assert!(engine.create_replica(new.clone()).await.is_ok(), "it can be made again");
     }
+}
+
+#[tokio::test]
+async fn a_thick_replica_has_all_its_space_and_another_one_none() {
+    let cluster = Cluster::start(1).await;
+    let taken = async |thick| {
+        let new = NewReplica { thick, ..fresh(1024) };
+        cluster.on(1).create_replica(new.clone()).await.unwrap();
+        let dir = cluster.pool_dir(1).join("replicas").join(new.volume.to_string());
+        std::fs::metadata(dir.join("data")).unwrap().blocks() * 512
+    };
+    assert_eq!(taken(false).await, 0);
+    assert!(taken(true).await >= 4 << 20);
 }
 
 #[tokio::test]
