@@ -2,6 +2,7 @@
 # May be skipped where nobody may mount.
 # Snapshots of mounted file systems, and what is made from them: it mounts beside its source on the
 # same node, has what was durable, grows to the size it was made with, and can be read only.
+. "$(dirname "${BASH_SOURCE[0]}")/own_mounts.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 need mkfs.ext4
 [ "$(id -u)" -eq 0 ] || skip "needs root, to mount"

@@ -3,6 +3,7 @@
 # A volume as people use it: a block device with a file system, mounted. It is refused to be taken
 # away while it is in use, goes on over deaths and stops of its daemon without an error, and fails
 # at once when another node takes the volume over. Nothing is left of it then.
+. "$(dirname "${BASH_SOURCE[0]}")/own_mounts.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 need fio mkfs.ext4 mkfs.xfs mountpoint findmnt
 [ "$(id -u)" -eq 0 ] || skip "needs root, to make devices and to mount"

@@ -2,6 +2,7 @@
 # May be skipped where nobody may mount.
 # A volume that becomes larger while it is written: its copies, its device and its file system with
 # it. One that is away gets its size when it is back; one whose pool has no room is named.
+. "$(dirname "${BASH_SOURCE[0]}")/own_mounts.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 need nbdcopy nbdinfo cmp
 

@@ -2,6 +2,7 @@
 # May be skipped where nobody may mount.
 # Snapshots of a file system in use. What is made from one mounts clean, has every line of a ledger
 # that was durable when the snapshot was asked for, and only blocks as they were written once.
+. "$(dirname "${BASH_SOURCE[0]}")/own_mounts.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 need fio mkfs.ext4 e2fsck xfs_repair findmnt
 [ "$(id -u)" -eq 0 ] || skip "needs root, to make devices and to mount"
