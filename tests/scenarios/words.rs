@@ -35,6 +35,9 @@ pub(crate) fn request(m: &Message<Request>) -> String {
         Request::Snapshot { id } => format!("SNAPSHOT {}", id.0.as_u128()),
         Request::Seal { id } => format!("SEAL {}", id.0.as_u128()),
         Request::DropSnapshot { id } => format!("DROP SNAPSHOT {}", id.0.as_u128()),
+        Request::ScanKept { id, .. } => format!("SCAN KEPT {}", id.0.as_u128()),
+        Request::DigestKept { blocks, .. } => format!("DIGEST KEPT {blocks:?}"),
+        Request::ReadKept { blocks, .. } => format!("READ KEPT {blocks:?}"),
     };
     format!("{what} e{} g{} s{} c{}", h.epoch, h.r#gen, h.seq, h.commit)
 }

@@ -309,6 +309,31 @@ pub enum Request {
         /// Its id.
         id: SnapshotId,
     },
+    /// From a node that makes a copy of a snapshot anew, to one that has it (D4), as are the next
+    /// two: which regions were ever written? Answered by [`Reply::Regions`]. A snapshot does not
+    /// change, so none of them needs a session. Since wire version 4.
+    ScanKept {
+        /// The snapshot.
+        id: SnapshotId,
+        /// First region to look at.
+        from: RegionIndex,
+        /// Most regions to answer.
+        limit: u32,
+    },
+    /// Stamp and digest of blocks of a snapshot. Those that this copy can't give are left out.
+    DigestKept {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Which blocks.
+        blocks: BlockSet,
+    },
+    /// Read blocks of a snapshot, in order; answered by [`Reply::Data`].
+    ReadKept {
+        /// The snapshot.
+        id: SnapshotId,
+        /// What to read.
+        blocks: BlockSet,
+    },
 }
 
 impl Request {
@@ -336,8 +361,17 @@ impl Request {
             | Self::Snapshot { .. }
             | Self::Seal { .. }
             | Self::DropSnapshot { .. }
+            | Self::ScanKept { .. }
+            | Self::DigestKept { .. }
+            | Self::ReadKept { .. }
             | Self::Renew => false,
         }
+    }
+
+    /// Is it about a snapshot that a node has, whatever became of the volume?
+    #[must_use]
+    pub fn is_about_kept(&self) -> bool {
+        matches!(self, Self::ScanKept { .. } | Self::DigestKept { .. } | Self::ReadKept { .. })
     }
 }
 

@@ -115,6 +115,13 @@ fn request() -> impl Strategy<Value = Request> {
         uuid().prop_map(|id| Request::Snapshot { id: SnapshotId(id) }),
         uuid().prop_map(|id| Request::DropSnapshot { id: SnapshotId(id) }),
         uuid().prop_map(|id| Request::Seal { id: SnapshotId(id) }),
+        (uuid(), 0..REGIONS, 0..=1_u32 << 18).prop_map(|(id, from, limit)| Request::ScanKept {
+            id: SnapshotId(id),
+            from: RegionIndex(from),
+            limit
+        }),
+        (uuid(), set()).prop_map(|(id, blocks)| Request::DigestKept { id: SnapshotId(id), blocks }),
+        (uuid(), set()).prop_map(|(id, blocks)| Request::ReadKept { id: SnapshotId(id), blocks }),
     ]
 }
 

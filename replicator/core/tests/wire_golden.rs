@@ -76,6 +76,9 @@ fn requests() -> Vec<Request> {
     requests.push(Request::Snapshot { id });
     requests.push(Request::DropSnapshot { id });
     requests.push(Request::Seal { id });
+    requests.push(Request::ScanKept { id, from: RegionIndex(2), limit: 1024 });
+    requests.push(Request::DigestKept { id, blocks: blocks() });
+    requests.push(Request::ReadKept { id, blocks: blocks() });
     requests
 }
 

@@ -164,6 +164,9 @@ impl World {
             Request::Commit { member: false }
             | Request::Read { .. }
             | Request::Fetch { .. }
+            | Request::ScanKept { .. }
+            | Request::DigestKept { .. }
+            | Request::ReadKept { .. }
             | Request::Renew => 0,
         };
         if per_mille > 0 {

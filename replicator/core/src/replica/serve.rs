@@ -24,12 +24,13 @@ impl Replica {
         }
         let stamp = header.r#gen;
         match request {
-            Request::Promise { .. } | Request::Fetch { .. } => {}
-            Request::Commit { member } => {
-                if member {
-                    self.become_member(&header, out);
-                }
-            }
+            Request::Promise { .. }
+            | Request::Fetch { .. }
+            | Request::ScanKept { .. }
+            | Request::DigestKept { .. }
+            | Request::ReadKept { .. }
+            | Request::Commit { member: false } => {}
+            Request::Commit { member: true } => self.become_member(&header, out),
             Request::Read { blocks } => self.query(conn, header, StoreOp::Read { blocks }, out),
             Request::Scan { since, from, limit } => {
                 self.query(conn, header, StoreOp::Scan { since, from, limit }, out);
@@ -208,6 +209,10 @@ impl Replica {
             Request::Prepare | Request::Snapshot { .. } => self.role == Role::Member,
             Request::Resync { blocks, payload } => self.is_resync_well_formed(blocks, payload),
             Request::Pull { blocks, .. } => self.is_pull_well_formed(blocks),
+            // Not a replica's business: the node answers them.
+            Request::ScanKept { .. } | Request::DigestKept { .. } | Request::ReadKept { .. } => {
+                false
+            }
             Request::Fetch { .. }
             | Request::Promise { .. }
             | Request::Flush

@@ -107,6 +107,12 @@ kinds! {
     DropSnapshot = 0x33,
     /// [`crate::message::Request::Seal`].
     Seal = 0x34,
+    /// [`crate::message::Request::ScanKept`].
+    ScanKept = 0x38,
+    /// [`crate::message::Request::DigestKept`].
+    DigestKept = 0x39,
+    /// [`crate::message::Request::ReadKept`].
+    ReadKept = 0x3a,
     /// [`crate::message::Reply::Promised`].
     Promised = 0x20,
     /// [`crate::message::Reply::Data`].
@@ -135,6 +141,7 @@ impl Kind {
             Self::Renew => 2,
             Self::Pull | Self::Fetch | Self::Complete | Self::Enter => 3,
             Self::Extend | Self::Prepare | Self::Snapshot | Self::DropSnapshot | Self::Seal => 4,
+            Self::ScanKept | Self::DigestKept | Self::ReadKept => 4,
             _ => super::MIN_VERSION,
         }
     }

@@ -74,20 +74,19 @@ pub(super) fn write<'a>(
             write_pull(node, *source, blocks, out);
             (Kind::Pull, 0, None)
         }
-        Request::Fetch { source, blocks } => {
-            out.uuid(source.0);
-            out.set(blocks);
-            (Kind::Fetch, 0, None)
-        }
-        Request::Extend { .. }
+        Request::Fetch { .. }
+        | Request::Extend { .. }
         | Request::Prepare
         | Request::Snapshot { .. }
         | Request::Seal { .. }
-        | Request::DropSnapshot { .. } => (write_service(request, out), 0, None),
+        | Request::DropSnapshot { .. }
+        | Request::ScanKept { .. }
+        | Request::DigestKept { .. }
+        | Request::ReadKept { .. } => (write_service(request, out), 0, None),
     }
 }
 
-/// What a volume can be asked for as a whole; since version 4.
+/// What a volume can be asked for as a whole, and what nodes ask of each other by themselves.
 fn write_service(request: &Request, out: &mut Writer) -> Kind {
     match request {
         Request::Extend { blocks } => {
@@ -105,6 +104,27 @@ fn write_service(request: &Request, out: &mut Writer) -> Kind {
         Request::DropSnapshot { id } => {
             out.uuid(id.0);
             Kind::DropSnapshot
+        }
+        Request::ScanKept { id, from, limit } => {
+            out.uuid(id.0);
+            out.u32(from.0);
+            out.u32(*limit);
+            Kind::ScanKept
+        }
+        Request::Fetch { source, blocks } => {
+            out.uuid(source.0);
+            out.set(blocks);
+            Kind::Fetch
+        }
+        Request::DigestKept { id, blocks } => {
+            out.uuid(id.0);
+            out.set(blocks);
+            Kind::DigestKept
+        }
+        Request::ReadKept { id, blocks } => {
+            out.uuid(id.0);
+            out.set(blocks);
+            Kind::ReadKept
         }
         _ => Kind::Prepare,
     }
@@ -211,8 +231,25 @@ pub(super) fn read(
         Kind::Snapshot => Request::Snapshot { id: SnapshotId(reader.uuid()?) },
         Kind::DropSnapshot => Request::DropSnapshot { id: SnapshotId(reader.uuid()?) },
         Kind::Seal => Request::Seal { id: SnapshotId(reader.uuid()?) },
-        _ => return Err(Malformed("not a request")),
+        _ => read_kept(kind, reader)?,
     })
+}
+
+fn read_kept(kind: Kind, reader: &mut Reader<'_>) -> Result<Request, Malformed> {
+    let id = SnapshotId(reader.uuid()?);
+    match kind {
+        Kind::ScanKept => {
+            let (from, limit) = (reader.region()?, reader.u32()?);
+            let fits = limit <= MAX_SCAN_REGIONS;
+            let scan = Request::ScanKept { id, from, limit };
+            if fits { Ok(scan) } else { Err(Malformed("more regions than one answer can hold")) }
+        }
+        Kind::DigestKept => {
+            Ok(Request::DigestKept { id, blocks: read_set(reader, MAX_LIST_BLOCKS)? })
+        }
+        Kind::ReadKept => Ok(Request::ReadKept { id, blocks: read_set(reader, MAX_OP_BLOCKS)? }),
+        _ => Err(Malformed("not a request")),
+    }
 }
 
 /// Blocks of a volume.
