@@ -25,6 +25,7 @@ mod peers;
 mod pools;
 mod recover;
 mod refuse;
+mod remake;
 mod replicas;
 mod resize;
 mod resolver;
@@ -60,6 +61,7 @@ use attach::Attachment;
 use doors::Doors;
 use keeper::Told;
 use peers::Peers;
+use remake::Remakes;
 
 /// Where others reach this daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,6 +123,8 @@ struct Inner {
     introduced: AtomicBool,
     /// What is done about missing copies of volumes attached here.
     told: Mutex<BTreeMap<VolumeId, Told>>,
+    /// Copies of snapshots that are made here.
+    remakes: Mutex<Remakes>,
     /// Why the daemon is not ready; `None`: it is.
     not_ready: Mutex<Option<String>>,
     tasks: TaskTracker,
@@ -151,6 +155,7 @@ impl Admin {
             attachments: Mutex::new(BTreeMap::new()),
             introduced: AtomicBool::new(false),
             told: Mutex::new(BTreeMap::new()),
+            remakes: Mutex::default(),
             not_ready: Mutex::new(Some("the daemon is starting".to_owned())),
             tasks: TaskTracker::new(),
             stop,
@@ -166,6 +171,7 @@ impl Admin {
         self.inner.tasks.spawn(self.clone().mind_keeper());
         self.inner.tasks.spawn(self.clone().keep_house());
         self.inner.tasks.spawn(self.clone().keep_copies());
+        self.inner.tasks.spawn(self.clone().keep_snapshots());
     }
 
     /// Leaves the devices to the next daemon, closes the doors, then the primaries in good order
@@ -174,6 +180,7 @@ impl Admin {
         self.set_not_ready("the daemon is stopping");
         self.inner.stop.cancel();
         self.release_devices().await;
+        self.end_remakes().await;
         self.inner.doors.close_all().await;
         let cut_off = self.inner.engine.shutdown(limit).await;
         self.inner.tasks.close();

@@ -6,10 +6,12 @@ mod error;
 mod fetcher;
 mod incoming;
 mod keeper;
+mod kept;
 mod opening;
 mod path;
 mod primary;
 mod records;
+mod remake;
 mod replica;
 mod replicas;
 mod slots;
@@ -36,6 +38,7 @@ pub use crate::door::VolumeHandle;
 pub use config::{EngineConfig, NewReplica, PoolConfig, Resolver};
 pub use error::EngineError;
 pub(crate) use primary::{Guest, GuestResult, Input as PrimaryInput};
+pub use remake::{Remade, Remake, RemakeError, RemakeProgress};
 pub use status::{Missing, OpenReplica, PoolInfo, PrimaryInfo, ReplicaInfo, ReplicaState};
 
 use crate::clock::Clock;
@@ -179,6 +182,24 @@ impl Engine {
     pub async fn drop_snapshot(&self, id: SnapshotId) -> Result<bool, EngineError> {
         self.refuse_when_stopping()?;
         self.inner.replicas.drop_snapshot(id).await
+    }
+
+    /// Makes a copy of a snapshot here anew, of what other nodes have of it. Nothing is left of an
+    /// attempt that fails, or that `progress` is told to stop.
+    ///
+    /// # Errors
+    /// See [`RemakeError`].
+    pub async fn remake_snapshot(
+        &self,
+        order: Remake,
+        progress: Arc<RemakeProgress>,
+    ) -> Result<Remade, RemakeError> {
+        self.inner.replicas.remake(order, progress).await
+    }
+
+    /// The snapshots that this node has.
+    pub async fn list_snapshots(&self) -> Vec<SnapshotId> {
+        self.inner.replicas.list_snapshots().await
     }
 
     /// The replica of `volume` that this node holds.

@@ -12,6 +12,8 @@
 mod error;
 pub(crate) mod fs;
 mod identity;
+mod kept;
+mod remake;
 mod replicas;
 mod snapshots;
 mod space;
@@ -27,6 +29,7 @@ use lockstep_core::id::NodeId;
 use uuid::Uuid;
 
 pub use error::PoolError;
+pub(crate) use remake::{NewCopy, Part};
 pub(crate) use replicas::{About, Found, Initial, Taking, preallocate};
 pub(crate) use snapshots::{FILES as SNAPSHOT_FILES, SnapshotAbout};
 pub(crate) use space::{Space, bytes_used};

@@ -325,6 +325,7 @@ macro_rules! control {
 control! {
     scrub_volume(ScrubVolumeRequest) -> ScrubVolumeResponse;
     drop_snapshot(DropSnapshotRequest) -> DropSnapshotResponse;
+    get_snapshot(GetSnapshotRequest) -> GetSnapshotResponse;
     forget_pool(ForgetPoolRequest) -> ForgetPoolResponse;
     evacuate_node(EvacuateNodeRequest) -> EvacuateNodeResponse;
     remove_node(RemoveNodeRequest) -> RemoveNodeResponse;

@@ -4,6 +4,7 @@
 
 pub mod copysets;
 pub mod follow;
+pub mod kept;
 pub mod locality;
 pub mod placement;
 pub mod replacement;

@@ -217,6 +217,15 @@ pub(super) struct SnapshotObject {
     /// The volume that it was taken for, to be made from it: it goes when that is made.
     #[serde(default)]
     pub(super) made_for: Option<String>,
+    /// Copies that its volume was to have; 0: not told.
+    #[serde(default)]
+    pub(super) repl: u8,
+    /// Nodes that are to make a copy anew, and may have some of it.
+    #[serde(default)]
+    pub(super) making: Vec<NodeId>,
+    /// Blocks that no copy could give when one was made anew.
+    #[serde(default)]
+    pub(super) lost_blocks: u64,
 }
 
 impl SnapshotObject {
@@ -236,7 +245,15 @@ impl SnapshotObject {
             nodes,
             pause_us: 0,
             made_for: None,
+            repl: of.repl,
+            making: Vec::new(),
+            lost_blocks: 0,
         }
+    }
+
+    /// Every node that has a copy, or may have some of it.
+    pub(super) fn whereabouts(&self) -> impl Iterator<Item = &NodeId> {
+        self.nodes.iter().chain(&self.making)
     }
 
     /// The same at another stage.

@@ -8,7 +8,7 @@ use lockstep_core::record::{Record, ReplicaState};
 use lockstep_proto::v1;
 use tonic::Status;
 
-use super::catalog::VolumeObject;
+use super::catalog::{SnapshotObject, VolumeObject};
 use super::peers::ASK_LIMIT;
 use super::survey::Survey;
 use super::{Admin, names};
@@ -45,8 +45,12 @@ impl Admin {
                 state: copy.state,
                 progress: progress(&volume, copy, &survey),
                 attached,
+                snapshot: String::new(),
             });
         }
+        let snapshots = self.inner.catalog.snapshots().await?;
+        let there = |s: &&SnapshotObject| s.made_for.is_none() && s.nodes.contains(node);
+        copies.extend(snapshots.iter().filter(there).map(kept));
         Ok(copies)
     }
 
@@ -120,6 +124,21 @@ impl Admin {
              a copy back; or remove it by force: its copies are then lost",
             last.join(", ")
         )))
+    }
+}
+
+/// A copy of a snapshot on a node that is being emptied.
+fn kept(snapshot: &SnapshotObject) -> v1::CopyOnNode {
+    let progress = match snapshot.making.first() {
+        Some(node) => format!("another copy is being made on {node}"),
+        None => "another copy will be made first, if there is a node for it".to_owned(),
+    };
+    v1::CopyOnNode {
+        volume: snapshot.volume.clone(),
+        state: v1::ReplicaState::InSync.into(),
+        progress,
+        attached: false,
+        snapshot: snapshot.name.clone(),
     }
 }
 

@@ -36,6 +36,7 @@ impl Admin {
             doors: self.own_doors(),
             waiting_devices,
             labels: self.inner.labels.clone(),
+            snapshots: Some(self.own_snapshots().await),
         }
     }
 

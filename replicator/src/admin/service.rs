@@ -210,6 +210,13 @@ impl Control for Admin {
         Ok(Response::new(v1::ListSnapshotsResponse { snapshots }))
     }
 
+    async fn get_snapshot(
+        &self,
+        request: Request<v1::GetSnapshotRequest>,
+    ) -> Result<Response<v1::GetSnapshotResponse>, Status> {
+        Ok(Response::new(self.look_at_snapshot(&request.into_inner().name).await?))
+    }
+
     async fn drop_snapshot(
         &self,
         request: Request<v1::DropSnapshotRequest>,

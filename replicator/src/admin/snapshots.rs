@@ -40,7 +40,7 @@ pub(super) fn taken_for(volume: &str) -> String {
 }
 
 /// A snapshot, as told to others.
-fn shown(object: SnapshotObject) -> v1::Snapshot {
+pub(super) fn shown(object: SnapshotObject) -> v1::Snapshot {
     v1::Snapshot {
         uid: object.uid.to_string(),
         name: object.name,
@@ -211,11 +211,20 @@ impl Admin {
 
     /// Notes for every node that may have a copy of this attempt that it is to remove it.
     async fn note_dropped(&self, object: &SnapshotObject) -> Result<(), Status> {
-        for node in &object.nodes {
-            let catalog = &self.inner.catalog;
-            catalog.put_dropped(node, object.uid, &object.name, unix_ms()).await?;
+        for node in object.whereabouts() {
+            self.note_dropped_on(object, node).await?;
         }
         Ok(())
+    }
+
+    /// Notes for a node that it is to remove what it has of this attempt.
+    pub(super) async fn note_dropped_on(
+        &self,
+        object: &SnapshotObject,
+        node: &NodeId,
+    ) -> Result<(), Status> {
+        let catalog = &self.inner.catalog;
+        catalog.put_dropped(node, object.uid, &object.name, unix_ms()).await
     }
 
     /// An attempt failed: nothing of it is left.
@@ -248,7 +257,7 @@ impl Admin {
             self.inner.catalog.put_snapshot(Some(found.revision), &next).await?;
         }
         self.note_dropped(&object).await?;
-        join_all(object.nodes.iter().map(|node| self.drop_copy(&object, node))).await;
+        join_all(object.whereabouts().map(|node| self.drop_copy(&object, node))).await;
         self.inner.catalog.delete_snapshot(name).await?;
         tracing::info!(snapshot = name, "deleted");
         Ok(true)
@@ -268,8 +277,8 @@ impl Admin {
                 })
                 .await?;
             }
-            // One that is ready is whole: no copy of it comes later.
-            if object.stage == Stage::Creating {
+            // One that is ready is whole: no copy of it comes later, but where one is made anew.
+            if object.stage == Stage::Creating || object.making.contains(node) {
                 return Ok(());
             }
             self.inner.catalog.delete_dropped(node, object.uid).await
@@ -286,6 +295,7 @@ impl Admin {
         request: &v1::DropSnapshotRequest,
     ) -> Result<bool, Status> {
         let uid = names::snapshot_uid(&request.uid)?;
+        self.stop_remake(uid);
         self.inner.engine.drop_snapshot(uid).await.map_err(|e| refuse::engine(&e))
     }
 
@@ -318,6 +328,7 @@ impl Admin {
                 self.inner.catalog.delete_dropped(&self.inner.node, note.uid).await?;
                 continue;
             }
+            self.stop_remake(note.uid);
             let dropped = self.inner.engine.drop_snapshot(note.uid).await;
             let existed = dropped.map_err(|e| refuse::engine(&e))?;
             if existed || unix_ms().saturating_sub(note.unix_ms) > LATE_MS {
@@ -327,10 +338,11 @@ impl Admin {
         Ok(())
     }
 
-    /// Was it finished after all?
+    /// Was it finished after all, and is this node to have a copy?
     async fn is_in_force(&self, name: &str, uid: SnapshotId) -> Result<bool, Status> {
-        let found = self.inner.catalog.snapshot(name).await?;
-        Ok(found.is_some_and(|f| f.value.uid == uid && f.value.stage == Stage::Ready))
+        let found = self.inner.catalog.snapshot(name).await?.map(|stored| stored.value);
+        let ready = found.filter(|found| found.uid == uid && found.stage == Stage::Ready);
+        Ok(ready.is_some_and(|there| there.whereabouts().any(|node| *node == self.inner.node)))
     }
 
     /// Removes snapshots that were taken for volumes which are made by now, or gone.

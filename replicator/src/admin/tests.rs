@@ -18,6 +18,7 @@ use crate::devices::{DeviceConfig, Devices};
 use crate::engine::{EngineConfig, PoolConfig};
 
 mod labels;
+mod remake;
 
 /// Longer than anything takes unless it hangs.
 const LONG: Duration = Duration::from_secs(30);

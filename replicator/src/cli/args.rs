@@ -223,6 +223,11 @@ pub enum SnapshotCommand {
         #[arg(long)]
         volume: Option<String>,
     },
+    /// Where the copies of a snapshot are, and how far those are that are made anew
+    Show {
+        /// Its name
+        name: String,
+    },
     /// Remove a snapshot; volumes that were made from it stay
     Delete {
         /// Its name

@@ -42,6 +42,7 @@ fn value(name: &str, undo: bool, copies: &[v1::CopyOnNode]) -> Value {
     let copy = |copy: &v1::CopyOnNode| {
         json!({
             "volume": copy.volume,
+            "snapshot": copy.snapshot,
             "state": words::state(copy.state),
             "progress": copy.progress,
             "attached": copy.attached,
@@ -71,7 +72,11 @@ fn text(name: &str, undo: bool, copies: &[v1::CopyOnNode]) -> String {
             progress.push_str("; it is also attached there");
         }
         let state = words::state(copy.state).replace('_', " ");
-        table.row(vec![copy.volume.clone(), state, progress]);
+        let what = match copy.snapshot.as_str() {
+            "" => copy.volume.clone(),
+            snapshot => format!("snapshot {snapshot}"),
+        };
+        table.row(vec![what, state, progress]);
     }
     format!(
         "node {name} is being emptied, {} of its copies are left\n{}\
@@ -135,10 +140,12 @@ mod tests {
             state: i32::from(v1::ReplicaState::InSync),
             progress: "another copy is being built on n5, 40 %".to_owned(),
             attached: true,
+            snapshot: String::new(),
         };
-        let some = text("n1", false, &[copy]);
-        for part in ["1 of its copies", "in sync", "n5, 40 %; it is also attached there", "--wait"]
-        {
+        let kept = v1::CopyOnNode { snapshot: "s1".to_owned(), attached: false, ..copy.clone() };
+        let some = text("n1", false, &[copy, kept]);
+        let told = ["2 of its copies", "in sync", "n5, 40 %; it is also attached there", "--wait"];
+        for part in told.into_iter().chain(["snapshot s1"]) {
             assert!(some.contains(part), "{part}: {some}");
         }
         assert!(text("n1", false, &[]).contains("lockstep node remove n1"));

@@ -19,6 +19,7 @@ pub(super) async fn run(
     match command {
         SnapshotCommand::Create { volume, name } => create(server, out, volume, name).await,
         SnapshotCommand::List { volume } => list(server, out, volume.unwrap_or_default()).await,
+        SnapshotCommand::Show { name } => show(server, out, name).await,
         SnapshotCommand::Delete { name } => delete(server, out, name).await,
     }
 }
@@ -68,6 +69,77 @@ async fn list(server: &Server, out: &Output, volume: String) -> Result<(), Failu
             false => table.render(""),
         }
     })
+}
+
+async fn show(server: &Server, out: &Output, name: String) -> Result<(), Failure> {
+    let request = v1::GetSnapshotRequest { name };
+    let answer = server.control().await?.get_snapshot(request).await?.into_inner();
+    let snapshot = answer.snapshot.clone().unwrap_or_default();
+    let mut value = told(&snapshot);
+    value["wanted"] = json!(answer.wanted);
+    value["lost_blocks"] = json!(answer.lost_blocks);
+    value["copies"] = answer.copies.iter().map(told_copy).collect();
+    out.answer(&value, || {
+        let mut text = format!(
+            "snapshot {} of volume {}, {}: {} of {} copies\n",
+            snapshot.name,
+            snapshot.volume,
+            Size(snapshot.size_bytes),
+            answer.copies.iter().filter(|c| c.state == present()).count(),
+            answer.wanted
+        );
+        for copy in &answer.copies {
+            text.push_str(&format!("  {}  {}\n", copy.node, copy_words(copy)));
+        }
+        if answer.lost_blocks > 0 {
+            text.push_str(&format!("  {} blocks are lost on all of them\n", answer.lost_blocks));
+        }
+        text
+    })
+}
+
+fn present() -> i32 {
+    v1::SnapshotCopyState::Present.into()
+}
+
+/// How a copy is, in words.
+fn copy_words(copy: &v1::SnapshotCopy) -> String {
+    match (copy.state(), &copy.remake) {
+        (v1::SnapshotCopyState::Present, _) => "has it".to_owned(),
+        (v1::SnapshotCopyState::Silent, _) => "does not answer".to_owned(),
+        (v1::SnapshotCopyState::Missing, _) => "has lost it".to_owned(),
+        (v1::SnapshotCopyState::Making, None) => "is to make it anew".to_owned(),
+        (v1::SnapshotCopyState::Making, Some(remake)) => {
+            let part = u128::from(remake.done_bytes) * 100;
+            let percent = part.checked_div(u128::from(remake.total_bytes)).unwrap_or(0);
+            let moved = Size(remake.moved_bytes);
+            let trouble = match remake.trouble.as_str() {
+                "" => String::new(),
+                trouble => format!("; the last attempt failed: {trouble}"),
+            };
+            format!("makes it anew, {} %, {moved} moved{trouble}", percent.min(100))
+        }
+        (v1::SnapshotCopyState::Unspecified, _) => "unknown".to_owned(),
+    }
+}
+
+fn told_copy(copy: &v1::SnapshotCopy) -> Value {
+    let state = match copy.state() {
+        v1::SnapshotCopyState::Present => "present",
+        v1::SnapshotCopyState::Silent => "silent",
+        v1::SnapshotCopyState::Missing => "missing",
+        v1::SnapshotCopyState::Making => "making",
+        v1::SnapshotCopyState::Unspecified => "unknown",
+    };
+    let remake = copy.remake.as_ref().map(|remake| {
+        json!({
+            "done_bytes": remake.done_bytes,
+            "total_bytes": remake.total_bytes,
+            "moved_bytes": remake.moved_bytes,
+            "trouble": remake.trouble,
+        })
+    });
+    json!({ "node": copy.node, "state": state, "remake": remake })
 }
 
 async fn delete(server: &Server, out: &Output, name: String) -> Result<(), Failure> {

@@ -63,13 +63,23 @@ impl Fetcher {
     pub(super) async fn fetch(
         self: &Arc<Self>,
         node: &NodeId,
+        message: Message<Request>,
+    ) -> Option<Message<Reply>> {
+        self.fetch_within(Duration::from_millis(FETCH_MS), node, message).await
+    }
+
+    /// The same, waiting for so long.
+    pub(super) async fn fetch_within(
+        self: &Arc<Self>,
+        limit: Duration,
+        node: &NodeId,
         mut message: Message<Request>,
     ) -> Option<Message<Reply>> {
         let seq = Seq(self.next.fetch_add(1, Ordering::Relaxed));
         message.header.seq = seq;
         let line = self.line(node);
         let answer = line.ask(seq, message);
-        let answer = tokio::time::timeout(Duration::from_millis(FETCH_MS), answer).await;
+        let answer = tokio::time::timeout(limit, answer).await;
         line.lock().open.remove(&seq);
         answer.ok()?.ok()
     }
@@ -131,9 +141,11 @@ impl State {
     /// Sends what waits for a connection, if there is one.
     fn send(&mut self) {
         let Some(conn) = &self.conn else { return };
-        if conn.version() < Kind::Fetch.since() {
-            return self.open.clear();
-        }
+        let knows = |message: &Message<Request>| {
+            let kept = message.body.is_about_kept();
+            conn.version() >= if kept { Kind::ReadKept.since() } else { Kind::Fetch.since() }
+        };
+        self.open.retain(|_, question| question.message.as_ref().is_none_or(knows));
         for message in self.open.values_mut().filter_map(|question| question.message.take()) {
             conn.push(&Frame::Request(message));
         }

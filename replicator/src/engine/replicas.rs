@@ -15,8 +15,10 @@ use super::config::NewReplica;
 use super::error::EngineError;
 use super::fetcher::Fetcher;
 use super::keeper::{Context, Keeper};
+use super::kept::KeptReads;
 use super::opening::{self, OpenedFiles};
 use super::path::ReplyPath;
+use super::remake::{Parts, Remade, Remake, RemakeError, RemakeProgress, Remaking};
 use super::replica::{Input, Snapshot, refusal};
 use super::slots::NodeSlots;
 use super::status::{OpenReplica, PoolInfo, ReplicaInfo, ReplicaState};
@@ -34,6 +36,8 @@ pub(super) struct Replicas {
     fetcher: Arc<Fetcher>,
     entries: Arc<NodeSlots>,
     pools: Vec<Arc<Pool>>,
+    /// What other nodes read of the snapshots here.
+    kept: Arc<KeptReads>,
     slots: RwLock<BTreeMap<VolumeId, Slot>>,
     /// One replica is made or deleted at a time, so that space is promised once.
     changing: tokio::sync::Mutex<()>,
@@ -78,6 +82,7 @@ impl Replicas {
             threads: Arc::new(threads),
             fetcher,
             entries: Arc::new(entries),
+            kept: Arc::new(KeptReads::new(clock, pools.clone())),
             pools,
             slots: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
@@ -144,6 +149,10 @@ impl Replicas {
     /// Hands a request to its replica, or answers that there is none.
     pub(super) fn submit(&self, path: ReplyPath, message: Message<Request>) {
         let header = message.header;
+        self.kept.pace.note(&message.body);
+        if message.body.is_about_kept() {
+            return self.kept.submit(path, message);
+        }
         let refused = match self.read().get(&header.volume).map(|slot| &slot.kind) {
             Some(Kind::Open { inputs, .. }) => {
                 match inputs.send(Input::Request { path, message }) {
@@ -284,6 +293,30 @@ impl Replicas {
             Ok::<bool, PoolError>(existed)
         });
         Ok(dropped.await?)
+    }
+
+    /// Makes a copy of a snapshot anew; see [`super::Engine::remake_snapshot`].
+    pub(super) async fn remake(
+        &self,
+        order: Remake,
+        progress: Arc<RemakeProgress>,
+    ) -> Result<Remade, RemakeError> {
+        let pool = self.pools.iter().find(|pool| pool.name() == order.pool).cloned();
+        let pool = pool.ok_or_else(|| RemakeError::NoPool(order.pool.clone()))?;
+        let Self { clock, kept, fetcher, entries, .. } = self;
+        let (clock, kept, fetcher) = (*clock, Arc::clone(kept), Arc::clone(fetcher));
+        let entries = Arc::clone(entries);
+        Remaking::new(order, Parts { clock, pool, kept, fetcher, entries }, progress).run().await
+    }
+
+    /// The snapshots that this node has, as far as its pools can be read.
+    pub(super) async fn list_snapshots(&self) -> Vec<SnapshotId> {
+        let pools = self.pools.clone();
+        let listed = blocking(move || {
+            let all = pools.iter().flat_map(|pool| pool.list_kept().unwrap_or_default());
+            Ok::<_, PoolError>(all.collect())
+        });
+        listed.await.unwrap_or_default()
     }
 
     /// Stops all replicas, waits until their disks are quiet, and lets go of the pools.

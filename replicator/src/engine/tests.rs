@@ -3,5 +3,6 @@
 mod chaos;
 mod cluster;
 mod failover;
+mod remake;
 mod replicas;
 mod resync;

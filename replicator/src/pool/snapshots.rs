@@ -196,7 +196,7 @@ impl Pool {
     }
 
     /// Where a snapshot is made.
-    fn unfinished_dir(&self, id: SnapshotId) -> PathBuf {
+    pub(super) fn unfinished_dir(&self, id: SnapshotId) -> PathBuf {
         self.snapshots_dir().join(format!("{UNFINISHED}{id}"))
     }
 

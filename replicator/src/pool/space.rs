@@ -8,6 +8,9 @@ use nix::sys::statvfs::statvfs;
 use super::fs::failed;
 use super::{Pool, PoolError};
 
+/// Copies of snapshots leave this share of a file system free: a twentieth.
+const SPARE_SHARE: u64 = 20;
+
 /// Space of a pool, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Space {
@@ -37,6 +40,19 @@ impl Space {
 }
 
 impl Pool {
+    /// Is so little left that nothing but what was promised to replicas should take more? What
+    /// they share with snapshots is reserved for nobody.
+    ///
+    /// # Errors
+    /// If the file system can't be asked.
+    pub(crate) fn is_nearly_full(&self) -> Result<bool, PoolError> {
+        let dir = &self.config.dir;
+        let stat = statvfs(dir.as_path()).map_err(|e| failed("measure", dir)(e.into()))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
+        let left = bytes(stat.blocks_available()).saturating_sub(self.config.reserve_bytes);
+        Ok(left < bytes(stat.blocks()) / SPARE_SHARE)
+    }
+
     /// Measures the pool. `promised` is what its replicas may grow to, in all, each by itself no
     /// smaller than what it takes.
     ///

@@ -1,3 +1,4 @@
+pub(crate) mod kept;
 pub(crate) mod mount;
 
 use super::*;

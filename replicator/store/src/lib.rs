@@ -28,6 +28,7 @@ mod codec;
 mod error;
 mod extend;
 mod flush;
+mod kept;
 pub mod layout;
 mod log;
 mod mutate;
@@ -45,6 +46,7 @@ mod tags;
 mod tuning;
 
 pub use error::OpenError;
+pub use kept::{KeptTags, written_regions};
 pub use layout::{File, file_bytes};
 pub use op::{DiskError, DiskOp, DiskOpId, DiskOpKind, Patch};
 pub use open::{OpenParams, Opened, format, format_clone};

@@ -24,7 +24,8 @@ const READ_BLOCKS: u32 = 1024;
 const READ_TRIES: u32 = 16;
 
 /// Digest of a block of zeroes.
-const OF_ZEROES: Digest = Digest(0xb6fb_73fc_4693_8c98_1e2b_0b4b_1ef2_82ad_u128.to_be_bytes());
+pub(crate) const OF_ZEROES: Digest =
+    Digest(0xb6fb_73fc_4693_8c98_1e2b_0b4b_1ef2_82ad_u128.to_be_bytes());
 
 /// Who waits for a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,9 +5,9 @@ use alloc::string::ToString;
 use alloc::vec;
 use uuid::Uuid;
 
-const GRACE_MS: u64 = 600_000;
+pub(in crate::cluster) const GRACE_MS: u64 = 600_000;
 /// Long after the start, so that nodes can have fallen silent before.
-const NOW: Tick = Tick(3_600_000_000);
+pub(in crate::cluster) const NOW: Tick = Tick(3_600_000_000);
 
 pub(in crate::cluster) const IN: ReplicaState = ReplicaState::InSync;
 pub(in crate::cluster) const NEW: ReplicaState = ReplicaState::New;

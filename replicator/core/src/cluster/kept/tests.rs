@@ -1,0 +1,125 @@
+use super::*;
+use crate::cluster::placement::Misfit;
+use crate::cluster::replacement::tests::{GRACE_MS, NOW, World, name, world};
+use alloc::string::ToString;
+
+/// What it is about; copies, those being made and the volume's, as letters; nodes; the decision
+/// for three copies.
+type Row = (&'static str, &'static str, &'static str, Option<&'static str>, &'static str, Verdict);
+
+fn nodes(letters: &str) -> Vec<NodeId> {
+    letters.bytes().map(|letter| name(usize::from(letter - b'a'))).collect()
+}
+
+fn decide(world: &World, (copies, making): (&str, &str), volume: Option<Source<'_>>) -> Verdict {
+    assess(&View {
+        wanted: 3,
+        copies: &nodes(copies),
+        making: &nodes(making),
+        gaps: false,
+        volume,
+        nodes: &world.nodes,
+        candidates: &world.candidates,
+        sets: &Copysets::default(),
+        bytes: 1 << 30,
+        pool: "default",
+        now: NOW,
+        grace_ms: GRACE_MS,
+    })
+}
+
+fn make(at: usize) -> Verdict {
+    Verdict::Make(name(at))
+}
+
+fn check(served: bool, table: &[Row]) {
+    for (what, copies, making, volume, nodes_are, expected) in table {
+        let in_sync = volume.map(nodes);
+        let volume = in_sync.as_ref().map(|in_sync| Source { in_sync, served });
+        assert_eq!(decide(&world(nodes_are), (copies, making), volume), *expected, "{what}");
+    }
+}
+
+#[test]
+fn a_missing_copy_is_made_where_the_volume_has_one() {
+    let wait = Verdict::Wait { until: Tick(NOW.0 + GRACE_MS * 1000 - 1_000_000) };
+    let forget = |at| Verdict::Forget(name(at));
+    let give_up = |at| Verdict::GiveUp(name(at));
+    let braked = Verdict::Braked { silent: 2, nodes: 5 };
+    check(
+        true,
+        &[
+            ("all is well", "abc", "", Some("abc"), "....", Verdict::Enough),
+            ("one was out when it was taken", "ab", "", Some("abc"), "....", make(2)),
+            ("one is silent for a while", "abc", "", Some("abd"), "..s.", wait),
+            ("its replacement is not there yet", "abc", "", Some("ab"), "..S.", Verdict::Follows),
+            ("now it is", "abc", "", Some("abd"), "..S.", make(3)),
+            ("and makes one", "abc", "d", Some("abd"), "..S.", Verdict::Coming),
+            ("which is lost as well", "abc", "d", Some("abe"), "..SS...", give_up(3)),
+            ("the lost one is not needed any more", "abcd", "", Some("abd"), "..S.", forget(2)),
+            ("nor if its node was deleted", "abcd", "", Some("abd"), "..-.", forget(2)),
+            ("the silent one came back in time", "abc", "d", Some("abd"), "....", give_up(3)),
+            (
+                "or too late: that beside the volume stays",
+                "abcd",
+                "",
+                Some("abd"),
+                "....",
+                forget(2),
+            ),
+            ("one too many beside the volume", "abcd", "", Some("abcd"), "....", forget(3)),
+            ("a disk was replaced, the volume is back", "abc", "", Some("abc"), "..G.", make(2)),
+            ("a node is being emptied", "abc", "", Some("abd"), "..l.", make(3)),
+            ("and is not when there is another", "abcd", "", Some("abd"), "..l.", forget(2)),
+            ("two are lost, one at a time", "abc", "", Some("ade"), ".SS....", make(3)),
+            ("more than a third is silent", "abc", "", Some("ade"), ".SS..", braked),
+            ("nothing to copy from", "ab", "", Some("cde"), "SS.....", Verdict::NoSource),
+        ],
+    );
+}
+
+#[test]
+fn without_a_volume_that_is_served_nodes_are_chosen_as_for_one() {
+    check(
+        false,
+        &[
+            ("the volume was deleted", "abc", "", None, "..S.", make(3)),
+            ("it is detached, its copy is lost", "abc", "", Some("abc"), "..S.", make(3)),
+            ("it is detached and has another", "abc", "", Some("abe"), "..S..", make(4)),
+            ("one that was deleted is enough", "abd", "", None, "..-.", Verdict::Enough),
+        ],
+    );
+    let Verdict::NoRoom(error) = decide(&world("..S"), ("abc", ""), None) else {
+        panic!("there is no fourth node");
+    };
+    assert!(error.misfits.contains(&(name(2), Misfit::Excluded)), "{error}");
+}
+
+#[test]
+fn a_silent_copy_stays_on_record_while_the_others_lack_blocks() {
+    let world = world("..S.");
+    let (copies, in_sync) = (nodes("abcd"), nodes("abd"));
+    let view = View {
+        wanted: 3,
+        copies: &copies,
+        making: &[],
+        gaps: true,
+        volume: Some(Source { in_sync: &in_sync, served: true }),
+        nodes: &world.nodes,
+        candidates: &world.candidates,
+        sets: &Copysets::default(),
+        bytes: 1,
+        pool: "default",
+        now: NOW,
+        grace_ms: GRACE_MS,
+    };
+    assert_eq!(assess(&view), Verdict::Enough);
+    assert_eq!(assess(&View { gaps: false, ..view }), Verdict::Forget(name(2)));
+}
+
+#[test]
+fn a_decision_is_told_in_words() {
+    assert_eq!(make(3).to_string(), "a copy is made on d");
+    let braked = Verdict::Braked { silent: 2, nodes: 5 }.to_string();
+    assert!(braked.starts_with("2 of 5 nodes are silent"), "{braked}");
+}

@@ -1,0 +1,454 @@
+//! Copies of snapshots that are missing are made anew (D4, D5). Every node that has a snapshot
+//! looks whether the others have it; what is to be done is decided by the core. That a node is to
+//! make a copy stands in the snapshot's object before it begins: it finds it there, and so does
+//! whoever has to remove what is left of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lockstep_core::cluster::kept::{Source, Verdict, View, assess};
+use lockstep_core::cluster::replacement::NodeState;
+use lockstep_core::id::{NodeId, SnapshotId, Tick};
+use lockstep_proto::v1;
+use tokio::task::JoinHandle;
+use tonic::{Code, Status};
+
+use super::catalog::{SnapshotObject, Stage, VolumeObject};
+use super::survey::{Survey, candidates, copysets};
+use super::{Admin, names, refuse, snapshots};
+use crate::engine::{Remade, Remake, RemakeError, RemakeProgress};
+
+const LONGEST_PAUSE_MS: u64 = 15_000;
+const SHORTEST_PAUSE_MS: u64 = 100;
+/// Pause after an attempt that failed, doubled each time, and how often at most (to about a
+/// minute).
+const BACKOFF_MS: u64 = 1000;
+const BACKOFF_DOUBLINGS: u32 = 6;
+/// Attempts against others who change the same snapshot.
+const ATTEMPTS: usize = 5;
+
+/// The copies that this node makes, one at a time.
+pub(super) type Remakes = BTreeMap<SnapshotId, Attempt>;
+
+/// A copy that this node makes, or tries to make.
+#[derive(Debug, Default)]
+pub(super) struct Attempt {
+    progress: Arc<RemakeProgress>,
+    task: Option<JoinHandle<()>>,
+    /// Why the last attempt failed.
+    trouble: String,
+    failures: u32,
+    /// When to try again.
+    again: Tick,
+    /// Since when blocks are missed that only a silent node may have.
+    short_since: Option<Tick>,
+}
+
+/// What was seen at earlier looks.
+#[derive(Debug, Default)]
+struct Memory {
+    /// Since when a node is silent, or lacks its copy of this snapshot.
+    silent: BTreeMap<(SnapshotId, NodeId), Tick>,
+    told: BTreeMap<SnapshotId, String>,
+}
+
+impl Admin {
+    /// Looks again and again, until the daemon stops.
+    pub(super) async fn keep_snapshots(self) {
+        let pause = (self.inner.rebuild_after_ms / 4).clamp(SHORTEST_PAUSE_MS, LONGEST_PAUSE_MS);
+        let mut memory = Memory::default();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.inner.stop.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_millis(pause)) => {}
+            }
+            if !self.is_introduced() {
+                continue;
+            }
+            if let Err(status) = self.look_after_snapshots(&mut memory).await {
+                tracing::debug!(why = status.message(), "cannot look after snapshots now");
+            }
+        }
+    }
+
+    async fn look_after_snapshots(&self, memory: &mut Memory) -> Result<(), Status> {
+        let mut ready = self.inner.catalog.snapshots().await?;
+        ready.retain(|snapshot| snapshot.stage == Stage::Ready);
+        // The oldest first: those that follow share blocks with it.
+        ready.sort_by_key(|snapshot| (snapshot.created_unix_ms, snapshot.uid));
+        self.begin_next(&ready).await?;
+        let own = &self.inner.node;
+        ready.retain(|snapshot| snapshot.made_for.is_none() && snapshot.nodes.contains(own));
+        memory.keep_only(&ready);
+        if ready.is_empty() {
+            return Ok(());
+        }
+        let nodes: BTreeSet<NodeId> =
+            ready.iter().flat_map(SnapshotObject::whereabouts).cloned().collect();
+        let some = self.survey_some(&nodes).await?;
+        let volumes = self.inner.catalog.volumes().await?;
+        let of = |snapshot: &SnapshotObject| volumes.iter().find(|v| v.uid == snapshot.volume_uid);
+        ready.retain(|snapshot| !is_well(snapshot, wanted(snapshot, of(snapshot)), &some));
+        if ready.is_empty() {
+            return Ok(());
+        }
+        let survey = self.survey_all().await?;
+        for snapshot in &ready {
+            let mended = self.mend_snapshot(snapshot, of(snapshot), &survey, memory).await;
+            if let Err(status) = mended {
+                // Mostly somebody else was first.
+                tracing::debug!(
+                    snapshot = snapshot.name,
+                    why = status.message(),
+                    "looked at later"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides about a snapshot, and has it done.
+    async fn mend_snapshot(
+        &self,
+        snapshot: &SnapshotObject,
+        volume: Option<&VolumeObject>,
+        survey: &Survey,
+        memory: &mut Memory,
+    ) -> Result<(), Status> {
+        let record = match volume {
+            Some(volume) => self.inner.catalog.record(volume.uid).await?.map(|r| r.value),
+            None => None,
+        };
+        let in_sync: Vec<NodeId> =
+            record.iter().flat_map(|r| r.in_sync()).map(|r| r.node.clone()).collect();
+        let served = record.as_ref().is_some_and(|record| record.primary.is_some());
+        let now = self.inner.clock.now();
+        let nodes = memory.nodes(snapshot, survey, now);
+        let spread = volume.map_or_else(names::zone_label, |volume| volume.spread.clone());
+        let verdict = assess(&View {
+            wanted: wanted(snapshot, volume),
+            copies: &snapshot.nodes,
+            making: &snapshot.making,
+            gaps: snapshot.lost_blocks > 0,
+            volume: record.is_some().then_some(Source { in_sync: &in_sync, served }),
+            nodes: &nodes,
+            candidates: &candidates(survey, &snapshot.pool, &spread),
+            sets: &copysets(survey),
+            bytes: snapshot.size_bytes,
+            pool: &snapshot.pool,
+            now,
+            grace_ms: self.inner.rebuild_after_ms,
+        });
+        let what = verdict.to_string();
+        if memory.told.insert(snapshot.uid, what.clone()).is_none_or(|before| before != what) {
+            tracing::info!(snapshot = snapshot.name, what, "copies of a snapshot");
+        }
+        match verdict {
+            Verdict::Make(node) => {
+                let mut next = snapshot.clone();
+                next.nodes.retain(|n| *n != node);
+                next.making.push(node);
+                self.change(snapshot, &next).await
+            }
+            Verdict::GiveUp(node) | Verdict::Forget(node) => {
+                let mut next = snapshot.clone();
+                next.nodes.retain(|n| *n != node || next.making.contains(n));
+                next.making.retain(|n| *n != node);
+                self.drop_from(snapshot, &next, &node).await
+            }
+            Verdict::Enough
+            | Verdict::Coming
+            | Verdict::Wait { .. }
+            | Verdict::Braked { .. }
+            | Verdict::NoSource
+            | Verdict::Follows
+            | Verdict::NoRoom(_) => Ok(()),
+        }
+    }
+
+    /// Has a node drop what it has of a snapshot, now or when it is back.
+    async fn drop_from(
+        &self,
+        before: &SnapshotObject,
+        after: &SnapshotObject,
+        node: &NodeId,
+    ) -> Result<(), Status> {
+        self.note_dropped_on(before, node).await?;
+        self.change(before, after).await?;
+        // The node may have met the note while the snapshot still named it.
+        self.note_dropped_on(before, node).await
+    }
+
+    /// Changes a snapshot that is still as it was when that was decided.
+    async fn change(&self, before: &SnapshotObject, after: &SnapshotObject) -> Result<(), Status> {
+        match self.inner.catalog.snapshot(&before.name).await? {
+            Some(found) if found.value == *before => {
+                self.inner.catalog.put_snapshot(Some(found.revision), after).await
+            }
+            _ => Err(Status::aborted("the snapshot has just changed; it is looked at again")),
+        }
+    }
+
+    /// Begins with the oldest copy that this node is to make, if it makes none, and ends what is
+    /// not wanted any more.
+    async fn begin_next(&self, ready: &[SnapshotObject]) -> Result<(), Status> {
+        let own = &self.inner.node;
+        let wanted: Vec<&SnapshotObject> =
+            ready.iter().filter(|snapshot| snapshot.making.contains(own)).collect();
+        let now = self.inner.clock.now();
+        let next = {
+            let mut remakes = self.remakes();
+            remakes.retain(|id, attempt| {
+                let stays = wanted.iter().any(|snapshot| snapshot.uid == *id);
+                if !stays {
+                    attempt.progress.stop();
+                }
+                stays || attempt.is_running()
+            });
+            if remakes.values().any(Attempt::is_running) {
+                return Ok(());
+            }
+            let due = |s: &&&SnapshotObject| remakes.get(&s.uid).is_none_or(|a| a.again <= now);
+            wanted.iter().find(due).copied()
+        };
+        let Some(snapshot) = next else { return Ok(()) };
+        let survey = self.survey_some(&snapshot.nodes.iter().cloned().collect()).await?;
+        let mut sources = snapshot.nodes.clone();
+        sources.sort_by_key(|node| !survey.get(node.as_str()).is_some_and(|status| status.live));
+        let grace_ms = self.inner.rebuild_after_ms;
+        let mut remakes = self.remakes();
+        if self.inner.stop.is_cancelled() {
+            return Ok(());
+        }
+        let attempt = remakes.entry(snapshot.uid).or_default();
+        let short = attempt.short_since.is_some_and(|since| now.ms_since(since) >= grace_ms);
+        attempt.progress = Arc::default();
+        let order = Remake {
+            id: snapshot.uid,
+            volume: snapshot.volume_uid,
+            blocks: names::blocks(snapshot.size_bytes),
+            newest: snapshot.r#gen,
+            pool: snapshot.pool.clone(),
+            sources,
+            nearest: nearest(snapshot, ready, own),
+            accepts_gaps: short,
+        };
+        let making =
+            self.clone().remake_here(snapshot.clone(), order, Arc::clone(&attempt.progress));
+        attempt.task = Some(tokio::spawn(making));
+        Ok(())
+    }
+
+    async fn remake_here(
+        self,
+        snapshot: SnapshotObject,
+        order: Remake,
+        progress: Arc<RemakeProgress>,
+    ) {
+        let name = &snapshot.name;
+        tracing::info!(snapshot = name, sources = ?order.sources, "a copy is made anew");
+        let made = match self.inner.engine.remake_snapshot(order, progress).await {
+            Ok(made) => self.enter_copy(&snapshot, made).await.map_err(|status| {
+                // What was made is found by the next attempt.
+                (status.message().to_owned(), false)
+            }),
+            Err(RemakeError::Stopped) => return,
+            Err(error) => Err((error.to_string(), matches!(error, RemakeError::Unasked { .. }))),
+        };
+        let Err((why, short)) = made else { return };
+        let now = self.inner.clock.now();
+        let mut remakes = self.remakes();
+        let Some(attempt) = remakes.get_mut(&snapshot.uid) else { return };
+        if attempt.trouble != why {
+            tracing::warn!(snapshot = name, why, "a copy is not made yet");
+        }
+        attempt.note_failure(now, why, short);
+    }
+
+    /// Names the copy that was made here in the snapshot's object; removes it if it is not wanted
+    /// any more.
+    async fn enter_copy(&self, snapshot: &SnapshotObject, made: Remade) -> Result<(), Status> {
+        let own = &self.inner.node;
+        for _ in 0..ATTEMPTS {
+            let found = self.inner.catalog.snapshot(&snapshot.name).await?;
+            let same = |o: &SnapshotObject| o.uid == snapshot.uid && o.stage == Stage::Ready;
+            let Some(found) = found.filter(|found| same(&found.value)) else { break };
+            let mut next = found.value;
+            if next.nodes.contains(own) {
+                return Ok(());
+            }
+            if !next.making.contains(own) {
+                break;
+            }
+            next.making.retain(|node| node != own);
+            next.nodes.push(own.clone());
+            next.lost_blocks = next.lost_blocks.max(made.gaps);
+            match self.inner.catalog.put_snapshot(Some(found.revision), &next).await {
+                Err(status) if status.code() == Code::Aborted => {}
+                Err(status) => return Err(status),
+                Ok(()) => {
+                    let Remade { moved_bytes, gaps } = made;
+                    tracing::info!(snapshot = next.name, moved_bytes, gaps, "a copy was made anew");
+                    return Ok(());
+                }
+            }
+        }
+        let dropped = self.inner.engine.drop_snapshot(snapshot.uid).await;
+        dropped.map(drop).map_err(|error| refuse::engine(&error))
+    }
+
+    /// Ends all attempts, and waits for that; the next daemon takes them up again.
+    pub(super) async fn end_remakes(&self) {
+        let attempts = std::mem::take(&mut *self.remakes());
+        for attempt in attempts.into_values() {
+            attempt.progress.stop();
+            if let Some(task) = attempt.task {
+                // It has no result, and one that panicked has ended as well.
+                let _ = task.await;
+            }
+        }
+    }
+
+    /// Ends an attempt to make a copy of a snapshot that is to be removed.
+    pub(super) fn stop_remake(&self, id: SnapshotId) {
+        if let Some(attempt) = self.remakes().get(&id) {
+            attempt.progress.stop();
+        }
+    }
+
+    /// The snapshots that this node has, and those that it makes.
+    pub(super) async fn own_snapshots(&self) -> v1::LocalSnapshots {
+        let uids = self.inner.engine.list_snapshots().await;
+        let remake = |(id, attempt): (&SnapshotId, &Attempt)| {
+            let (done_bytes, total_bytes, moved_bytes) = attempt.progress.told();
+            let (uid, trouble) = (id.to_string(), attempt.trouble.clone());
+            v1::LocalRemake { uid, done_bytes, total_bytes, moved_bytes, trouble }
+        };
+        v1::LocalSnapshots {
+            uids: uids.iter().map(ToString::to_string).collect(),
+            remakes: self.remakes().iter().map(remake).collect(),
+        }
+    }
+
+    /// Where the copies of a snapshot are.
+    pub(super) async fn look_at_snapshot(
+        &self,
+        name: &str,
+    ) -> Result<v1::GetSnapshotResponse, Status> {
+        let found = self.inner.catalog.snapshot(names::volume_name(name)?).await?;
+        let missing = || {
+            Status::not_found(format!(
+                "there is no snapshot `{name}`; `lockstep snapshot list` shows them"
+            ))
+        };
+        let snapshot = found.ok_or_else(missing)?.value;
+        let volume = self.inner.catalog.volume(&snapshot.volume).await?.map(|stored| stored.value);
+        let volume = volume.filter(|volume| volume.uid == snapshot.volume_uid);
+        let survey = self.survey_some(&snapshot.whereabouts().cloned().collect()).await?;
+        let copies = snapshot.whereabouts().map(|node| copy(&snapshot, node, &survey)).collect();
+        let wanted = u32::try_from(wanted(&snapshot, volume.as_ref())).unwrap_or(u32::MAX);
+        let lost_blocks = snapshot.lost_blocks;
+        let snapshot = Some(snapshots::shown(snapshot));
+        Ok(v1::GetSnapshotResponse { snapshot, wanted, copies, lost_blocks })
+    }
+
+    /// Changed by single calls: whole even after a panic.
+    fn remakes(&self) -> MutexGuard<'_, Remakes> {
+        self.inner.remakes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Attempt {
+    fn is_running(&self) -> bool {
+        self.task.as_ref().is_some_and(|task| !task.is_finished())
+    }
+
+    fn note_failure(&mut self, now: Tick, why: String, short: bool) {
+        self.trouble = why;
+        self.again = now.plus_ms(BACKOFF_MS << self.failures.min(BACKOFF_DOUBLINGS));
+        self.failures = self.failures.saturating_add(1);
+        self.short_since = short.then(|| self.short_since.unwrap_or(now));
+    }
+}
+
+impl Memory {
+    fn keep_only(&mut self, snapshots: &[SnapshotObject]) {
+        let there = |id: &SnapshotId| snapshots.iter().any(|snapshot| snapshot.uid == *id);
+        self.silent.retain(|(id, _), _| there(id));
+        self.told.retain(|id, _| there(id));
+    }
+
+    /// The nodes as they concern this snapshot.
+    fn nodes(&mut self, snapshot: &SnapshotObject, survey: &Survey, now: Tick) -> Vec<NodeState> {
+        let mut states = Vec::new();
+        for (name, status) in survey {
+            let Some(node) = NodeId::new(name) else { continue };
+            let lacks_copy = snapshot.nodes.contains(&node) && lacks(status, snapshot);
+            let key = (snapshot.uid, node.clone());
+            let silent_since = if status.live && !lacks_copy {
+                self.silent.remove(&key);
+                None
+            } else {
+                Some(*self.silent.entry(key).or_insert(now))
+            };
+            let (answers, leaving) = (status.live, status.evacuating);
+            states.push(NodeState { node, silent_since, answers, lacks_copy, leaving });
+        }
+        states
+    }
+}
+
+/// Copies that a snapshot is to have: as many as its volume, or as that was to have.
+fn wanted(snapshot: &SnapshotObject, volume: Option<&VolumeObject>) -> usize {
+    let told = volume.map_or(snapshot.repl, |volume| volume.repl);
+    if told == 0 { snapshot.nodes.len() } else { usize::from(told) }
+}
+
+/// Whether a node says that it has the pool of a snapshot, but not the snapshot.
+fn lacks(status: &v1::NodeStatus, snapshot: &SnapshotObject) -> bool {
+    let Some(info) = status.info.as_ref().filter(|_| status.live) else { return false };
+    let uid = snapshot.uid.to_string();
+    let told = info.snapshots.as_ref().is_some_and(|kept| !kept.uids.contains(&uid));
+    told && info.pools.iter().any(|pool| pool.name == snapshot.pool)
+}
+
+/// Is there nothing to decide?
+fn is_well(snapshot: &SnapshotObject, wanted: usize, survey: &Survey) -> bool {
+    let has = |node: &NodeId| {
+        let status = survey.get(node.as_str());
+        status.is_some_and(|s| s.live && !s.evacuating && !lacks(s, snapshot))
+    };
+    snapshot.making.is_empty() && snapshot.nodes.len() == wanted && snapshot.nodes.iter().all(has)
+}
+
+/// The snapshots of the same volume here between which it was taken, the older one first. All are
+/// told in their order.
+fn nearest(snapshot: &SnapshotObject, ready: &[SnapshotObject], own: &NodeId) -> Vec<SnapshotId> {
+    let beside = |s: &&SnapshotObject| {
+        s.volume_uid == snapshot.volume_uid && s.pool == snapshot.pool && s.nodes.contains(own)
+    };
+    let order = |s: &SnapshotObject| (s.created_unix_ms, s.uid);
+    let older = ready.iter().filter(beside).rev().find(|s| order(s) < order(snapshot));
+    let newer = ready.iter().filter(beside).find(|s| order(s) > order(snapshot));
+    older.into_iter().chain(newer).map(|s| s.uid).collect()
+}
+
+/// How the copy on a node is.
+fn copy(snapshot: &SnapshotObject, node: &NodeId, survey: &Survey) -> v1::SnapshotCopy {
+    let status = survey.get(node.as_str()).filter(|status| status.live);
+    let state = match status {
+        _ if snapshot.making.contains(node) => v1::SnapshotCopyState::Making,
+        None => v1::SnapshotCopyState::Silent,
+        Some(status) if lacks(status, snapshot) => v1::SnapshotCopyState::Missing,
+        Some(_) => v1::SnapshotCopyState::Present,
+    };
+    let uid = snapshot.uid.to_string();
+    let info = status.and_then(|status| status.info.as_ref());
+    let remakes = info.and_then(|info| info.snapshots.as_ref()).map(|kept| &kept.remakes);
+    let is_made = |_: &&v1::LocalRemake| state == v1::SnapshotCopyState::Making;
+    let remake = remakes.and_then(|all| all.iter().find(|remake| remake.uid == uid));
+    let remake = remake.filter(is_made).cloned();
+    v1::SnapshotCopy { node: node.to_string(), state: state.into(), remake }
+}
