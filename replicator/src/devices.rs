@@ -542,6 +542,8 @@ impl Devices {
         let goes_on = wanted && !handle.is_over();
         if !goes_on {
             self.fail(kept.volume).await;
+        } else {
+            self.thaw_left(&kept).await;
         }
         Ok(goes_on)
     }

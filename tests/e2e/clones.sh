@@ -46,6 +46,22 @@ for fs in ext4 xfs; do
     check "has it too" test "$(sum_of "$m-r/durable")" = "$sum"
     check "and is not written" not touch "$m-r/x"
 
+    if can_grow $fs; then
+        # From an empty log, in which there is nothing but that it has grown twice.
+        lockstep detach f >/dev/null && lockstep attach f --node n1 --fs $fs --mount "$m" >/dev/null
+        for size in 344 368; do
+            check "grows to $size MiB" lockstep volume resize f --size ${size}MiB
+        done
+        touch "$m/grown" && sync "$m/grown"
+        check "a snapshot of what has just grown twice" lockstep snapshot create f s2
+        check "a volume from it" lockstep volume create g --from-snapshot s2 --repl 2
+        check "mounts" lockstep attach g --node n1 --mount "$m-g"
+        check "and has it" test -e "$m-g/grown"
+        check "g: detached" lockstep detach g
+        check "g: deleted" lockstep volume delete g
+        lockstep snapshot delete s2 >/dev/null
+    fi
+
     for name in f c r; do
         check "$name: detached" lockstep detach $name
         check "$name: deleted" lockstep volume delete $name

@@ -22,7 +22,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub use content::{Content, content};
-pub use grow::grow;
+pub use grow::{grow, thaw};
+pub use lockstep_kernel::bindmount::bind_read_only;
 pub use make::{make, remake};
 pub use mount::{Mount, detach, mount, mounted_at, settle, unmount};
 pub use options::Options;

@@ -4,8 +4,10 @@
 //! it is given, and knows nothing of volumes.
 #![expect(unsafe_code, reason = "the kernel is touched here, and nowhere else")]
 
+pub mod bindmount;
 pub mod block;
 pub mod fds;
+pub mod freeze;
 pub mod loopback;
 pub mod map;
 pub mod memory;

@@ -33,6 +33,9 @@ pub struct Kept {
     /// and until it is finished, or somebody else may have written to the device.
     #[serde(default)]
     pub(super) making: bool,
+    /// What is mounted may be frozen, as it is while it grows. Noted before it is.
+    #[serde(default)]
+    pub(super) growing: bool,
 }
 
 /// A mount made along with a device.
@@ -51,7 +54,16 @@ pub struct Mounted {
 impl Kept {
     pub(super) fn new(files: &Files, volume: VolumeId, name: &str, token: Token) -> Self {
         let (owner, name) = (files.owner.clone(), name.to_owned());
-        Self { version: VERSION, owner, volume, name, token, mount: None, making: false }
+        Self {
+            version: VERSION,
+            owner,
+            volume,
+            name,
+            token,
+            mount: None,
+            making: false,
+            growing: false,
+        }
     }
 
     /// Whether it is what is wanted.
@@ -68,7 +80,8 @@ impl Kept {
             if mount.dir != *dir {
                 differs.push(format!("mounted at {}", mount.dir.display()));
             } else if mount.options != wanted.mount_options {
-                differs.push(format!("mounted with options {:?}", mount.options.join(",")));
+                // Which ones is not told: there may be secrets among them.
+                differs.push("mounted with other options".to_owned());
             }
         }
         if let (Some(mount), Some(fs)) = (&self.mount, &wanted.fs)

@@ -41,6 +41,8 @@ enum Order {
     Mount { device: PathBuf, read_only: bool, mounted: Mounted },
     /// Let a mounted file system have all of its device, which has grown.
     Grow { device: PathBuf, mounted: Mounted },
+    /// Let a mounted file system go on that may have been left frozen.
+    Thaw { dir: PathBuf },
     /// Undo a mount that failed.
     Unmount { device: PathBuf, mounted: Mounted },
     /// Unmount what was mounted along with it, unless somebody else uses the device; then write
@@ -130,6 +132,11 @@ impl Mounter {
     pub(super) async fn grow(&self, kept: &Kept, mounted: &Mounted) -> Result<(), DevicesError> {
         let (device, mounted) = (kept.token.device.clone(), mounted.clone());
         self.call(&Order::Grow { device, mounted }).await.map(drop)
+    }
+
+    /// Lets what is mounted go on, if somebody died over its growth.
+    pub(super) async fn thaw(&self, mounted: &Mounted) -> Result<(), DevicesError> {
+        self.call(&Order::Thaw { dir: mounted.dir.clone() }).await.map(drop)
     }
 
     /// Leaves a device with nothing mounted, and nothing for the kernel to write to it: it can be
@@ -238,6 +245,7 @@ fn obey(order: Order) -> Result<Prepared, FileSystemError> {
             return Ok(Prepared { note, ..Prepared::default() });
         }
         Order::Grow { device, mounted } => filesystem::grow(&device, &mounted.dir, &mounted.fs)?,
+        Order::Thaw { dir } => filesystem::thaw(&dir)?,
         Order::Unmount { device, mounted } => {
             filesystem::unmount(&device, &mounted.dir)?;
             remove_dir(&mounted);

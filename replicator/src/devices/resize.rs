@@ -3,7 +3,7 @@
 use lockstep_attach::device::Device;
 use lockstep_core::id::VolumeId;
 
-use super::kept::Kept;
+use super::kept::{Kept, Mounted};
 use super::{Devices, DevicesError, on};
 
 /// The daemon before this one may have ended when the volume had grown, and its device had not.
@@ -39,9 +39,37 @@ impl Devices {
             kept.token.size_bytes = size_bytes;
             self.keep(&kept)?;
         }
-        match &kept.mount {
-            Some(mounted) if !kept.token.read_only => self.inner.mounter.grow(&kept, mounted).await,
+        match kept.mount.clone() {
+            Some(mounted) if !kept.token.read_only => self.grow(kept, &mounted).await,
             _ => Ok(()),
+        }
+    }
+
+    /// Lets what is mounted grow. It is frozen for moments meanwhile: that is noted, for the case
+    /// that whoever does it dies.
+    async fn grow(&self, kept: Kept, mounted: &Mounted) -> Result<(), DevicesError> {
+        let noted = Kept { growing: true, ..kept };
+        self.keep(&noted)?;
+        let grown = self.inner.mounter.grow(&noted, mounted).await;
+        if matches!(grown, Err(DevicesError::Files { .. })) {
+            // The mounter died. One that answers has left nothing frozen, and what somebody else
+            // has frozen stays so.
+            self.inner.mounter.thaw(mounted).await?;
+        }
+        self.keep(&Kept { growing: false, ..noted })?;
+        grown
+    }
+
+    /// Lets a file system go on over whose growth the daemon before this one died, or its mounter.
+    pub(super) async fn thaw_left(&self, kept: &Kept) {
+        let Some(mounted) = kept.mount.as_ref().filter(|_| kept.growing) else { return };
+        let thawed = async {
+            self.inner.mounter.thaw(mounted).await?;
+            self.keep(&Kept { growing: false, ..kept.clone() })
+        };
+        if let Err(error) = thawed.await {
+            let dir = mounted.dir.display();
+            tracing::warn!(volume = kept.name, %dir, %error, "cannot thaw what may be frozen");
         }
     }
 }

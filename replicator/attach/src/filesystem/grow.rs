@@ -7,6 +7,8 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+use lockstep_kernel::freeze;
+
 use super::content::size_bytes;
 use super::{FileSystemError, failed, programs};
 
@@ -18,11 +20,56 @@ const HEAD_BYTES: usize = 2048;
 /// of `fs/ext4/resize.c`); containers, and some machines, withhold it also from root.
 const SYS_RESOURCE: u32 = 24;
 
-/// Lets a mounted file system grow to the size of its device.
+/// Lets a mounted file system grow to the size of its device. One that was thawed by nobody because
+/// this process died over it is to be thawed by [`thaw`].
 ///
 /// # Errors
 /// If its type can't do that while it is mounted, or this process may not, or its program fails.
 pub fn grow(device: &Path, dir: &Path, fs: &str) -> Result<(), FileSystemError> {
+    if fs != "xfs" {
+        return grow_as_it_is(device, dir, fs);
+    }
+    // Linux cannot replay a log in which an XFS has grown twice, older ones not even once: they
+    // take what lies beyond the size in the superblock on the disk for damage. So each growth
+    // finds an empty log, and leaves one.
+    empty_log(dir)?;
+    grow_as_it_is(device, dir, fs)?;
+    empty_log(dir)
+}
+
+/// Has a file system write out all that its log holds.
+fn empty_log(dir: &Path) -> Result<(), FileSystemError> {
+    let on = File::open(dir).map_err(|error| failed("cannot open", dir, error))?;
+    match freeze::freeze(&on) {
+        Ok(()) => thaw_open(&on, dir),
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            let what =
+                "somebody has frozen it, and it cannot grow until it is thawed (fsfreeze -u)";
+            Err(FileSystemError::Unfit(format!("{}: {what}", dir.display())))
+        }
+        Err(error) => Err(failed("cannot freeze", dir, error)),
+    }
+}
+
+fn thaw_open(on: &File, dir: &Path) -> Result<(), FileSystemError> {
+    match freeze::thaw(on) {
+        // Nobody holds it still.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        done => done.map_err(|error| failed("cannot thaw", dir, error)),
+    }
+}
+
+/// Lets a file system go on that [`grow`] may have left frozen.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn thaw(dir: &Path) -> Result<(), FileSystemError> {
+    let on = File::open(dir).map_err(|error| failed("cannot open", dir, error))?;
+    thaw_open(&on, dir)
+}
+
+/// As [`grow`], of one that has just been mounted: its log is empty.
+pub(super) fn grow_as_it_is(device: &Path, dir: &Path, fs: &str) -> Result<(), FileSystemError> {
     match fs {
         "ext3" | "ext4" => match programs::run(&programs::RESIZE2FS, &[], &[], device)?.success() {
             Err(_) if !may_grow_mounted() => Err(FileSystemError::Unfit(format!(

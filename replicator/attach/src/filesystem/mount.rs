@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 
 use super::alone::alone;
-use super::grow::{grow, is_small};
+use super::grow::{grow_as_it_is, is_small};
 use super::table::{self, MountPoint};
 use super::{FileSystemError, Options, User, failed, repair, users, write_out};
 
@@ -137,7 +137,7 @@ fn mount_alone(mount: &Mount) -> Result<Option<FileSystemError>, FileSystemError
     let data = Some(options.data.as_str()).filter(|data| !data.is_empty());
     let outcome = nix::mount::mount(Some(device), dir, Some(fs.as_str()), options.flags, data);
     outcome.map_err(|errno| refusal(mount, errno))?;
-    Ok(if grows { grow(device, dir, fs).err() } else { None })
+    Ok(if grows { grow_as_it_is(device, dir, fs).err() } else { None })
 }
 
 /// What a mount that the kernel refused means.
