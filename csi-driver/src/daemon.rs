@@ -32,7 +32,7 @@ type Client = ControlClient<Channel>;
 #[derive(Debug)]
 pub(crate) struct Daemons {
     all: Vec<(String, Client)>,
-    /// The one that answered last.
+    /// The one that is asked first: it answered last.
     last: AtomicUsize,
 }
 
@@ -87,6 +87,11 @@ impl Daemons {
             };
             match outcome {
                 Err(status) if status.code() == Code::Unavailable => refused = status,
+                // It may hang. The next call asks another one.
+                Err(status) if status.code() == Code::DeadlineExceeded => {
+                    self.last.store(which + 1, Ordering::Relaxed);
+                    return Err(status);
+                }
                 told => {
                     self.last.store(which, Ordering::Relaxed);
                     return told;
@@ -277,5 +282,22 @@ impl Daemons {
             async move { client.detach(request).await }
         };
         Ok(self.ask(DO, call).await?.was_attached)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_that_hangs_is_not_asked_first_again() {
+        let addresses = ["a", "b"].map(|name| format!("unix:///no/such/place/{name}"));
+        let daemons = Daemons::new(&addresses).unwrap();
+        let hang = |_| std::future::pending::<Result<Response<()>, Status>>();
+        for then in [1, 2, 1] {
+            let told = daemons.ask(Duration::from_millis(1), hang).await.unwrap_err();
+            assert_eq!(told.code(), Code::DeadlineExceeded);
+            assert_eq!(daemons.last.load(Ordering::Relaxed), then, "{told:?}");
+        }
     }
 }

@@ -18,14 +18,9 @@ use lockstep_proto::csi;
 use lockstep_proto::csi::node_server;
 use lockstep_proto::csi::node_service_capability::{Rpc, Type, rpc};
 use lockstep_proto::v1;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 use tonic::{Request, Response, Status, async_trait};
-
-/// How long the kernel may take to tell of a mount or to change one. One whose volume waits may
-/// take for ever.
-const KERNEL: Duration = Duration::from_secs(20);
 
 /// What this node does.
 const CAPABILITIES: [rpc::Type; 7] = [
@@ -59,20 +54,6 @@ struct Served {
     mount_dir: PathBuf,
 }
 
-/// Does something in the kernel that may wait for a device.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
-) -> Result<T, Status> {
-    match tokio::time::timeout(KERNEL, tokio::task::spawn_blocking(work)).await {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(error)) => Err(Status::internal(error.to_string())),
-        Err(_) => Err(Status::deadline_exceeded(format!(
-            "the kernel did not answer within {} s; the volume may wait for its copies",
-            KERNEL.as_secs()
-        ))),
-    }
-}
-
 impl Node {
     /// `daemon`: the one of this node.
     pub(crate) fn new(id: String, max_volumes: i64, daemon: Arc<Daemons>) -> Self {
@@ -102,18 +83,6 @@ impl Node {
             read_only: device.read_only,
             mount_dir: device.mount_dir.into(),
         }))
-    }
-
-    /// The volume at a path of this node, or NOT_FOUND.
-    async fn at(&self, volume: &str, path: &Path) -> Result<Served, Status> {
-        let nothing = || {
-            let volume = names::shown(volume);
-            Status::not_found(format!("volume {volume:?} is not at {}", path.display()))
-        };
-        let served = self.served(volume).await?.ok_or_else(nothing)?;
-        let (device, dir) = (served.device.clone(), path.to_owned());
-        let found = blocking(move || mounts::shows(&device, &dir)).await?;
-        if found { Ok(served) } else { Err(nothing()) }
     }
 
     async fn info(&self) -> Result<csi::NodeGetInfoResponse, Status> {

@@ -1,10 +1,11 @@
 //! NodeExpandVolume: what shows a volume on this node has all of it.
 
-use super::{Node, Served, blocking, mounts};
+use super::{Node, Served, mounts};
 use crate::capability::Capability;
 use crate::names;
 use crate::refuse;
 use crate::size::{Range, signed};
+use crate::turns::Held;
 use lockstep_proto::csi;
 use std::path::{Path, PathBuf};
 use tonic::Status;
@@ -32,11 +33,12 @@ impl Node {
         request.volume_capability.as_ref().map(Capability::new).transpose()?;
         let path = PathBuf::from(request.volume_path);
         let (node, name) = (self.clone(), id.clone());
-        let grown = self.turns.run(&id, async move { node.grow(&name, path, range).await });
-        Ok(csi::NodeExpandVolumeResponse { capacity_bytes: signed(grown.await?) })
+        let work = |held| async move { node.grow(held, &name, path, range).await };
+        let grown = self.turns.run_held(&id, work).await?;
+        Ok(csi::NodeExpandVolumeResponse { capacity_bytes: signed(grown) })
     }
 
-    async fn grow(&self, id: &str, path: PathBuf, range: Range) -> Result<u64, Status> {
+    async fn grow(&self, held: Held, id: &str, path: PathBuf, range: Range) -> Result<u64, Status> {
         let nothing = || {
             let id = names::shown(id);
             Status::not_found(format!("volume {id:?} is not at {}", path.display()))
@@ -47,7 +49,7 @@ impl Node {
             return Err(Status::failed_precondition(why));
         }
         let dir = path.clone();
-        if !blocking(move || is_at(&served, &dir)).await? {
+        if !held.blocking(move || is_at(&served, &dir)).await? {
             return Err(nothing());
         }
         let volume = self.daemon.volume(id).await?.ok_or_else(|| refuse::no_volume(id))?;

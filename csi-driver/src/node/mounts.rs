@@ -1,7 +1,8 @@
 //! What is mounted where, and bind mounts. All here may wait for a device.
 
-use lockstep_attach::filesystem::{MountPoint, mounts};
+use lockstep_attach::filesystem::{self, MountPoint, mounts};
 use nix::errno::Errno;
+use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{major, minor};
 use std::fs;
@@ -135,18 +136,33 @@ pub(super) fn bind(
     read_only: bool,
 ) -> Result<(), Status> {
     make_target(target, block)?;
-    let nothing = None::<&str>;
-    let told = |errno: Errno| failed("cannot mount at", target, &errno.into());
-    mount(Some(source), target, nothing, MsFlags::MS_BIND, nothing).map_err(told)?;
-    if read_only {
-        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        if let Err(errno) = mount(nothing, target, nothing, flags, nothing) {
-            // Never leave it writable: the next call would take it for what is there.
-            let _ = umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
-            return Err(told(errno));
-        }
+    if !read_only {
+        return bind_writable(source, target);
     }
-    Ok(())
+    match filesystem::bind_read_only(source, target) {
+        // The kernel is older, or a filter of system calls knows none of these.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+            bind_in_two_steps(source, target)
+        }
+        done => done.map_err(|error| failed("cannot mount at", target, &error)),
+    }
+}
+
+fn bind_writable(source: &Path, target: &Path) -> Result<(), Status> {
+    let nothing = None::<&str>;
+    mount(Some(source), target, nothing, MsFlags::MS_BIND, nothing)
+        .map_err(|errno| failed("cannot mount at", target, &errno.into()))
+}
+
+fn bind_in_two_steps(source: &Path, target: &Path) -> Result<(), Status> {
+    bind_writable(source, target)?;
+    let (nothing, flags) =
+        (None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY);
+    mount(nothing, target, nothing, flags, nothing).map_err(|errno| {
+        // Never leave it writable: the next call would take it for what is there.
+        let _ = umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        failed("cannot mount at", target, &errno.into())
+    })
 }
 
 /// Whether a mount is of a device that a daemon may have made.

@@ -1,8 +1,9 @@
 //! NodePublishVolume and NodeUnpublishVolume: what is staged is bound to where a pod looks for it.
 
-use super::{Node, Served, blocking, capability, mounts};
+use super::{Node, Served, capability, mounts};
 use crate::capability::{Access, Capability};
 use crate::names;
+use crate::turns::Held;
 use lockstep_proto::csi;
 use mounts::Found;
 use std::path::{Path, PathBuf};
@@ -105,10 +106,11 @@ impl Node {
     ) -> Result<(), Status> {
         let wanted = Wanted::new(&request)?;
         let (node, id) = (self.clone(), wanted.id.clone());
-        self.turns.run(&id, async move { node.publish_in_turn(wanted).await }).await
+        let work = |held| async move { node.publish_in_turn(held, wanted).await };
+        self.turns.run_held(&id, work).await
     }
 
-    async fn publish_in_turn(&self, wanted: Wanted) -> Result<(), Status> {
+    async fn publish_in_turn(&self, held: Held, wanted: Wanted) -> Result<(), Status> {
         let Some(served) = self.served(&wanted.id).await? else {
             let id = names::shown(&wanted.id);
             // A volume that nobody knows is another matter than one that is not here.
@@ -119,7 +121,7 @@ impl Node {
                 )),
             });
         };
-        blocking(move || wanted.bind(&served)).await
+        held.blocking(move || wanted.bind(&served)).await
     }
 
     pub(super) async fn unpublish(
@@ -128,15 +130,15 @@ impl Node {
     ) -> Result<(), Status> {
         let id = names::required("volume_id", &request.volume_id)?.to_owned();
         let target = names::path("target_path", &request.target_path)?;
-        let node = self.clone();
-        let name = id.clone();
-        self.turns.run(&id, async move { node.unpublish_in_turn(&name, target).await }).await
+        let (node, name) = (self.clone(), id.clone());
+        let work = |held| async move { node.unpublish_in_turn(held, &name, target).await };
+        self.turns.run_held(&id, work).await
     }
 
-    async fn unpublish_in_turn(&self, id: &str, target: PathBuf) -> Result<(), Status> {
+    async fn unpublish_in_turn(&self, held: Held, id: &str, target: PathBuf) -> Result<(), Status> {
         // Without the daemon it cannot be told whose mount it is, but it has to go in any case.
         let served = self.served(id).await.ok().flatten();
-        blocking(move || unbind(served.as_ref(), &target)).await
+        held.blocking(move || unbind(served.as_ref(), &target)).await
     }
 }
 

@@ -1,9 +1,10 @@
 //! NodeStageVolume and NodeUnstageVolume: the volume is this node's, and then no more.
 
-use super::{Node, blocking, capability, mounts};
+use super::{Node, capability, mounts};
 use crate::capability::{Access, Capability};
 use crate::controller::{FS, READERS, UID};
 use crate::parameters::Fs;
+use crate::turns::Held;
 use crate::{names, views};
 use lockstep_proto::csi;
 use lockstep_proto::v1;
@@ -104,10 +105,11 @@ impl Node {
         let id = names::required("volume_id", &request.volume_id)?.to_owned();
         let staging = names::path("staging_target_path", &request.staging_target_path)?;
         let (node, name) = (self.clone(), id.clone());
-        self.turns.run(&id, async move { node.detach(name, staging).await }).await
+        let work = |held| async move { node.detach(held, name, staging).await };
+        self.turns.run_held(&id, work).await
     }
 
-    async fn detach(&self, name: String, staging: PathBuf) -> Result<(), Status> {
+    async fn detach(&self, held: Held, name: String, staging: PathBuf) -> Result<(), Status> {
         if names::is_volume_name(&name) {
             let here = self.daemon.node().await?.name;
             if !self.let_go(&name, &here).await? {
@@ -116,7 +118,7 @@ impl Node {
         }
         // What the daemon has mounted it has unmounted. A mount whose device failed while nobody
         // watched may be left.
-        blocking(move || mounts::clear(&staging)).await
+        held.blocking(move || mounts::clear(&staging)).await
     }
 
     /// Detaches a volume from this node. Returns whether it was attached here. Another node may

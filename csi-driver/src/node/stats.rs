@@ -1,10 +1,11 @@
 //! How full volumes are, and how they are.
 
-use super::{Node, Served, blocking, mounts};
+use super::{Node, Served, mounts};
 use crate::controller::health;
 use crate::names;
 use crate::refuse;
 use crate::size::signed;
+use crate::turns::Held;
 use lockstep_proto::csi;
 use lockstep_proto::csi::StorageHealthErrorType;
 use lockstep_proto::csi::node_get_storage_health_response::StorageBackendHealth;
@@ -24,23 +25,30 @@ fn usage(unit: Unit, total: u64, free: u64, available: u64) -> csi::VolumeUsage 
     }
 }
 
-/// How full the file system at a place is; of a device only its size is known.
-fn used(served: &Served, path: &Path) -> Result<Vec<csi::VolumeUsage>, Status> {
+/// Whose turn it is at a look at a volume, beside what is done with it: no volume is called so. Of
+/// looks that wait for a device there is one.
+fn turn_of(volume: &str) -> String {
+    format!("look {volume}")
+}
+
+/// How full the file system at a place is; of a device only its size is known. Nothing if the
+/// volume is not there.
+fn used(served: &Served, path: &Path) -> Result<Option<Vec<csi::VolumeUsage>>, Status> {
     let unreadable = |error: std::io::Error| {
         Status::internal(format!("cannot look at {}: {error}", path.display()))
     };
-    match mounts::found(&served.device, path)? {
+    let usage = match mounts::found(&served.device, path)? {
         mounts::Found::It { block: true, .. } => {
             let mut device = File::open(&served.device).map_err(unreadable)?;
             let total = signed(device.seek(SeekFrom::End(0)).map_err(unreadable)?);
             let unit = i32::from(Unit::Bytes);
-            Ok(vec![csi::VolumeUsage { total, unit, ..Default::default() }])
+            vec![csi::VolumeUsage { total, unit, ..Default::default() }]
         }
         mounts::Found::It { .. } => {
             let found = statvfs(path).map_err(|errno| unreadable(errno.into()))?;
             let size = found.fragment_size();
             let bytes = |blocks: u64| blocks.saturating_mul(size);
-            Ok(vec![
+            vec![
                 usage(
                     Unit::Bytes,
                     bytes(found.blocks()),
@@ -48,10 +56,11 @@ fn used(served: &Served, path: &Path) -> Result<Vec<csi::VolumeUsage>, Status> {
                     bytes(found.blocks_available()),
                 ),
                 usage(Unit::Inodes, found.files(), found.files_free(), found.files_available()),
-            ])
+            ]
         }
-        _ => Err(Status::not_found(format!("the volume is no more at {}", path.display()))),
-    }
+        _ => return Ok(None),
+    };
+    Ok(Some(usage))
 }
 
 impl Node {
@@ -63,10 +72,15 @@ impl Node {
         if request.volume_path.is_empty() {
             return Err(refuse::missing("volume_path"));
         }
+        let nothing = || {
+            let (id, path) = (names::shown(id), names::shown(&request.volume_path));
+            Status::not_found(format!("volume {id:?} is not at {path:?}"))
+        };
         // Any other path is one where the volume is not.
         let path = PathBuf::from(&request.volume_path);
-        let served = self.at(id, &path).await?;
-        let usage = blocking(move || used(&served, &path)).await?;
+        let served = self.served(id).await?.ok_or_else(nothing)?;
+        let look = |held: Held| async move { held.blocking(move || used(&served, &path)).await };
+        let usage = self.turns.run_held(&turn_of(id), look).await?.ok_or_else(nothing)?;
         Ok(csi::NodeGetVolumeStatsResponse {
             usage,
             volume_condition: Some(self.condition(id).await),
