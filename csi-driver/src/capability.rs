@@ -8,6 +8,9 @@ use lockstep_proto::csi::volume_capability::AccessType;
 use lockstep_proto::csi::volume_capability::access_mode::Mode;
 use tonic::Status;
 
+/// CSI's limit for all options of a mount together.
+const MAX_FLAGS_BYTES: usize = 4096;
+
 /// What a volume shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
@@ -50,6 +53,14 @@ impl Capability {
                     return Err(refuse::bad(field, &mount.volume_mount_group, why));
                 }
                 let fs = Fs::named("volume_capability.mount.fs_type", &mount.fs_type)?;
+                let bytes: usize = mount.mount_flags.iter().map(String::len).sum();
+                if bytes > MAX_FLAGS_BYTES {
+                    // They may be secret, so they are not shown.
+                    return Err(Status::invalid_argument(format!(
+                        "volume_capability.mount.mount_flags has {bytes} bytes; at most \
+                         {MAX_FLAGS_BYTES} are allowed"
+                    )));
+                }
                 Access::Mount { fs, options: mount.mount_flags.clone() }
             }
         };
@@ -133,6 +144,10 @@ mod tests {
 
     #[test]
     fn all_others_are_refused_with_the_reason() {
+        let many = MountVolume {
+            mount_flags: vec!["x".repeat(2049), "y".repeat(2048)],
+            ..Default::default()
+        };
         let group = MountVolume { volume_mount_group: "1".to_owned(), ..Default::default() };
         for (wanted, why) in [
             (capability(None, 1), "access_type is required"),
@@ -143,6 +158,7 @@ mod tests {
             (capability(mount(""), 99), "no such mode"),
             (capability(mount("btrfs"), 1), "ext4 and xfs"),
             (capability(Some(AccessType::Mount(group)), 1), "orchestrator"),
+            (capability(Some(AccessType::Mount(many)), 1), "4097 bytes"),
         ] {
             let refused = Capability::new(&wanted).unwrap_err();
             assert_eq!(refused.code(), Code::InvalidArgument);

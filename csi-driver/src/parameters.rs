@@ -292,6 +292,39 @@ mod tests {
         assert!(none.to_string().contains("repl=3 minInSync=2"), "{none}");
     }
 
+    /// What README.md tells of each parameter.
+    fn documented() -> BTreeMap<&'static str, &'static str> {
+        let lines = include_str!("../../README.md").lines();
+        let table = lines.skip_while(|line| !line.starts_with("| Parameter of a StorageClass"));
+        let rows = table.skip(2).take_while(|line| line.starts_with('|'));
+        rows.filter_map(|row| row.strip_prefix("| `")?.split_once("` |")).collect()
+    }
+
+    #[test]
+    fn each_is_explained() {
+        let documented = documented();
+        let told: Vec<&str> = documented.keys().copied().collect();
+        let mut known: Vec<&str> =
+            KEYS.split([',', ' ']).filter(|word| !["", "and"].contains(word)).collect();
+        known.sort_unstable();
+        assert_eq!(told, known);
+        let usual = read(&[]).unwrap();
+        for (key, value) in [
+            ("writeCache", usual.write_cache.as_str()),
+            ("pool", &usual.pool),
+            ("spread", &usual.spread),
+            ("door", &usual.door),
+            ("repl", &usual.repl.to_string()),
+            (FS_TYPE, Fs::default().name()),
+        ] {
+            let row = documented[key].replace('`', "");
+            assert!(row.contains(&format!("({value})")), "the default of {key} is {value}: {row}");
+        }
+        for key in MUTABLE_KEYS.split([',', ' ']).filter(|word| !["", "and"].contains(word)) {
+            assert!(Mutable::new(&map(&[(key, "1")])).is_ok(), "{key}");
+        }
+    }
+
     #[test]
     fn each_is_read() {
         let all = read(&[

@@ -11,6 +11,8 @@ mod locality;
 mod malformed;
 #[path = "driver/program.rs"]
 mod program;
+#[path = "driver/secrets.rs"]
+mod secrets;
 #[path = "driver/snapshots.rs"]
 mod snapshots;
 #[path = "driver/views.rs"]

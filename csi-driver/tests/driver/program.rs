@@ -62,6 +62,20 @@ impl Driver {
         Endpoint::from_shared(address).unwrap().connect().await.unwrap()
     }
 
+    /// Ends it. Returns what it logged since it began to serve.
+    pub(crate) async fn end(mut self) -> Vec<String> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id().unwrap()).unwrap());
+        kill(pid, Signal::SIGTERM).unwrap();
+        let all = async {
+            let mut lines = Vec::new();
+            while let Some(line) = self.log.next_line().await.unwrap() {
+                lines.push(line);
+            }
+            lines
+        };
+        timeout(PATIENCE, all).await.unwrap()
+    }
+
     pub(crate) async fn stop(mut self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id().unwrap()).unwrap());
         kill(pid, signal).unwrap();

@@ -86,8 +86,8 @@ impl Options {
         let mut data: Vec<&str> = Vec::new();
         for option in all.into_iter().flat_map(|text| text.split(',')) {
             let name = option.split('=').next().unwrap_or(option);
-            let unfit =
-                |why: &str| FileSystemError::Unfit(format!("mount option {option:?}: {why}"));
+            // Its value is not told: it may be a secret.
+            let unfit = |why: &str| FileSystemError::Unfit(format!("mount option {name:?}: {why}"));
             if let Some((_, set, clear)) = FLAGS.iter().find(|(flag, ..)| *flag == option) {
                 flags = (flags | *set) & !*clear;
             } else if option.is_empty() || IDLE.contains(&option) || name.starts_with("x-") {
