@@ -155,10 +155,10 @@ impl Admin {
                 self.promise(&handle)?;
                 self.attached_here(volume.uid).await
             }
-            DoorState::Failed(why) => Err(Status::internal(format!(
-                "volume {name} is served, but no client can reach it: {why}; then detach it and \
-                 attach it again"
-            ))),
+            DoorState::Failed(why) => {
+                let refusal = Status::internal(format!("no client can reach volume {name}: {why}"));
+                Err(self.withdraw(&volume, &handle, refusal).await)
+            }
             DoorState::Waiting | DoorState::Closed => {
                 Err(not_served(name, &EngineError::Fenced { volume: volume.uid, by: None }))
             }

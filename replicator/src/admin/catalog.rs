@@ -283,13 +283,17 @@ pub(super) struct Origin {
     pub(super) r#gen: Gen,
 }
 
-/// A replica that its node is to remove.
+/// A replica that its node is to remove if no record names it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Gone {
     version: u32,
     pub(super) uid: VolumeId,
     pub(super) rid: ReplicaId,
     pub(super) volume_name: String,
+    /// When somebody began to make it, who may still be about to have a record name it; in
+    /// milliseconds since 1970. 0: nobody is.
+    #[serde(default)]
+    pub(super) begun_unix_ms: u64,
 }
 
 /// A node that is being emptied.
@@ -576,9 +580,22 @@ impl Catalog {
         rid: ReplicaId,
         volume_name: &str,
     ) -> Result<(), Status> {
+        self.put_begun(node, uid, rid, volume_name, 0).await
+    }
+
+    /// A node is to have a replica, which it is to remove if no record comes to name it.
+    pub(super) async fn put_begun(
+        &self,
+        node: &NodeId,
+        uid: VolumeId,
+        rid: ReplicaId,
+        volume_name: &str,
+        begun_unix_ms: u64,
+    ) -> Result<(), Status> {
         let key = format!("gone/{node}/{rid}");
         let volume_name = volume_name.to_owned();
-        let value = encode(&Gone { version: OBJECT_VERSION, uid, rid, volume_name })?;
+        let gone = Gone { version: OBJECT_VERSION, uid, rid, volume_name, begun_unix_ms };
+        let value = encode(&gone)?;
         match self.meta.put_if(&key, Expect::Absent, value).await {
             Ok(_) | Err(PutError::Conflict { current: Some(_) }) => Ok(()),
             Err(error) => Err(refuse::unwritten(&error)),

@@ -100,9 +100,9 @@ impl Admin {
 
     /// The snapshot that a volume begins with. If it begins with a volume, one is taken for it.
     async fn source_of(&self, wanted: &Wanted) -> Result<Option<SnapshotObject>, Status> {
-        let name = match &wanted.source {
+        let (name, is_own) = match &wanted.source {
             None => return Ok(None),
-            Some(Source::Snapshot(name)) => name.clone(),
+            Some(Source::Snapshot(name)) => (name.clone(), false),
             Some(Source::Volume(volume)) => {
                 let request = v1::CreateSnapshotRequest {
                     volume: volume.clone(),
@@ -110,12 +110,17 @@ impl Admin {
                     made_for: wanted.name.clone(),
                 };
                 self.create_snapshot(&request, false).await?;
-                taken_for(&wanted.name)
+                (taken_for(&wanted.name), true)
             }
         };
         let found = self.inner.catalog.snapshot(&name).await?.map(|stored| stored.value);
         match found {
             Some(snapshot) if snapshot.stage == Stage::Ready => Ok(Some(snapshot)),
+            _ if is_own => Err(Status::aborted(format!(
+                "what was taken for volume {} is gone: somebody else has made or removed it \
+                 meanwhile; try again",
+                wanted.name
+            ))),
             Some(_) => Err(Status::failed_precondition(format!(
                 "snapshot {name} is being taken or deleted; wait until that is done"
             ))),
@@ -412,13 +417,20 @@ fn no_place(wanted: &Wanted, nodes: usize, error: &PlacementError) -> Status {
         hint
     };
     let silent = error.misfits.iter().filter(|(_, m)| matches!(m, Misfit::Silent)).count();
-    if wanted.source.is_some()
-        && silent > 0
-        && error.fits + silent >= usize::from(wanted.min_in_sync)
-    {
+    // Copies begin where the snapshot is; what is missing is built when it is attached.
+    let enough = if wanted.allow_degraded || wanted.source.is_some() {
+        usize::from(wanted.min_in_sync)
+    } else {
+        usize::from(wanted.repl)
+    };
+    if silent > 0 && error.fits + silent >= enough {
+        // Nobody has to do anything if they are just being restarted.
+        let why = match &wanted.source {
+            Some(_) => "what it begins with is on nodes of which some do not answer",
+            None => "some nodes do not answer",
+        };
         return Status::unavailable(format!(
-            "volume {}: what it begins with is on nodes of which some do not answer: {error}; try \
-             again when they do",
+            "volume {}: {why}: {error}; try again when they do, or {hint}",
             wanted.name
         ));
     }
@@ -529,5 +541,17 @@ mod tests {
         let full = Misfit::TooFull { pool: "p".into(), free_bytes: 1, needed_bytes: 2 };
         let error = PlacementError { wanted: 2, fits: 1, misfits: vec![(node("b"), full)] };
         assert_eq!(no_place(&wanted(), 2, &error).code(), Code::ResourceExhausted);
+    }
+
+    #[test]
+    fn nodes_that_do_not_answer_are_waited_for_if_they_may_be_enough() {
+        let refused = |wanted: &Wanted, fits| {
+            let misfits = vec![(node("b"), Misfit::Silent)];
+            no_place(wanted, 2, &PlacementError { wanted: 2, fits, misfits }).code()
+        };
+        assert_eq!(refused(&wanted(), 1), Code::Unavailable);
+        assert_eq!(refused(&wanted(), 0), Code::FailedPrecondition);
+        let degraded = Wanted { allow_degraded: true, ..wanted() };
+        assert_eq!(refused(&degraded, 0), Code::Unavailable);
     }
 }

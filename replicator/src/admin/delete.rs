@@ -12,6 +12,7 @@ use super::Admin;
 use super::catalog::{Stage, Stored, VolumeObject};
 use super::liveness::Liveness;
 use super::peers::{DO_LIMIT, pass_on, plain, within};
+use super::snapshots::taken_for;
 
 impl Admin {
     /// Removes a volume with all its data. Returns whether there was one, and which nodes are
@@ -61,9 +62,19 @@ impl Admin {
             join_all(replicas.iter().map(|(rid, node)| self.remove_replica(&volume, node, *rid)));
         let mut pending: Vec<String> = removed.await.into_iter().flatten().collect();
         pending.sort();
+        if volume.origin.is_some() {
+            self.forget_taken_for(name).await;
+        }
         self.inner.catalog.delete_volume(name).await?;
         tracing::info!(volume = name, uid = %volume.uid, ?pending, "deleted");
         Ok((true, pending))
+    }
+
+    /// Removes the snapshot that a call which was broken off may have taken for a volume once more.
+    async fn forget_taken_for(&self, name: &str) {
+        if let Err(status) = self.remove_snapshot(&taken_for(name)).await {
+            tracing::warn!(volume = name, why = status.message(), "its source is removed later");
+        }
     }
 
     /// Takes the primary that is gone out of the record, so that whoever is about to claim the

@@ -13,9 +13,12 @@ use super::Admin;
 use super::catalog::NodeObject;
 use super::peers::{ASK_LIMIT, plain, within};
 use super::pools::known_pools;
+use super::snapshots::unix_ms;
 use crate::engine::ReplicaState;
 
 const PAUSE: Duration = Duration::from_secs(2);
+/// How long a record may take to name a copy that was made for it.
+const LATE_MS: u64 = 300_000;
 /// How often, in pauses, unknown replicas are looked for.
 const UNKNOWN_EVERY: u32 = 30;
 
@@ -111,6 +114,10 @@ impl Admin {
                 // It came back into force, since an undecided change was made after all; or
                 // another one was made in its place, which only happens once it is removed.
                 self.inner.catalog.delete_gone(&self.inner.node, gone.rid).await?;
+                continue;
+            }
+            if record.is_some() && unix_ms().saturating_sub(gone.begun_unix_ms) < LATE_MS {
+                // The record may be about to name it.
                 continue;
             }
             let request = v1::DeleteReplicaRequest {

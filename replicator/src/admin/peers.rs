@@ -58,12 +58,16 @@ pub(super) fn was_passed_on<T>(request: &Request<T>) -> bool {
     request.metadata().contains_key(PASSED_ON)
 }
 
-/// Gives a call a limit; a late answer is UNAVAILABLE.
+/// Gives a call a limit; a late answer is UNAVAILABLE, and so is one that broke off: what was asked
+/// may have been done.
 pub(super) async fn within<T>(
     limit: Duration,
     call: impl Future<Output = Result<T, Status>>,
 ) -> Result<T, Status> {
     match tokio::time::timeout(limit, call).await {
+        Ok(Err(status)) if std::error::Error::source(&status).is_some() => {
+            Err(Status::unavailable(plain(&status)))
+        }
         Ok(answer) => answer,
         Err(_) => Err(Status::unavailable(format!("no answer within {} ms", limit.as_millis()))),
     }
@@ -83,4 +87,23 @@ pub(super) fn plain(status: &Status) -> String {
         cause = inner.source();
     }
     last.unwrap_or_else(|| status.message().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_broke_off_may_have_been_given() {
+        let asked = |outcome: Result<(), Status>| within(ASK_LIMIT, async { outcome });
+        let broken = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        let mut status = Status::unknown("h2 protocol error");
+        status.set_source(std::sync::Arc::new(broken));
+        let told = asked(Err(status)).await.unwrap_err();
+        assert_eq!((told.code(), told.message()), (Code::Unavailable, "broken pipe"));
+        let told = asked(Err(Status::not_found("no such volume"))).await.unwrap_err();
+        assert_eq!(told.code(), Code::NotFound);
+    }
 }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::catalog::{Stage, VolumeObject};
 use super::peers::{DO_LIMIT, pass_on, within};
+use super::snapshots::unix_ms;
 use super::survey::{Survey, candidates, copysets, evacuated};
 use super::{Admin, names, recover, refuse};
 
@@ -115,18 +116,39 @@ impl Admin {
             snapshot_uid: String::new(),
             thick: volume.thick,
         };
-        self.create_replica_on(&node, request).await?;
-        match self.enter(volume, &node, rid).await {
+        let made = self.make_named(volume, &node, rid, request).await?;
+        if made == rid {
+            tracing::info!(volume = volume.name, %node, replica = %rid, "a copy was added");
+            self.inner.engine.record_changed(volume.uid);
+        }
+        Ok(made)
+    }
+
+    /// Makes a copy and names it in the record. Returns the copy that is on record for the node.
+    async fn make_named(
+        &self,
+        volume: &VolumeObject,
+        node: &NodeId,
+        rid: ReplicaId,
+        request: v1::CreateReplicaRequest,
+    ) -> Result<ReplicaId, Status> {
+        let catalog = &self.inner.catalog;
+        // Written down first: whoever makes it may die before a record names it.
+        catalog.put_begun(node, volume.uid, rid, &volume.name, unix_ms()).await?;
+        self.create_replica_on(node, request).await?;
+        match self.enter(volume, node, rid).await {
             Ok(entered) if entered == rid => {}
             outcome => {
                 // Somebody else was first, or it failed: this copy is in no record.
-                self.inner.catalog.put_gone(&node, volume.uid, rid, &volume.name).await?;
-                self.remove_replica(volume, &node, rid).await;
+                catalog.put_gone(node, volume.uid, rid, &volume.name).await?;
+                self.remove_replica(volume, node, rid).await;
                 return outcome;
             }
         }
-        tracing::info!(volume = volume.name, %node, replica = %rid, "a copy was added");
-        self.inner.engine.record_changed(volume.uid);
+        if let Err(status) = catalog.delete_gone(node, rid).await {
+            // The node finds out by itself.
+            tracing::debug!(why = status.message(), "a note of a copy stays for now");
+        }
         Ok(rid)
     }
 

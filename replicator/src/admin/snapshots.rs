@@ -349,10 +349,14 @@ impl Admin {
     pub(super) async fn remove_used_up(&self) -> Result<(), Status> {
         for snapshot in self.inner.catalog.snapshots().await? {
             let Some(volume) = &snapshot.made_for else { continue };
-            let found = self.inner.catalog.volume(volume).await?;
-            let creating = found.is_some_and(|f| f.value.stage == Stage::Creating);
-            let fresh = unix_ms().saturating_sub(snapshot.created_unix_ms) < LATE_MS;
-            let in_use = creating || fresh && snapshot.stage != Stage::Deleting;
+            let in_use = match self.inner.catalog.volume(volume).await? {
+                Some(found) => found.value.stage == Stage::Creating,
+                // The volume may be about to be begun.
+                None => {
+                    let fresh = unix_ms().saturating_sub(snapshot.created_unix_ms) < LATE_MS;
+                    fresh && snapshot.stage != Stage::Deleting
+                }
+            };
             if !in_use {
                 self.remove_snapshot(&snapshot.name).await?;
             }

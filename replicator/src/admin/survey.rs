@@ -153,10 +153,10 @@ pub(super) fn candidates(survey: &Survey, pool: &str, spread: &str) -> Vec<Candi
         let Some(node) = NodeId::new(name) else { continue };
         let zone = zone_of(status, spread).map(str::to_owned);
         match &status.info {
-            // So that a refusal can name it.
+            // So that a refusal can name it. One that just begins has not told its pools yet.
             Some(info) if info.pools.is_empty() => all.push(Candidate {
                 node,
-                pool: String::new(),
+                pool: if info.ready { String::new() } else { pool.to_owned() },
                 free_bytes: 0,
                 total_bytes: 0,
                 zone,
@@ -204,4 +204,25 @@ pub(super) fn zone_of<'a>(status: &'a v1::NodeStatus, spread: &str) -> Option<&'
 /// What a new copy may be promised in a pool: nothing in one that is full, whatever it may promise.
 pub(super) fn room(pool: &v1::Pool) -> u64 {
     if pool.free_bytes == 0 { 0 } else { pool.room_bytes }
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_core::cluster::placement::{Misfit, Want, choose};
+
+    use super::*;
+
+    #[test]
+    fn a_node_that_begins_has_no_pool_yet_and_another_one_has_none() {
+        let misfit = |ready| {
+            let info = v1::Node { ready, ..Default::default() };
+            let status = v1::NodeStatus { info: Some(info), ..Default::default() };
+            let survey = Survey::from([("a".to_owned(), status)]);
+            let want = Want { copies: 1, pool: "p".to_owned(), ..Want::default() };
+            let all = candidates(&survey, "p", ZONE_LABEL);
+            choose(&want, &all, &copysets(&survey)).unwrap_err().misfits.remove(0).1
+        };
+        assert_eq!(misfit(false), Misfit::Silent);
+        assert_eq!(misfit(true), Misfit::NoPool("p".to_owned()));
+    }
 }

@@ -17,6 +17,7 @@ use super::*;
 use crate::devices::{DeviceConfig, Devices};
 use crate::engine::{EngineConfig, PoolConfig};
 
+mod broken_off;
 mod labels;
 mod remake;
 
