@@ -9,7 +9,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Whether the same call may have another outcome soon.
-fn is_passing(status: &Status) -> bool {
+pub(crate) fn is_passing(status: &Status) -> bool {
     let broken = std::error::Error::source(status).is_some();
     broken || matches!(status.code(), Code::Unavailable | Code::Aborted | Code::DeadlineExceeded)
 }

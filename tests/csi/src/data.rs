@@ -57,6 +57,12 @@ pub(crate) fn look(target: &Path, block: bool, legal: &Legal) -> std::io::Result
     Ok(None)
 }
 
+/// Whether the file system at a place cannot be written there.
+pub(crate) fn is_read_only(target: &Path) -> std::io::Result<bool> {
+    let found = nix::sys::statvfs::statvfs(target)?;
+    Ok(found.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
+}
+
 /// The size of what is seen at a place: of the device, or of the file system.
 pub(crate) fn size(target: &Path, block: bool) -> std::io::Result<u64> {
     if block {

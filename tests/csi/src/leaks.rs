@@ -1,7 +1,18 @@
 //! What must not be left.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// What a node has of a volume, by its id, that is not staged there.
+pub(crate) fn on_node(dir: &Path, node: usize, id: &str, staging: &str) -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let is_there = |line: &&str| line.split(' ').nth(4) == Some(staging);
+    let mut left: Vec<String> =
+        table.lines().filter(is_there).map(|line| format!("mount {line}")).collect();
+    let device: PathBuf = dir.join(format!("n{}/dev", node + 1)).join(id);
+    left.extend(device.symlink_metadata().is_ok().then(|| device.display().to_string()));
+    left
+}
 
 /// Mounts, loop devices, notes, names, copies and snapshots below a directory, besides the pools
 /// themselves.

@@ -4,7 +4,7 @@ use crate::data::Legal;
 use lockstep_proto::csi;
 use lockstep_proto::csi::volume_capability::access_mode::Mode;
 use lockstep_proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// How a volume is used.
@@ -36,6 +36,8 @@ pub(crate) struct Volume {
     pub(crate) staged: Option<usize>,
     /// Where.
     pub(crate) published: Vec<PathBuf>,
+    /// Where nobody can write.
+    pub(crate) read_only: BTreeSet<PathBuf>,
     /// What may be on it.
     pub(crate) legal: Legal,
     /// What was seen of its size, and how large it was then.
@@ -75,6 +77,7 @@ impl Volume {
             bytes: made.capacity_bytes,
             staged: None,
             published: Vec::new(),
+            read_only: BTreeSet::new(),
             legal: vec![None],
             seen: None,
             lags: false,
@@ -83,6 +86,12 @@ impl Volume {
 
     pub(crate) fn is_block(&self) -> bool {
         self.kind == Kind::Block
+    }
+
+    /// Where it is published to be written.
+    pub(crate) fn writable(&self) -> Vec<PathBuf> {
+        let places = self.published.iter().filter(|place| !self.read_only.contains(*place));
+        places.cloned().collect()
     }
 
     pub(crate) fn staging(&self, dir: &Path, node: usize) -> String {
@@ -110,6 +119,7 @@ impl Volume {
             staging_target_path: self.staging(dir, node),
             target_path: target.display().to_string(),
             volume_capability: Some(capability(self.kind)),
+            readonly: self.read_only.contains(target),
             volume_context: self.context.clone(),
             ..Default::default()
         }

@@ -78,9 +78,10 @@ enum Op {
     Clone,
     Steal,
     HandOver,
+    Restart,
 }
 
-const OPS: [(Op, u32); 19] = [
+const OPS: [(Op, u32); 20] = [
     (Op::Create, 12),
     (Op::Again, 3),
     (Op::Delete, 24),
@@ -100,6 +101,7 @@ const OPS: [(Op, u32); 19] = [
     (Op::Clone, 5),
     (Op::Steal, 1),
     (Op::HandOver, 1),
+    (Op::Restart, 2),
 ];
 
 /// Does something that may wait for a device.
@@ -182,6 +184,7 @@ impl Run {
         match (op, which) {
             (Op::Create, _) if has_room => self.create().await,
             (Op::List, _) => self.list().await,
+            (Op::Restart, _) => self.restart().await,
             (Op::Again, Some(volume)) => self.create_again(volume).await,
             (Op::Delete, Some(volume)) => self.delete(volume).await,
             (Op::Stage, Some(volume)) => self.stage(volume).await,
@@ -224,7 +227,8 @@ impl Run {
             Op::Stage => volume.staged.is_none(),
             Op::Unstage => volume.staged.is_some() && volume.published.is_empty(),
             Op::Publish => volume.staged.is_some() && volume.published.len() < PLACES_MAX,
-            Op::Unpublish | Op::Write | Op::Verify | Op::HandOver => !volume.published.is_empty(),
+            Op::Write => !volume.writable().is_empty(),
+            Op::Unpublish | Op::Verify | Op::HandOver => !volume.published.is_empty(),
             Op::Steal => volume.staged.is_some(),
             _ => false,
         };

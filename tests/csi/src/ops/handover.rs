@@ -2,8 +2,10 @@
 
 use super::Run;
 use crate::calls::{repeated, settled};
+use crate::leaks;
 use crate::world::NODES;
 use anyhow::{Context as _, bail};
+use rand::RngExt as _;
 use std::time::{Duration, Instant};
 use tonic::Code;
 
@@ -20,8 +22,29 @@ impl Run {
         });
         let stolen = settled("NodeStageVolume elsewhere", call).await?;
         self.refused("NodeStageVolume elsewhere", Code::FailedPrecondition, &stolen);
+        // An orchestrator takes this refusal for final, and unstages nothing.
+        let staging = volume.staging(&self.world.dir, node);
+        for left in leaks::on_node(&self.world.dir, node, &volume.id, &staging) {
+            self.violation(&format!("left after a refusal: {left}"));
+        }
         self.unstage_on(&volume, node).await?;
-        if volume.published.is_empty() { Ok(()) } else { self.write(which).await }
+        if volume.writable().is_empty() { Ok(()) } else { self.write(which).await }
+    }
+
+    /// A daemon or a driver is replaced, in good order or not, under whatever is in use.
+    pub(super) async fn restart(&mut self) -> anyhow::Result<()> {
+        let node = self.rng.random_range(0..NODES);
+        let (of_driver, in_order) = (self.rng.random_bool(0.3), self.rng.random_bool(0.5));
+        self.note(&format!("  driver: {of_driver}, of node {node}, in good order: {in_order}"));
+        self.told.kills += u32::from(!in_order);
+        let node = &mut self.world.nodes[node];
+        let process = if of_driver { &mut node.driver } else { &mut node.daemon };
+        if in_order {
+            process.stop().await?
+        } else {
+            process.kill().await?
+        }
+        process.start().await
     }
 
     /// The node of a volume dies; another one takes the volume over, with all that was written.

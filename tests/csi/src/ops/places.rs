@@ -58,17 +58,21 @@ impl Run {
     }
 
     pub(super) async fn publish(&mut self, which: usize) -> anyhow::Result<()> {
-        let volume = self.volumes[which].clone();
+        let mut volume = self.volumes[which].clone();
         let node = volume.staged.context("it is staged")?;
         self.next += 1;
         let target = self.world.dir.join("pods").join(self.next.to_string());
         std::fs::create_dir_all(self.world.dir.join("pods"))?;
+        if !self.is_calm && !volume.is_block() && self.rng.random_bool(0.2) {
+            volume.read_only.insert(target.clone());
+        }
         let request = volume.publish(&self.world.dir, node, &target);
         let call = repeated(self.node(node)?, request, |mut client, request| async move {
             client.node_publish_volume(request).await
         });
         let published = self.call("NodePublishVolume", At::Node(node), call).await?;
         if self.needed("NodePublishVolume", published).is_some() {
+            self.volumes[which].read_only = volume.read_only;
             self.volumes[which].published.push(target);
             self.verify(which).await?;
         }
@@ -108,7 +112,7 @@ impl Run {
 
     pub(super) async fn write(&mut self, which: usize) -> anyhow::Result<()> {
         let volume = self.volumes[which].clone();
-        let target = volume.published.choose(&mut self.rng).context("it is published")?.clone();
+        let target = volume.writable().choose(&mut self.rng).context("it is published")?.clone();
         let (number, block) = (self.rng.next_u64(), volume.is_block());
         let writing = tokio::spawn(blocking(move || data::write(&target, block, number)));
         // A daemon that is replaced meanwhile is a pause, never an error.
@@ -132,6 +136,11 @@ impl Run {
         let volume = self.volumes[which].clone();
         let block = volume.is_block();
         for target in volume.published {
+            let (place, wanted) = (target.clone(), volume.read_only.contains(&target));
+            if !block && blocking(move || data::is_read_only(&place)).await?? != wanted {
+                let place = target.display();
+                self.violation(&format!("read-only: wanted is {wanted}, and {place} is not so"));
+            }
             let legal = volume.legal.clone();
             match blocking(move || data::look(&target, block, &legal)).await? {
                 Ok(None) => {}
@@ -139,6 +148,7 @@ impl Run {
                 Err(error) => self.violation(&format!("a read of {} failed: {error}", volume.id)),
             }
         }
-        self.check_size(which).await
+        self.check_size(which).await?;
+        self.ask_for_stats(which).await
     }
 }

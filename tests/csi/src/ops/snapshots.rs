@@ -25,7 +25,7 @@ struct Writing {
 impl Run {
     /// Begins to write to a volume, if it can be, now and then.
     fn begin_writing(&mut self, volume: &Volume) -> Option<Writing> {
-        let target = volume.published.choose(&mut self.rng)?.clone();
+        let target = volume.writable().choose(&mut self.rng)?.clone();
         if self.rng.random_bool(0.3) {
             return None;
         }

@@ -12,8 +12,9 @@ use rand::seq::IndexedRandom as _;
 use std::time::Duration;
 use tonic::Code;
 
-/// How long what was removed may take to be gone.
-const GONE_LIMIT: Duration = Duration::from_secs(30);
+/// How long what was removed may take to be gone: what was taken for a volume by a call that was
+/// broken off may be wanted by the next one, and is kept for five minutes.
+const GONE_LIMIT: Duration = Duration::from_secs(400);
 /// By how much volumes grow: more than a file system may leave of its device.
 const MORE: i64 = 24 << 20;
 /// Up to how often the size at which one begins.
@@ -224,6 +225,30 @@ impl Run {
         }
         if !volume.lags {
             self.volumes[which].seen = Some((size, volume.bytes));
+        }
+        Ok(())
+    }
+
+    /// What the driver tells of a volume's size is what is seen.
+    pub(super) async fn ask_for_stats(&mut self, which: usize) -> anyhow::Result<()> {
+        let volume = self.volumes[which].clone();
+        let (Some(target), Some(node)) = (volume.published.last().cloned(), volume.staged) else {
+            return Ok(());
+        };
+        let request = csi::NodeGetVolumeStatsRequest {
+            volume_id: volume.id.clone(),
+            volume_path: target.display().to_string(),
+            ..Default::default()
+        };
+        let call = repeated(self.node(node)?, request, |mut client, request| async move {
+            client.node_get_volume_stats(request).await
+        });
+        let told = self.plain("NodeGetVolumeStats", call).await?;
+        let total = told.and_then(|told| told.usage.first().map(|usage| usage.total));
+        let block = volume.is_block();
+        let seen = i64::try_from(blocking(move || data::size(&target, block)).await??)?;
+        if total != Some(seen) {
+            self.violation(&format!("{} has {seen} bytes, and {total:?} are told", volume.id));
         }
         Ok(())
     }
