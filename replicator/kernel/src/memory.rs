@@ -44,6 +44,25 @@ pub fn never_kill_for_memory() -> io::Result<()> {
     std::fs::write("/proc/self/oom_score_adj", "-1000")
 }
 
+/// Has all threads allocate from at most so many heaps; says whether the allocator knows of that.
+/// glibc gives up to eight of them to each processor, and what a thread frees in one serves no
+/// other: large buffers that pass from thread to thread are then held many times over.
+///
+/// Heaps that are there already stay, so it is called before threads are started.
+#[must_use]
+pub fn limit_heaps(most: u8) -> bool {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: this takes plain numbers, and glibc takes its own lock for it.
+        unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, most.into()) == 1 }
+    }
+    #[cfg(not(target_env = "gnu"))]
+    {
+        let _ = most;
+        false
+    }
+}
+
 /// Keeps all memory of the process, present and future, from being swapped out. Pages count once
 /// they are touched, not when they are mapped.
 ///
