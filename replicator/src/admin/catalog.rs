@@ -4,11 +4,12 @@
 //! - `volume/<name>`: a volume as its owner wanted it, and how far its making has come.
 //! - `record/<uid>`: the volume's record, of which the core knows the rules.
 //! - `evacuate/<node>`: a node that is being emptied.
-//! - `gone/<node>/<rid>`: a replica that its node is to remove.
+//! - `gone/<node>/<rid>`: a replica that its node is to remove if no record names it.
 //! - `snapshot/<name>`: a snapshot, and where its copies are.
 //! - `dropped/<node>/<uid>`: a copy of a snapshot that its node is to remove.
 //! - `labels/<node>`: labels that were put on a node.
 
+mod gone;
 mod labels;
 
 pub(super) use labels::PutLabels;
@@ -281,19 +282,6 @@ pub(super) struct Origin {
     pub(super) snapshot: SnapshotId,
     /// No block of it has a higher stamp.
     pub(super) r#gen: Gen,
-}
-
-/// A replica that its node is to remove if no record names it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Gone {
-    version: u32,
-    pub(super) uid: VolumeId,
-    pub(super) rid: ReplicaId,
-    pub(super) volume_name: String,
-    /// When somebody began to make it, who may still be about to have a record name it; in
-    /// milliseconds since 1970. 0: nobody is.
-    #[serde(default)]
-    pub(super) begun_unix_ms: u64,
 }
 
 /// A node that is being emptied.
@@ -570,47 +558,6 @@ impl Catalog {
         uid: SnapshotId,
     ) -> Result<(), Status> {
         self.delete(&format!("dropped/{node}/{uid}")).await
-    }
-
-    /// Asks a node to remove a replica, now or when it is back.
-    pub(super) async fn put_gone(
-        &self,
-        node: &NodeId,
-        uid: VolumeId,
-        rid: ReplicaId,
-        volume_name: &str,
-    ) -> Result<(), Status> {
-        self.put_begun(node, uid, rid, volume_name, 0).await
-    }
-
-    /// A node is to have a replica, which it is to remove if no record comes to name it.
-    pub(super) async fn put_begun(
-        &self,
-        node: &NodeId,
-        uid: VolumeId,
-        rid: ReplicaId,
-        volume_name: &str,
-        begun_unix_ms: u64,
-    ) -> Result<(), Status> {
-        let key = format!("gone/{node}/{rid}");
-        let volume_name = volume_name.to_owned();
-        let gone = Gone { version: OBJECT_VERSION, uid, rid, volume_name, begun_unix_ms };
-        let value = encode(&gone)?;
-        match self.meta.put_if(&key, Expect::Absent, value).await {
-            Ok(_) | Err(PutError::Conflict { current: Some(_) }) => Ok(()),
-            Err(error) => Err(refuse::unwritten(&error)),
-        }
-    }
-
-    /// The replicas that a node is to remove.
-    pub(super) async fn gone(&self, node: &NodeId) -> Result<Vec<Gone>, Status> {
-        let found = self.list(&format!("gone/{node}/")).await?;
-        Ok(found.into_iter().map(|stored| stored.value).collect())
-    }
-
-    /// A node removed a replica.
-    pub(super) async fn delete_gone(&self, node: &NodeId, rid: ReplicaId) -> Result<(), Status> {
-        self.delete(&format!("gone/{node}/{rid}")).await
     }
 }
 
