@@ -524,9 +524,16 @@ impl Catalog {
         self.put(&format!("snapshot/{}", snapshot.name), expected, encode(snapshot)?).await
     }
 
-    /// Forgets a snapshot.
-    pub(super) async fn delete_snapshot(&self, name: &str) -> Result<(), Status> {
-        self.delete(&format!("snapshot/{name}")).await
+    /// Forgets a snapshot that is as expected.
+    pub(super) async fn delete_snapshot(
+        &self,
+        name: &str,
+        expected: Revision,
+    ) -> Result<(), Status> {
+        match self.meta.delete_if(&format!("snapshot/{name}"), expected).await {
+            Ok(()) | Err(PutError::Conflict { current: None }) => Ok(()),
+            Err(error) => Err(refuse::unwritten(&error)),
+        }
     }
 
     /// Asks a node to remove its copy of a snapshot, now or when it is back.

@@ -28,6 +28,14 @@ const LATE_MS: u64 = 300_000;
 /// Names of snapshots that are taken for a volume begin so; no caller can choose such a name.
 const FOR_VOLUME: &str = ".for-";
 
+/// Whether a snapshot names a node as one that has a copy.
+enum Claim {
+    Named,
+    /// It is still being taken.
+    Undecided,
+    None,
+}
+
 /// Milliseconds since 1970.
 pub(super) fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -150,6 +158,11 @@ impl Admin {
         (object.made_for, object.created_unix_ms) = (made_for.map(str::to_owned), unix_ms());
         let found = self.inner.catalog.snapshot(name).await?;
         if let Some(left) = &found {
+            if left.value.stage != Stage::Creating {
+                let why =
+                    format!("snapshot {name} was taken or deleted by another call; try again");
+                return Err(Status::aborted(why));
+            }
             // An attempt that broke off, or is under way elsewhere: its copies are not this one's.
             self.note_dropped(&left.value).await?;
         }
@@ -176,7 +189,7 @@ impl Admin {
     }
 
     /// Writes down that a snapshot is whole.
-    async fn finish_snapshot(
+    pub(super) async fn finish_snapshot(
         &self,
         volume: &VolumeObject,
         begun: SnapshotObject,
@@ -190,10 +203,12 @@ impl Admin {
         (done.created_unix_ms, done.pause_us) = (unix_ms(), taken.pause_us);
         done.nodes = nodes;
         let found = self.inner.catalog.snapshot(&begun.name).await?;
-        let same = found.filter(|found| found.value.uid == begun.uid);
+        let same = found.filter(|f| f.value.uid == begun.uid && f.value.stage == Stage::Creating);
         let put = match same {
             Some(found) => self.inner.catalog.put_snapshot(Some(found.revision), &done).await,
-            None => Err(Status::aborted("another call took it at the same time; try again")),
+            None => {
+                Err(Status::aborted("another call took or deleted it at the same time; try again"))
+            }
         };
         if let Err(status) = put {
             // If it was written after all, the notes are found out to be wrong by the nodes.
@@ -204,6 +219,7 @@ impl Admin {
             snapshot = done.name,
             volume = done.volume,
             pause_us = done.pause_us,
+            drain_us = taken.drain_us,
             "a snapshot was taken"
         );
         Ok(done)
@@ -231,16 +247,25 @@ impl Admin {
     async fn give_up_snapshot(&self, object: &SnapshotObject) {
         let outcome = async {
             self.note_dropped(object).await?;
-            let found = self.inner.catalog.snapshot(&object.name).await?;
-            if found.is_some_and(|f| f.value.uid == object.uid && f.value.stage != Stage::Ready) {
-                self.inner.catalog.delete_snapshot(&object.name).await?;
-            }
-            Ok::<(), Status>(())
+            self.forget_snapshot(object, Stage::Creating).await
         };
         if let Err(status) = outcome.await {
             let (snapshot, why) = (&object.name, plain(&status));
             tracing::warn!(snapshot, why, "an attempt at a snapshot is left; delete it");
         }
+    }
+
+    /// Forgets a snapshot, unless another call has taken it over meanwhile.
+    pub(super) async fn forget_snapshot(
+        &self,
+        object: &SnapshotObject,
+        at: Stage,
+    ) -> Result<(), Status> {
+        let Some(found) = self.inner.catalog.snapshot(&object.name).await? else { return Ok(()) };
+        if found.value.uid != object.uid || found.value.stage != at {
+            return Ok(());
+        }
+        self.inner.catalog.delete_snapshot(&object.name, found.revision).await
     }
 
     /// Removes a snapshot. Returns whether there was one.
@@ -258,7 +283,7 @@ impl Admin {
         }
         self.note_dropped(&object).await?;
         join_all(object.whereabouts().map(|node| self.drop_copy(&object, node))).await;
-        self.inner.catalog.delete_snapshot(name).await?;
+        self.forget_snapshot(&object, Stage::Deleting).await?;
         tracing::info!(snapshot = name, "deleted");
         Ok(true)
     }
@@ -324,9 +349,15 @@ impl Admin {
     /// Removes this node's copies of snapshots that are gone or were given up.
     pub(super) async fn remove_dropped(&self) -> Result<(), Status> {
         for note in self.inner.catalog.dropped(&self.inner.node).await? {
-            if self.is_in_force(&note.snapshot_name, note.uid).await? {
-                self.inner.catalog.delete_dropped(&self.inner.node, note.uid).await?;
-                continue;
+            match self.claim_of(&note.snapshot_name, note.uid).await? {
+                // It was finished after all.
+                Claim::Named => {
+                    self.inner.catalog.delete_dropped(&self.inner.node, note.uid).await?;
+                    continue;
+                }
+                // Whoever wrote the note has not taken it over, or given it up, yet.
+                Claim::Undecided => continue,
+                Claim::None => {}
             }
             self.stop_remake(note.uid);
             let dropped = self.inner.engine.drop_snapshot(note.uid).await;
@@ -338,11 +369,17 @@ impl Admin {
         Ok(())
     }
 
-    /// Was it finished after all, and is this node to have a copy?
-    async fn is_in_force(&self, name: &str, uid: SnapshotId) -> Result<bool, Status> {
+    /// Is this node to have a copy of this attempt at a snapshot?
+    async fn claim_of(&self, name: &str, uid: SnapshotId) -> Result<Claim, Status> {
         let found = self.inner.catalog.snapshot(name).await?.map(|stored| stored.value);
-        let ready = found.filter(|found| found.uid == uid && found.stage == Stage::Ready);
-        Ok(ready.is_some_and(|there| there.whereabouts().any(|node| *node == self.inner.node)))
+        let own = &self.inner.node;
+        Ok(match found.filter(|found| found.uid == uid) {
+            Some(there) if there.stage == Stage::Creating => Claim::Undecided,
+            Some(there) if there.stage == Stage::Ready && there.whereabouts().any(|n| n == own) => {
+                Claim::Named
+            }
+            Some(_) | None => Claim::None,
+        })
     }
 
     /// Removes snapshots that were taken for volumes which are made by now, or gone.

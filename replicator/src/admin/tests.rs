@@ -20,6 +20,7 @@ use crate::engine::{EngineConfig, PoolConfig};
 mod broken_off;
 mod labels;
 mod remake;
+mod snapshots;
 
 /// Longer than anything takes unless it hangs.
 const LONG: Duration = Duration::from_secs(30);
