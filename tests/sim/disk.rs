@@ -9,7 +9,7 @@ use bytes::Bytes;
 use lockstep_core::block::ZEROES;
 use lockstep_core::id::SnapshotId;
 use lockstep_core::range::BlockRange;
-use lockstep_store::Patch;
+use lockstep_store::Unwritten;
 use lockstep_store::layout::File;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -150,11 +150,11 @@ impl Disk {
     }
 
     /// Keeps its tags too.
-    pub fn keep_tags(&mut self, id: SnapshotId, patches: &[Patch]) {
+    pub fn keep_tags(&mut self, id: SnapshotId, unwritten: &Unwritten) {
         let Some(mut kept) = self.kept.remove(&id) else { return };
         kept.disk.copy(self, File::Tags, 0..u64::MAX);
         kept.disk.copy(self, File::Regions, 0..u64::MAX);
-        for patch in patches {
+        for patch in unwritten.patches() {
             kept.disk.write(patch.file, patch.offset, &patch.data, true);
         }
         self.kept.insert(id, kept);

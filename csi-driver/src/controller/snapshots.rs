@@ -49,7 +49,10 @@ impl Controller {
         }
         let (daemons, turn) = (Arc::clone(&self.daemons), turn_of(&name));
         let taken = async move { daemons.take_snapshot(&name, &volume).await };
-        Ok(described(&self.turns.run(&turn, taken).await?))
+        let taken = self.turns.run(&turn, taken).await?;
+        let (snapshot, volume, pause_us) = (&taken.name, &taken.volume, taken.pause_us);
+        tracing::info!(snapshot, volume, pause_us, "snapshot: writes waited for so long");
+        Ok(described(&taken))
     }
 
     pub(super) async fn remove_snapshot(&self, id: &str) -> Result<(), Status> {

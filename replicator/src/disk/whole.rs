@@ -10,7 +10,7 @@ use lockstep_core::id::{SnapshotId, VolumeId};
 use lockstep_core::range::BlockRange;
 use lockstep_kernel::share;
 use lockstep_store::layout::File as Which;
-use lockstep_store::{DiskError, DiskOpKind, Patch, file_bytes};
+use lockstep_store::{DiskError, DiskOpKind, Unwritten, file_bytes};
 
 use super::files::ReplicaFiles;
 use crate::pool::{Pool, SnapshotAbout, Taking, preallocate};
@@ -53,7 +53,7 @@ impl ReplicaFiles {
             DiskOpKind::CopyAhead { fresh, ranges } => self.copy_ahead(*fresh, ranges),
             DiskOpKind::DropAhead => self.drop_ahead(),
             DiskOpKind::Snapshot { id, ahead } => self.snapshot(*id, ahead.as_deref()),
-            DiskOpKind::KeepTags { id, patches } => self.keep_tags(*id, patches),
+            DiskOpKind::KeepTags { id, unwritten } => self.keep_tags(*id, unwritten),
             DiskOpKind::SealSnapshot { id, blocks } => self.seal_snapshot(*id, *blocks),
             DiskOpKind::DropSnapshot { id } => self.drop_snapshot(*id),
             DiskOpKind::Read { .. }
@@ -133,13 +133,13 @@ impl ReplicaFiles {
         kept
     }
 
-    fn keep_tags(&self, id: SnapshotId, patches: &[Patch]) -> Result<(), DiskError> {
+    fn keep_tags(&self, id: SnapshotId, unwritten: &Unwritten) -> Result<(), DiskError> {
         let since = Instant::now();
         let files = [Which::Tags, Which::Regions].into_iter().map(|f| (f, self.plain(f)));
-        let kept = self.home()?.pool.keep_tags(id, files, patches);
+        let kept = self.home()?.pool.keep_tags(id, files, unwritten);
         let kept = kept.map_err(|e| told("take a snapshot of tags", &e));
-        let (took, patches) = (since.elapsed(), patches.len());
-        tracing::debug!(snapshot = %id, ?took, patches, ?kept, "tags were copied");
+        let (took, regions) = (since.elapsed(), unwritten.regions());
+        tracing::debug!(snapshot = %id, ?took, regions, ?kept, "tags were copied");
         kept
     }
 

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use lockstep_core::id::{SnapshotId, VolumeId};
 use lockstep_core::range::{BLOCK_SIZE, BlockRange};
 use lockstep_kernel::share;
-use lockstep_store::Patch;
 use lockstep_store::layout::File as Which;
+use lockstep_store::{Patch, Unwritten};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -146,7 +146,7 @@ impl Pool {
         self.unless_failed(id, kept)
     }
 
-    /// Adds these files as they are now, with what is to be written into the copies.
+    /// Adds these files as they are now, with what they lack written into the copies.
     ///
     /// # Errors
     /// What the system said.
@@ -154,13 +154,12 @@ impl Pool {
         &self,
         id: SnapshotId,
         files: impl Iterator<Item = (Which, &'a File)>,
-        patches: &[Patch],
+        unwritten: &Unwritten,
     ) -> std::io::Result<()> {
         let dir = self.unfinished_dir(id);
         let kept = files.into_iter().try_for_each(|(which, file)| {
             let copy = keep(&dir, which, file)?;
-            let for_it = patches.iter().filter(|patch| patch.file == which);
-            patch_all(&copy, for_it)
+            patch_all(&copy, unwritten.patches().filter(|patch| patch.file == which))
         });
         self.unless_failed(id, kept)
     }
@@ -249,7 +248,7 @@ fn keep(dir: &Path, which: Which, file: &File) -> std::io::Result<File> {
 
 /// Writes what is less than a page here and there. Pages are read in large pieces before, since
 /// each would be read by itself else.
-fn patch_all<'a>(copy: &File, patches: impl Iterator<Item = &'a Patch>) -> std::io::Result<()> {
+fn patch_all(copy: &File, patches: impl Iterator<Item = Patch>) -> std::io::Result<()> {
     let (mut read, piece) = (vec![0; READ_BYTES], READ_BYTES as u64);
     let mut known_to = 0;
     for patch in patches {

@@ -39,7 +39,7 @@ pub(crate) struct Active {
     pub(crate) dirty: bool,
     /// Is it in the batch being cleaned?
     pub(crate) cleaning: bool,
-    /// Are its tags being written for a snapshot, though it stays in the log?
+    /// Are its tags being read for a snapshot, for which it stays in the log?
     pub(crate) keeping: bool,
     /// When it was last written.
     touched: Tick,
@@ -61,6 +61,11 @@ impl Active {
             touched,
             idle_since: None,
         }
+    }
+
+    /// Is its content what it will be, so that its tags can be made from that?
+    pub(crate) fn is_readable(&self) -> bool {
+        self.phase == Phase::Set && !self.unresolved && self.users == 0
     }
 }
 
@@ -288,14 +293,6 @@ impl Activity {
         let soon_ms = self.patience_ms() / 2;
         let wanted = self.idle.iter().take_while(|(since, _)| all || since.plus_ms(soon_ms) <= now);
         wanted.take(self.tuning.clean_batch).map(|(_, region)| *region).collect()
-    }
-
-    /// Regions whose tags can be written now, although they may not leave the log.
-    pub(crate) fn writable(&self) -> Vec<RegionIndex> {
-        let ready = |entry: &Active| {
-            entry.dirty && entry.phase == Phase::Set && !entry.unresolved && entry.users == 0
-        };
-        self.entries.iter().filter(|(_, e)| ready(e)).map(|(region, _)| *region).collect()
     }
 
     /// Regions whose tags in memory the disk has not.

@@ -19,11 +19,19 @@ const FEW: usize = 64;
 const ROUNDS: u32 = 8;
 /// Runs of blocks that are remembered one by one; beyond, whole regions are.
 const RUNS: usize = 1 << 16;
-/// Most runs in one piece.
-const PIECE_RUNS: usize = 256;
+/// Runs that are no further apart are copied as one, with the blocks between them: for each run all
+/// writes that are under way are waited for, and to share those blocks once more takes less.
+const GAP: u64 = 256;
+/// The same while guests wait: then no write is under way.
+const GAP_HELD: u64 = 16;
+/// Most runs in one piece: guests may be held back when one has just begun.
+const PIECE_RUNS: usize = 64;
 /// Blocks in one piece: at first, at least and at most. Writes wait while one is copied, so it is
 /// made smaller if that takes long.
 const PIECE: [u64; 3] = [16 * 256, 256, 1 << 20];
+/// Most pieces for all that there is: on a busy disk even the smallest takes long, since it waits
+/// for writes under way.
+const PIECES: u64 = 1024;
 /// Microseconds for a piece beyond which it is made smaller, and below which it is made larger.
 const PACE_US: [u64; 2] = [10_000, 3_000];
 /// A copy that nobody asks for is removed after so long.
@@ -42,8 +50,11 @@ pub(crate) struct Ahead {
     /// Written since the round began: first block, number.
     written: BTreeMap<u64, u32>,
     rounds: u32,
-    /// Blocks in a piece.
+    /// Blocks in a piece, and the fewest.
     piece: u64,
+    least: u64,
+    /// Blocks of the volume.
+    end: u64,
     asked: Tick,
     expires: Tick,
 }
@@ -54,7 +65,8 @@ impl Ahead {
         if !self.is_there {
             return;
         }
-        let range = if self.written.len() < RUNS { range } else { whole_regions(range) };
+        let few = self.written.len() < RUNS;
+        let range = if few { range } else { whole_regions(range, self.end) };
         let count = self.written.entry(range.start).or_default();
         *count = range.count.max(*count);
     }
@@ -82,7 +94,7 @@ impl Ahead {
         let mut left: Vec<BlockRange> = core::mem::take(&mut self.left).into();
         left.extend(self.written.iter().map(|(start, count)| BlockRange::new(*start, *count)));
         *self = Self { stale: self.stale, ..Self::default() };
-        there.then(|| merged(left))
+        there.then(|| merged(left, GAP_HELD))
     }
 
     /// When something is to be done about it, if nothing else happens.
@@ -93,7 +105,7 @@ impl Ahead {
     fn begin_round(&mut self) {
         let written = core::mem::take(&mut self.written);
         let runs = written.into_iter().map(|(start, count)| BlockRange::new(start, count));
-        self.left = merged(runs.collect()).into();
+        self.left = merged(runs.collect(), GAP).into();
         self.rounds += 1;
     }
 
@@ -116,11 +128,11 @@ impl Ahead {
 
     /// Adapts the size of a piece to how long the last one took.
     fn note_pace(&mut self, now: Tick) {
-        let [_, least, most] = PIECE;
+        let [_, _, most] = PIECE;
         let [slow, quick] = PACE_US;
         let took = now.0.saturating_sub(self.asked.0);
         if took > slow {
-            self.piece = (self.piece / 2).max(least);
+            self.piece = (self.piece / 2).max(self.least);
         } else if took < quick {
             self.piece = (self.piece * 2).min(most);
         }
@@ -135,11 +147,17 @@ impl Store {
         };
         let regions = (0..self.regions.count()).map(RegionIndex).filter(there);
         let ranges = regions.filter_map(|r| BlockRange::of_region(r, self.superblock.blocks));
+        let ranges = merged(ranges.collect(), 0);
+        let blocks: u64 = ranges.iter().map(|range| u64::from(range.count)).sum();
+        let [first, least, most] = PIECE;
+        let least = (blocks / PIECES).clamp(least, most);
         self.ahead = Ahead {
             is_there: true,
             under_way: true,
-            left: merged(ranges.collect()).into(),
-            piece: PIECE[0],
+            left: ranges.into(),
+            piece: first.max(least),
+            least,
+            end: self.superblock.blocks,
             expires: self.now.plus_ms(KEPT_MS),
             ..Ahead::default()
         };
@@ -186,19 +204,21 @@ impl Store {
     }
 }
 
-fn whole_regions(range: BlockRange) -> BlockRange {
+/// The regions of these blocks, as far as the volume has them.
+fn whole_regions(range: BlockRange, end: u64) -> BlockRange {
     let per_region = u64::from(BLOCKS_PER_REGION);
     let (first, last) = (region_of(range.start), region_of(range.end() - 1));
-    let count = (u64::from(last.0 - first.0) + 1) * per_region;
-    BlockRange::new(u64::from(first.0) * per_region, u32::try_from(count).unwrap_or(u32::MAX))
+    let start = u64::from(first.0) * per_region;
+    let count = ((u64::from(last.0) + 1) * per_region).min(end) - start;
+    BlockRange::new(start, u32::try_from(count).unwrap_or(u32::MAX))
 }
 
-/// Sorts runs and joins those that overlap or touch.
-fn merged(mut runs: Vec<BlockRange>) -> Vec<BlockRange> {
+/// Sorts runs and joins those that overlap, or are at most so many blocks apart.
+fn merged(mut runs: Vec<BlockRange>, gap: u64) -> Vec<BlockRange> {
     runs.sort_unstable_by_key(|run| run.start);
     let mut out: Vec<BlockRange> = Vec::new();
     for run in runs {
-        if let Some(last) = out.last_mut().filter(|last| run.start <= last.end()) {
+        if let Some(last) = out.last_mut().filter(|last| run.start <= last.end() + gap) {
             let count = run.end().max(last.end()) - last.start;
             if let Ok(count) = u32::try_from(count) {
                 last.count = count;
@@ -208,4 +228,59 @@ fn merged(mut runs: Vec<BlockRange>) -> Vec<BlockRange> {
         out.push(run);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    fn range(start: u64, count: u32) -> BlockRange {
+        BlockRange::new(start, count)
+    }
+
+    fn ahead(piece: u64, least: u64) -> Ahead {
+        Ahead { is_there: true, piece, least, end: 1_000_100, ..Ahead::default() }
+    }
+
+    #[test]
+    fn runs_are_joined_across_small_gaps_and_never_lost() {
+        let runs = || vec![range(300, 1), range(0, 4), range(4, 2), range(5, 9), range(40, 1)];
+        assert_eq!(merged(runs(), 0), [range(0, 14), range(40, 1), range(300, 1)]);
+        assert_eq!(merged(runs(), 26), [range(0, 41), range(300, 1)]);
+        assert_eq!(merged(runs(), 259), [range(0, 301)]);
+        let most = u32::MAX;
+        assert_eq!(merged(vec![range(0, most), range(9, most)], 0).len(), 2);
+    }
+
+    #[test]
+    fn too_many_runs_are_remembered_by_region_and_none_beyond_the_end() {
+        let mut ahead = ahead(1, 1);
+        let (end, runs) = (ahead.end, RUNS as u64);
+        for run in 0..runs {
+            ahead.note(range(run * 2, 1));
+        }
+        ahead.note(range(end - 1, 1));
+        ahead.note(range(end - 300, 10));
+        let left = ahead.take().expect("it is there");
+        let last = left.last().expect("something was written");
+        assert_eq!(*last, range(end / 256 * 256 - 256, 256 + 164));
+        assert_eq!(last.end(), end, "what is not there can't be shared");
+    }
+
+    #[test]
+    fn a_piece_is_bounded_and_grows_and_shrinks_with_its_pace() {
+        let mut ahead = ahead(4096, 1024);
+        ahead.left = (0..200).map(|run| range(run * 1000, 2)).collect();
+        assert_eq!(ahead.next_piece().len(), PIECE_RUNS);
+        ahead.left = [range(0, 10_000)].into();
+        assert_eq!(ahead.next_piece(), [range(0, 4096)]);
+        assert_eq!(ahead.left, [range(4096, 5904)]);
+        for (took_us, piece) in [(1_000, 8192), (5_000, 8192), (50_000, 4096), (11_000, 2048)] {
+            ahead.note_pace(Tick(took_us));
+            assert_eq!(ahead.piece, piece, "after {took_us} us");
+        }
+        (0..9).for_each(|_| ahead.note_pace(Tick(50_000)));
+        assert_eq!(ahead.piece, 1024, "else it would never end on a busy disk");
+    }
 }

@@ -7,19 +7,21 @@
 
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use lockstep_core::id::{RegionIndex, Token};
 use lockstep_core::planted::Bug;
 use lockstep_core::range::{BLOCK_SIZE, BlockRange};
 use lockstep_core::store::StoreError;
 
-use crate::activity::Phase;
+use crate::activity::{Active, Phase};
 use crate::flush::Flusher;
 use crate::layout::{File, data_offset, table_offset};
 use crate::op::{DiskError, DiskOpKind};
 use crate::read::Loader;
 use crate::regions::Regions;
 use crate::store::{Purpose, Store};
+use crate::tags::Table;
+use crate::unwritten::joined;
 
 /// Tables and regions read at once: cleaning is not urgent, and guests use the same disk.
 const CLEAN_READS: usize = 2;
@@ -132,10 +134,15 @@ impl Store {
         self.start_batch(batch);
     }
 
-    /// Writes the tags of all regions that nobody writes, which stay in the log. Is there any?
-    pub(crate) fn write_tags(&mut self) -> bool {
-        let batch = self.activity.writable();
-        if batch.is_empty() || !self.cleaner.is_idle() {
+    /// Reads what memory lacks of the tags of regions that nobody writes; they stay in the log. Is
+    /// there any?
+    pub(crate) fn read_tags(&mut self) -> bool {
+        if !self.cleaner.is_idle() {
+            return false;
+        }
+        let batch = self.unknown().filter(|(_, entry)| entry.is_readable());
+        let batch: Vec<RegionIndex> = batch.map(|(region, _)| region).collect();
+        if batch.is_empty() {
             return false;
         }
         for region in &batch {
@@ -144,6 +151,14 @@ impl Store {
         self.cleaner.keeps = true;
         self.start_batch(batch);
         true
+    }
+
+    /// Regions of whose tags neither the disk nor memory has all.
+    pub(crate) fn unknown(&self) -> impl Iterator<Item = (RegionIndex, &Active)> {
+        self.activity.dirty().filter(|(region, entry)| {
+            let known = |table: &Table| table.is_loaded() || !entry.untrusted && table.is_whole();
+            !self.tags.get(*region).is_some_and(known)
+        })
     }
 
     fn start_batch(&mut self, batch: Vec<RegionIndex>) {
@@ -227,7 +242,9 @@ impl Store {
     }
 
     fn flush_for_cleaning(&mut self) {
-        if self.cleaner.batch.is_empty() {
+        if self.cleaner.keeps {
+            self.keep_batch();
+        } else if self.cleaner.batch.is_empty() {
             self.cleaner.stage = Stage::Idle;
         } else if self.cleaner.batch.iter().any(|region| self.is_dirty(*region)) {
             self.cleaner.stage = Stage::Flushing;
@@ -272,7 +289,7 @@ impl Store {
             pages.insert(Regions::page_of(region));
             tables.push((table_offset(region), bytes));
         }
-        let tables = joined(tables);
+        let tables = joined(tables.into_iter());
         self.cleaner.stage = Stage::Writing { left: pages.len() + tables.len() };
         let pages = pages.into_iter().map(|page| self.regions.page(page)).collect::<Vec<_>>();
         let tables = tables.into_iter().map(|write| (File::Tags, write));
@@ -304,9 +321,6 @@ impl Store {
     }
 
     fn clear_batch(&mut self) {
-        if self.cleaner.keeps {
-            return self.keep_batch();
-        }
         let batch = self.cleaner.batch.clone();
         self.cleaner.stage = if batch.is_empty() { Stage::Idle } else { Stage::Clearing };
         for region in batch {
@@ -315,11 +329,11 @@ impl Store {
         }
     }
 
-    /// All of the batch is on the disk as it is in memory.
+    /// Memory has what it is to have of the batch.
     fn keep_batch(&mut self) {
         self.cleaner.stage = Stage::Idle;
         for region in core::mem::take(&mut self.cleaner.batch) {
-            self.activity.update(region, |entry| (entry.dirty, entry.keeping) = (false, false));
+            self.activity.update(region, |entry| entry.keeping = false);
         }
     }
 
@@ -330,18 +344,4 @@ impl Store {
         }
         self.cleaner.cancel(region);
     }
-}
-
-/// Joins writes that continue one another.
-pub(crate) fn joined(writes: Vec<(u64, Bytes)>) -> Vec<(u64, Bytes)> {
-    let mut runs: Vec<(u64, BytesMut)> = Vec::new();
-    for (offset, data) in writes {
-        match runs.last_mut() {
-            Some((start, run)) if *start + run.len() as u64 == offset => {
-                run.extend_from_slice(&data);
-            }
-            _ => runs.push((offset, BytesMut::from(&data[..]))),
-        }
-    }
-    runs.into_iter().map(|(offset, run)| (offset, run.freeze())).collect()
 }

@@ -44,12 +44,14 @@ mod store;
 mod superblock;
 mod tags;
 mod tuning;
+mod unwritten;
 
 pub use error::OpenError;
 pub use kept::{KeptTags, written_regions};
 pub use layout::{File, file_bytes};
-pub use op::{DiskError, DiskOp, DiskOpId, DiskOpKind, Patch};
+pub use op::{DiskError, DiskOp, DiskOpId, DiskOpKind};
 pub use open::{OpenParams, Opened, format, format_clone};
 pub use store::{Status, Store};
 pub use superblock::{CopyFault, Identity, Superblock};
 pub use tuning::{Tuning, blake3_digest};
+pub use unwritten::{Patch, Unwritten};

@@ -7,6 +7,7 @@ use lockstep_core::id::SnapshotId;
 use lockstep_core::range::BlockRange;
 
 use crate::layout::File;
+use crate::unwritten::Unwritten;
 
 /// Pairs a disk operation with its result. Never reused by one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -90,12 +91,12 @@ pub enum DiskOpKind {
         ahead: Option<Vec<BlockRange>>,
     },
     /// Add copies of [`File::Tags`] and [`File::Regions`] as they read now to it, and then write
-    /// these into the copies.
+    /// the patches of these into the copies.
     KeepTags {
         /// The snapshot that was kept last.
         id: SnapshotId,
-        /// None of [`File::Data`].
-        patches: Vec<Patch>,
+        /// What the files lack.
+        unwritten: Unwritten,
     },
     /// Make all of it durable, and how many blocks there are. Until then it is no snapshot, and
     /// is not there after a restart.
@@ -110,17 +111,6 @@ pub enum DiskOpKind {
         /// Which one.
         id: SnapshotId,
     },
-}
-
-/// Bytes to be written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Patch {
-    /// Into which file.
-    pub file: File,
-    /// Where to.
-    pub offset: u64,
-    /// What.
-    pub data: Bytes,
 }
 
 /// Why a disk operation failed.

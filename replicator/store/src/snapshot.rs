@@ -3,21 +3,22 @@
 //!
 //! Whoever asks for one holds back all writes until the content is kept, so nothing else is done
 //! before that is answered. What tags the disk lacks at that moment is remembered, and written into
-//! the copy of the tags, which is made next; until then the cleaner writes none. A snapshot is
-//! prepared by writing down the tags of all regions as for cleaning, though they are not cleared:
-//! so little is left to be remembered.
+//! the copy of the tags, which is made next; until then the cleaner writes none. So preparing a
+//! snapshot writes nothing that is not the copy's: it only sees to it that all those tags are in
+//! memory, and copies content ahead.
 
 use alloc::collections::VecDeque;
-use alloc::vec::Vec;
-use lockstep_core::id::{Gen, RegionIndex, SnapshotId, Token};
+use lockstep_core::id::{SnapshotId, Token};
 use lockstep_core::planted::Bug;
 use lockstep_core::store::StoreError;
 
-use crate::clean::joined;
-use crate::layout::{File, table_offset};
-use crate::op::{DiskError, DiskOpKind, Patch};
-use crate::regions::Regions;
+use crate::op::{DiskError, DiskOpKind};
 use crate::store::{Purpose, Store};
+use crate::unwritten::Unwritten;
+
+/// How often it is tried to have all tags in memory before guests wait: what they write in that
+/// moment is not read.
+const TRIES: u32 = 8;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,10 +43,10 @@ enum Stage {
     Able,
     /// Content is being copied ahead.
     Copying,
-    /// Tags are to be written.
+    /// Tags that memory lacks are to be read.
     Copied,
-    /// Tags are being written.
-    Writing,
+    /// They are being read.
+    Reading,
     /// The driver makes it durable.
     Sealing,
 }
@@ -55,8 +56,10 @@ enum Stage {
 pub(crate) struct Snapshots {
     wishes: VecDeque<(Option<Token>, Wish)>,
     stage: Stage,
+    /// How often tags were read for the first.
+    tries: u32,
     /// What the files of the one that is being taken lack.
-    patches: Vec<Patch>,
+    unwritten: Unwritten,
     /// The one that was taken last, and what became of it.
     last: Option<(SnapshotId, Result<(), StoreError>)>,
 }
@@ -78,6 +81,11 @@ impl Snapshots {
             Some((_, Wish::Finish(..))) => matches!(self.stage, Stage::New | Stage::Asked),
             _ => false,
         }
+    }
+
+    /// Is it to be dropped? Then guests may be writing again, and it could wait for ever.
+    fn is_unwanted(&self, id: SnapshotId) -> bool {
+        self.wishes.iter().any(|(_, wish)| *wish == Wish::Drop(id))
     }
 
     pub(crate) fn is_preparing(&self) -> bool {
@@ -110,14 +118,18 @@ impl Store {
         while let Some((_, wish)) = self.snapshots.wishes.front().copied() {
             let (stage, kind) = match (self.snapshots.stage, wish) {
                 (Stage::New, Wish::Prepare) => (Stage::Asked, DiskOpKind::TrySnapshot),
+                (Stage::New, Wish::Take(id)) if self.snapshots.is_unwanted(id) => {
+                    self.end_wish(Err(StoreError::Io));
+                    continue;
+                }
                 (Stage::New, Wish::Take(_)) if !self.is_still() => return,
                 (Stage::New, Wish::Take(id)) if self.is_keepable() => {
-                    self.snapshots.patches = self.unwritten();
+                    self.snapshots.unwritten = self.unwritten();
                     (Stage::Asked, DiskOpKind::Snapshot { id, ahead: self.ahead.take() })
                 }
                 (Stage::New, Wish::Finish(id, _)) => {
-                    let patches = core::mem::take(&mut self.snapshots.patches);
-                    (Stage::Asked, DiskOpKind::KeepTags { id, patches })
+                    let unwritten = core::mem::take(&mut self.snapshots.unwritten);
+                    (Stage::Asked, DiskOpKind::KeepTags { id, unwritten })
                 }
                 (Stage::Able, Wish::Finish(id, blocks)) => {
                     (Stage::Sealing, DiskOpKind::SealSnapshot { id, blocks })
@@ -138,8 +150,8 @@ impl Store {
                     continue;
                 }
                 (Stage::Asked | Stage::Able | Stage::Sealing | Stage::Copying, _) => return,
-                (Stage::New | Stage::Copied | Stage::Writing, _) => {
-                    if !self.write_for(wish) {
+                (Stage::New | Stage::Copied | Stage::Reading, _) => {
+                    if !self.read_for(wish) {
                         return;
                     }
                     continue;
@@ -150,27 +162,34 @@ impl Store {
         }
     }
 
-    /// Has the tags of all regions written, as far as that can be done now. Is there more to do
-    /// at once?
-    fn write_for(&mut self, wish: Wish) -> bool {
+    /// Has tags read that memory lacks, as far as that can be done now. Is there more to do at
+    /// once?
+    fn read_for(&mut self, wish: Wish) -> bool {
+        let prepares = wish == Wish::Prepare;
+        if prepares && self.snapshots.stage != Stage::Reading && self.is_keepable() {
+            self.end_wish(Ok(()));
+            return true;
+        }
         if !self.cleaner.is_idle() {
             return false;
         }
-        if self.snapshots.stage == Stage::Writing {
-            let failed = self.cleaner.take_failed();
-            self.snapshots.stage = Stage::New;
-            if failed || wish == Wish::Prepare {
-                self.end_wish(if failed { Err(StoreError::Io) } else { Ok(()) });
+        if self.snapshots.stage == Stage::Reading {
+            // For one that is being prepared it is tried again, for one that is taken looked again.
+            self.snapshots.stage = if prepares { Stage::Copied } else { Stage::New };
+            if self.cleaner.take_failed() {
+                self.end_wish(Err(StoreError::Io));
             }
             return true;
         }
-        let writes = self.write_tags();
-        if writes {
-            self.snapshots.stage = Stage::Writing;
-        } else if wish == Wish::Prepare {
+        if (!prepares || self.snapshots.tries < TRIES) && self.read_tags() {
+            self.snapshots.tries += 1;
+            self.snapshots.stage = Stage::Reading;
+            return true;
+        }
+        if prepares {
             self.end_wish(Ok(()));
         }
-        writes || wish == Wish::Prepare
+        prepares
     }
 
     /// Is neither content nor what was copied ahead being changed?
@@ -181,44 +200,25 @@ impl Store {
 
     /// Is all known of the tags that the disk lacks?
     fn is_keepable(&self) -> bool {
-        let known = |(region, untrusted): (RegionIndex, bool)| {
-            let table = self.tags.get(region);
-            table.is_some_and(|table| table.is_loaded() || !untrusted && table.is_whole())
-        };
-        let mut dirty = self.activity.dirty().map(|(region, entry)| (region, entry.untrusted));
-        self.planted.has(Bug::SnapshotStaleTags) || dirty.all(known)
+        self.planted.has(Bug::SnapshotStaleTags) || self.unknown().next().is_none()
     }
 
     /// The tags and region entries that the disk has not as they are in memory.
-    fn unwritten(&self) -> Vec<Patch> {
+    fn unwritten(&self) -> Unwritten {
+        let mut unwritten = Unwritten::default();
         if self.planted.has(Bug::SnapshotStaleTags) {
-            return Vec::new();
+            return unwritten;
         }
-        let mut patches = Vec::new();
-        let mut entries = Vec::new();
         for (region, _) in self.activity.dirty() {
-            let Some(table) = self.tags.get(region) else { continue };
-            let at = table_offset(region);
-            patches.extend(table.known().into_iter().map(|(offset, data)| (at + offset, data)));
-            entries.push(Regions::entry(region, self.newest_of(region)));
+            if let Some(table) = self.tags.get(region) {
+                unwritten.add(region, self.regions.max(region), table.known());
+            }
         }
-        let patch = |file| move |(offset, data)| Patch { file, offset, data };
-        let tags = joined(patches).into_iter().map(patch(File::Tags));
-        tags.chain(joined(entries).into_iter().map(patch(File::Regions))).collect()
-    }
-
-    /// No block of an active region has a higher stamp.
-    fn newest_of(&self, region: RegionIndex) -> Gen {
-        let before = self.regions.max(region);
-        match self.tags.get(region) {
-            Some(table) if table.is_loaded() => table.max_stamp(),
-            Some(table) => before.max(table.max_stamp()),
-            None => before,
-        }
+        unwritten
     }
 
     fn end_wish(&mut self, result: Result<(), StoreError>) {
-        self.snapshots.stage = Stage::New;
+        (self.snapshots.stage, self.snapshots.tries) = (Stage::New, 0);
         match (self.snapshots.wishes.pop_front(), result) {
             (Some((Some(token), _)), Ok(())) => self.done_with(token),
             (Some((Some(token), _)), Err(error)) => self.answer(token, Err(error)),

@@ -1,6 +1,7 @@
 //! Tags: checksum and stamp of each block, in tables of one region.
 
 use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -43,7 +44,8 @@ struct Tag {
 /// The tags of one region, as far as they are known.
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
-    tags: Vec<Tag>,
+    /// Shared with what a snapshot keeps of them, until they change.
+    tags: Arc<Vec<Tag>>,
     /// Whose stamp is known.
     stamped: Bits,
     /// Whose checksum is known.
@@ -64,7 +66,7 @@ impl Table {
     /// Nothing is known yet.
     pub(crate) fn blank() -> Self {
         Self {
-            tags: vec![Tag::default(); SLOTS],
+            tags: Arc::new(vec![Tag::default(); SLOTS]),
             stamped: Bits::default(),
             checked: Bits::default(),
             settled: Bits::default(),
@@ -98,7 +100,7 @@ impl Table {
     }
 
     pub(crate) fn set_stamp(&mut self, slot: usize, stamp: Gen) {
-        self.tags[slot].stamp = stamp;
+        Arc::make_mut(&mut self.tags)[slot].stamp = stamp;
         self.stamped.set(slot);
     }
 
@@ -108,7 +110,7 @@ impl Table {
     }
 
     pub(crate) fn set_crc(&mut self, slot: usize, crc: u32) {
-        self.tags[slot].crc = crc;
+        Arc::make_mut(&mut self.tags)[slot].crc = crc;
         self.checked.set(slot);
     }
 
@@ -123,14 +125,15 @@ impl Table {
 
     /// Takes from the disk's copy what is not known better.
     pub(crate) fn merge(&mut self, disk: &[u8]) {
+        let tags = Arc::make_mut(&mut self.tags);
         for (slot, bytes) in disk.chunks_exact(TAG_BYTES as usize).take(SLOTS).enumerate() {
             let (crc, stamp) = (u32_at(bytes, 0), Gen(u32_at(bytes, 4)));
             let never_written = crc == 0 && stamp == Gen(0);
             if !self.checked.get(slot) {
-                self.tags[slot].crc = if never_written { ZERO_CRC } else { crc };
+                tags[slot].crc = if never_written { ZERO_CRC } else { crc };
             }
             if !self.stamped.get(slot) {
-                self.tags[slot].stamp = stamp;
+                tags[slot].stamp = stamp;
             }
         }
         self.checked = Bits::ALL;
@@ -153,7 +156,7 @@ impl Table {
 
     /// The highest stamp.
     pub(crate) fn max_stamp(&self) -> Gen {
-        self.tags.iter().map(|tag| tag.stamp).max().unwrap_or_default()
+        newest(&self.tags)
     }
 
     /// The bytes on disk.
@@ -167,21 +170,44 @@ impl Table {
         self.stamped == self.checked
     }
 
-    /// The tags that are known: where in the table, and their bytes on disk.
-    pub(crate) fn known(&self) -> Vec<(u64, Bytes)> {
+    /// The tags that are known, as they are now.
+    pub(crate) fn known(&self) -> Known {
         assert!(self.is_whole(), "half of a tag can't be written");
-        if self.loaded {
-            return vec![(0, self.encode())];
-        }
+        Known { tags: Arc::clone(&self.tags), which: self.stamped, loaded: self.loaded }
+    }
+}
+
+/// Tags of one region that were known at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    tags: Arc<Vec<Tag>>,
+    which: Bits,
+    loaded: bool,
+}
+
+impl Known {
+    /// No block of the region has a higher stamp, if none of those that are not known has one
+    /// above `others`.
+    pub(crate) fn max_stamp(&self, others: Gen) -> Gen {
+        let known = newest(&self.tags);
+        if self.loaded { known } else { known.max(others) }
+    }
+
+    /// Where in the table, and their bytes on disk.
+    pub(crate) fn runs(&self) -> Vec<(u64, Bytes)> {
         let mut runs = Vec::new();
         let mut next = 0;
-        while let Some(first) = (next..SLOTS).find(|slot| self.stamped.get(*slot)) {
-            next = (first..SLOTS).find(|slot| !self.stamped.get(*slot)).unwrap_or(SLOTS);
+        while let Some(first) = (next..SLOTS).find(|slot| self.which.get(*slot)) {
+            next = (first..SLOTS).find(|slot| !self.which.get(*slot)).unwrap_or(SLOTS);
             let offset = first as u64 * u64::from(TAG_BYTES);
             runs.push((offset, encoded(&self.tags[first..next])));
         }
         runs
     }
+}
+
+fn newest(tags: &[Tag]) -> Gen {
+    tags.iter().map(|tag| tag.stamp).max().unwrap_or_default()
 }
 
 /// The bytes on disk of tags that follow one another.

@@ -326,7 +326,7 @@ pub(super) fn apply(disk: &mut Disk, flight: Flight) -> Bytes {
         DiskOpKind::CopyAhead { fresh, ranges } => disk.copy_ahead(fresh, &ranges),
         DiskOpKind::DropAhead => disk.drop_ahead(),
         DiskOpKind::Snapshot { id, ahead } => disk.keep(id, ahead.as_deref()),
-        DiskOpKind::KeepTags { id, patches } => disk.keep_tags(id, &patches),
+        DiskOpKind::KeepTags { id, unwritten } => disk.keep_tags(id, &unwritten),
         DiskOpKind::SealSnapshot { id, blocks } => disk.seal(id, blocks),
         DiskOpKind::DropSnapshot { id } => disk.drop_kept(id),
         // The files have no end here; what the volume is told stands in the superblock.

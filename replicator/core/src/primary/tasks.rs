@@ -51,6 +51,8 @@ pub struct Snapshot {
     pub replicas: alloc::vec::Vec<ReplicaId>,
     /// For how long writes waited, microseconds.
     pub pause_us: u64,
+    /// How much of that was for what was under way before.
+    pub drain_us: u64,
 }
 
 /// Why something was not done. Nothing is left of it, but for copies of a snapshot on members that

@@ -170,14 +170,14 @@ impl Disk {
                 kept.pages.retain(|(file, _), _| *file == File::Data);
                 self.unsealed = Some((id, Box::new(kept)));
             }
-            DiskOpKind::KeepTags { id, patches } => {
+            DiskOpKind::KeepTags { id, unwritten } => {
                 let Some((_, kept)) = self.unsealed.as_mut().filter(|(kept, _)| *kept == id) else {
                     return (op.id, Err(DiskError::Io));
                 };
                 let tags = [File::Tags, File::Regions];
                 let pages = self.pages.iter().filter(|((file, _), _)| tags.contains(file));
                 kept.pages.extend(pages.map(|(at, page)| (*at, page.clone())));
-                for patch in patches {
+                for patch in unwritten.patches() {
                     kept.write(patch.file, patch.offset, &patch.data, true);
                 }
             }

@@ -20,14 +20,21 @@ pub(super) struct Taking {
 
 #[derive(Clone, Debug, Hash)]
 enum Stage {
-    /// Members write down what can be written down beside the guest's writes.
+    /// Members do what can be done beside the guest's writes.
     Preparing { left: BTreeSet<ReplicaId> },
     /// New requests wait; what was issued before is being done.
     Holding { barrier: Seq, since: Tick },
     /// Members take it.
-    Keeping { takers: BTreeSet<ReplicaId>, left: BTreeSet<ReplicaId>, since: Tick },
+    Keeping { takers: BTreeSet<ReplicaId>, left: BTreeSet<ReplicaId>, waits: Waits },
     /// All have it, and requests go on; they make it durable.
     Sealing { snapshot: Snapshot, left: BTreeSet<ReplicaId> },
+}
+
+/// Since when the guest's requests wait, and since when none is under way.
+#[derive(Clone, Copy, Debug, Hash)]
+struct Waits {
+    since: Tick,
+    drained: Tick,
 }
 
 impl Taking {
@@ -100,16 +107,16 @@ impl Primary {
             }
             Stage::Holding { barrier, since } => {
                 if self.is_done_before(barrier) {
-                    self.keep(id, since);
+                    self.keep(id, Waits { since, drained: self.now });
                 }
             }
-            Stage::Keeping { takers, left, since } => {
+            Stage::Keeping { takers, left, waits } => {
                 let required: BTreeSet<ReplicaId> = self.required().into_iter().collect();
                 let hasty = self.has(Bug::SnapshotOfSome) && left.len() < takers.len();
                 if takers != required || left.iter().any(|rid| !self.is_serving(*rid)) {
                     self.abort_snapshot(TaskError::Interrupted);
                 } else if left.is_empty() || hasty {
-                    self.seal(id, &takers, since);
+                    self.seal(id, &takers, waits);
                 }
             }
         }
@@ -136,10 +143,10 @@ impl Primary {
         ready && done
     }
 
-    fn keep(&mut self, id: SnapshotId, since: Tick) {
+    fn keep(&mut self, id: SnapshotId, waits: Waits) {
         let takers: BTreeSet<ReplicaId> = self.required().into_iter().collect();
         if let Some(taking) = self.taking() {
-            taking.stage = Stage::Keeping { left: takers.clone(), takers: takers.clone(), since };
+            taking.stage = Stage::Keeping { left: takers.clone(), takers: takers.clone(), waits };
         }
         for rid in takers {
             self.ask(rid, Purpose::Snapshot(id), Request::Snapshot { id });
@@ -155,14 +162,15 @@ impl Primary {
     }
 
     /// All have the same now. Whoever loses its copy before it is durable refuses, or is gone.
-    fn seal(&mut self, id: SnapshotId, takers: &BTreeSet<ReplicaId>, since: Tick) {
+    fn seal(&mut self, id: SnapshotId, takers: &BTreeSet<ReplicaId>, waits: Waits) {
         let Some(record) = self.cas.record() else { return };
         let snapshot = Snapshot {
             id,
             blocks: record.blocks,
             r#gen: record.r#gen,
             replicas: takers.iter().copied().collect(),
-            pause_us: self.now.0 - since.0,
+            pause_us: self.now.0 - waits.since.0,
+            drain_us: waits.drained.0 - waits.since.0,
         };
         if self.has(Bug::SnapshotUnsealed) {
             return self.end_snapshot(snapshot);
