@@ -93,6 +93,9 @@ pub enum MetaConfig {
     Embedded(PathBuf),
     /// Served by another daemon at this URI.
     Remote(String),
+    /// In objects of the Kubernetes cluster that this runs in, or that `KUBECONFIG` leads to, in
+    /// this namespace; `None`: in the one that this runs in.
+    Kubernetes(Option<String>),
 }
 
 /// Shape of log lines.
@@ -332,10 +335,24 @@ fn meta(text: &str) -> Result<MetaConfig, String> {
         && address(address_part.trim_end_matches('/')).is_ok()
     {
         return Ok(MetaConfig::Remote(text.trim_end_matches('/').to_owned()));
+    } else if text == "kubernetes" {
+        return Ok(MetaConfig::Kubernetes(None));
+    } else if let Some(namespace) = text.strip_prefix("kubernetes:")
+        && is_namespace(namespace)
+    {
+        return Ok(MetaConfig::Kubernetes(Some(namespace.to_owned())));
     }
-    Err("allowed are embedded:/absolute/path (this daemon owns the record store and serves it) \
-         and http://host:port (the admin address of the daemon that does)"
+    Err("allowed are embedded:/absolute/path (this daemon owns the record store and serves it), \
+         http://host:port (the admin address of the daemon that does), and kubernetes or \
+         kubernetes:namespace (objects of the cluster that this runs in)"
         .to_owned())
+}
+
+/// Whether Kubernetes takes it for the name of a namespace.
+fn is_namespace(text: &str) -> bool {
+    let is_inside = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let is_whole = (1..=63).contains(&text.len()) && text.bytes().all(is_inside);
+    is_whole && !text.starts_with('-') && !text.ends_with('-')
 }
 
 fn log_level(text: &str) -> Result<String, String> {

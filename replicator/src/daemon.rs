@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use lockstep_meta::kubernetes::Kubernetes;
 use lockstep_meta::redb::Redb;
 use lockstep_meta::remote::{Deadlines, Remote};
 use lockstep_meta::{Meta, server as meta_server};
@@ -38,7 +39,7 @@ const META_PAUSE: Duration = Duration::from_millis(200);
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let listeners = Listeners::bind(&config).await?;
-    let (meta, owned) = open_meta(&config.meta)?;
+    let (meta, owned) = open_meta(&config.meta).await?;
     let catalog = Catalog::new(Arc::clone(&meta));
     let resolver = Arc::new(CatalogResolver::new(catalog.clone()));
     let engine = Engine::start(engine_config(&config), meta, resolver).await?;
@@ -134,7 +135,7 @@ async fn shut_down(admin: &Admin, stop: &CancellationToken, servers: &TaskTracke
 /// The record store, and the same once more if this daemon owns it and serves it to others.
 type OpenMeta = (Arc<dyn Meta>, Option<Arc<dyn Meta>>);
 
-fn open_meta(config: &MetaConfig) -> anyhow::Result<OpenMeta> {
+async fn open_meta(config: &MetaConfig) -> anyhow::Result<OpenMeta> {
     match config {
         MetaConfig::Embedded(path) => {
             if let Some(dir) = path.parent() {
@@ -145,6 +146,10 @@ fn open_meta(config: &MetaConfig) -> anyhow::Result<OpenMeta> {
             Ok((Arc::clone(&store), Some(store)))
         }
         MetaConfig::Remote(uri) => Ok((Arc::new(Remote::new(uri, Deadlines::default())?), None)),
+        MetaConfig::Kubernetes(namespace) => {
+            let store = Kubernetes::infer(namespace.as_deref(), Deadlines::default()).await?;
+            Ok((Arc::new(store), None))
+        }
     }
 }
 

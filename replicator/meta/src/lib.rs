@@ -8,6 +8,7 @@
 //! - [`memory`]: for tests and for a demo in one process.
 //! - [`redb`]: a file on one machine, owned by one daemon.
 //! - [`server`] and [`remote`]: the owner serves its store, all other daemons use it over gRPC.
+//! - [`kubernetes`]: objects of a Kubernetes cluster (with the feature of that name).
 //! - [`faulty`]: a layer over any of them that fails when told to.
 //! - [`conformance`]: the contract as checks that run against any of them.
 //! - [`model`]: the contract as a pure value; the memory store is a lock around it.
@@ -16,6 +17,8 @@ pub mod conformance;
 mod error;
 pub mod faulty;
 pub mod key;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod memory;
 pub mod model;
 mod owner;

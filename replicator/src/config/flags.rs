@@ -52,7 +52,8 @@ pub struct Flags {
         value_name = "NAME=DIR[,capacity=SIZE][,reserve=SIZE][,overcommit=PERCENT]"
     )]
     pub pool: Vec<String>,
-    /// The record store: embedded:/path (owned and served by this daemon) or http://host:port
+    /// The record store: embedded:/path (owned and served by this daemon), http://host:port, or
+    /// kubernetes[:namespace] (objects of the cluster that this runs in)
     #[arg(long, value_name = "WHERE")]
     pub meta: Option<String>,
     /// Directory for the unix sockets of attached volumes [default: /run/lockstep/nbd]

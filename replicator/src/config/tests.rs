@@ -54,6 +54,17 @@ fn defaults_fill_what_is_not_said() {
 }
 
 #[test]
+fn the_record_store_may_be_objects_of_kubernetes() {
+    let named = |namespace: &str| Ok(MetaConfig::Kubernetes(Some(namespace.to_owned())));
+    assert_eq!(meta("kubernetes"), Ok(MetaConfig::Kubernetes(None)));
+    assert_eq!(meta("kubernetes:lockstep-system"), named("lockstep-system"));
+    let long = format!("kubernetes:{}", "n".repeat(64));
+    for bad in ["kubernetes:", "kubernetes:a.b", "kubernetes:A", "kubernetes:-a", &long] {
+        assert!(meta(bad).is_err_and(|why| why.contains("kubernetes:namespace")), "{bad}");
+    }
+}
+
+#[test]
 fn the_zone_is_a_label_and_a_label_may_be_the_zone() {
     let zone = "topology.kubernetes.io/zone";
     let told = |more: &[&str], environment| load(&least(more), environment, None);
