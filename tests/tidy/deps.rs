@@ -77,6 +77,12 @@ pub(crate) const EDGES: &[Edges] = &[
     },
     Edges { package: "lockstep-csi-torture", ours: &["lockstep-proto"], others: None, never: &[] },
     Edges {
+        package: "lockstep-kube",
+        ours: &["lockstep-attach", "lockstep-meta"],
+        others: None,
+        never: &["lockstep-replicator"],
+    },
+    Edges {
         package: "lockstep-vm",
         ours: &["lockstep-attach", "lockstep-kernel"],
         others: None,

@@ -1,0 +1,158 @@
+//! `lockstep-kube`: the record store on Kubernetes objects against a real API server and a real
+//! etcd: the suite that all record stores pass, with kills, lost answers and a server that is too
+//! busy. `tests/kube/run` starts it in namespaces of its own.
+
+mod cluster;
+mod counting;
+mod daemons;
+mod guards;
+mod many;
+mod nodes;
+mod process;
+mod restarts;
+mod speed;
+mod subject;
+mod throttle;
+mod wire;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use cluster::Cluster;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::Mutex;
+
+/// The record store on Kubernetes objects against a real API server.
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "lockstep-kube", version)]
+struct Args {
+    /// Where etcd, kube-apiserver and kubectl are
+    #[arg(long)]
+    programs: PathBuf,
+    /// The root of the project, for its manifests
+    #[arg(long, default_value = ".")]
+    project: PathBuf,
+    /// Only the checks whose names contain this
+    #[arg(long, default_value = "")]
+    only: String,
+    /// The last line of standard output is one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Keep the directory with data and logs also if all is well
+    #[arg(long)]
+    keep: bool,
+}
+
+#[expect(clippy::print_stdout, reason = "it is a program")]
+fn say(line: &str) {
+    println!("{line}");
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let outcome = tokio::runtime::Runtime::new().context("starting a runtime");
+    match outcome.and_then(|runtime| runtime.block_on(run(&args))) {
+        Ok(code) => code,
+        Err(error) => {
+            say(&format!("lockstep-kube: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let dir = tempfile::Builder::new().prefix("lockstep-kube-").tempdir()?;
+    let begin = Instant::now();
+    let cluster = Cluster::start(dir.path(), &args.programs).await?;
+    let version = cluster.raw("/version").await?;
+    let version: serde_json::Value = serde_json::from_str(&version)?;
+    let version = version.get("gitVersion").and_then(|v| v.as_str()).unwrap_or("?").to_owned();
+    say(&format!("Kubernetes {version} serves after {:.1} s", begin.elapsed().as_secs_f64()));
+    for manifest in manifests(&args.project)? {
+        cluster.apply(&manifest).await?;
+    }
+    let mut run = Run { args, cluster: Arc::new(Mutex::new(cluster)), passed: 0, failed: 0 };
+    let figures = run.all().await;
+    let line = serde_json::json!({
+        "kubernetes": version,
+        "passed": run.passed,
+        "failed": run.failed,
+        "figures": figures,
+    });
+    let is_well = run.failed == 0 && run.passed > 0;
+    if !is_well || args.keep {
+        say(&format!("kept: {}", dir.keep().display()));
+    }
+    say(&format!("{} passed, {} failed", run.passed, run.failed));
+    if args.json {
+        say(&line.to_string());
+    }
+    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Our kinds of objects, and who may do what with them.
+fn manifests(project: &Path) -> anyhow::Result<Vec<String>> {
+    let mut files: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(project.join("deploy/crds")).context("reading deploy/crds")? {
+        files.push(entry?.path());
+    }
+    files.sort();
+    files.push(project.join("tests/kube/role.yaml"));
+    let read = |path: PathBuf| {
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    };
+    files.into_iter().map(read).collect()
+}
+
+struct Run<'a> {
+    args: &'a Args,
+    cluster: Arc<Mutex<Cluster>>,
+    passed: usize,
+    failed: usize,
+}
+
+impl Run<'_> {
+    async fn all(&mut self) -> serde_json::Value {
+        let shared = Arc::clone(&self.cluster);
+        self.check("suite", async || {
+            subject::run(&shared).await.map(|held| format!("{held} checks of the contract"))
+        })
+        .await;
+        self.check("many", async || many::run(&*shared.lock().await).await).await;
+        self.check("wire", async || wire::run(&*shared.lock().await).await).await;
+        self.check("guards", async || guards::run(&*shared.lock().await).await).await;
+        self.check("throttle", async || throttle::run(&mut *shared.lock().await).await).await;
+        self.check("restarts", async || restarts::run(&mut *shared.lock().await).await).await;
+        self.check("daemons", async || daemons::run(&mut *shared.lock().await).await).await;
+        let figures = std::cell::RefCell::new(serde_json::Value::Null);
+        self.check("speed", async || {
+            let seen = speed::run(&*shared.lock().await).await?;
+            let told = seen.to_string();
+            figures.replace(seen);
+            Ok(told)
+        })
+        .await;
+        figures.into_inner()
+    }
+
+    async fn check(&mut self, name: &str, body: impl AsyncFnOnce() -> anyhow::Result<String>) {
+        if !name.contains(&self.args.only) {
+            return;
+        }
+        let begin = Instant::now();
+        let outcome = body().await;
+        let seconds = begin.elapsed().as_secs_f64();
+        match outcome {
+            Ok(told) => {
+                self.passed += 1;
+                say(&format!("PASS {name}: {told} ({seconds:.1} s)"));
+            }
+            Err(error) => {
+                self.failed += 1;
+                say(&format!("FAIL {name}: {error:#} ({seconds:.1} s)"));
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Daemons whose record store is in Kubernetes objects, with the rights that they need there.
+
+use crate::cluster::{Cluster, User};
+use crate::process::{Process, wait_a_moment};
+use anyhow::{Context as _, ensure};
+use lockstep_attach::nbd::{Client, NbdUri};
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// How many.
+pub(crate) const NODES: usize = 3;
+/// How long a daemon may take to begin, and a volume to move.
+pub(crate) const LIMIT: Duration = Duration::from_secs(90);
+
+/// The daemons.
+#[derive(Debug)]
+pub(crate) struct Nodes {
+    dir: PathBuf,
+    programs: PathBuf,
+    daemons: Vec<Process>,
+}
+
+impl Nodes {
+    pub(crate) async fn start(cluster: &Cluster, namespace: &str) -> anyhow::Result<Self> {
+        let own = std::env::current_exe().context("finding this program's file")?;
+        let programs = own.parent().map(PathBuf::from).unwrap_or_default();
+        let dir = cluster.dir().join(namespace);
+        let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+        let mut nodes = Self { dir, programs, daemons: Vec::new() };
+        for node in 1..=NODES {
+            let mut daemon = nodes.daemon(node, uuid.trim(), namespace, cluster)?;
+            daemon.start(&[])?;
+            nodes.daemons.push(daemon);
+        }
+        let begin = Instant::now();
+        for node in 1..=NODES {
+            while !nodes.node_dir(node).join("ready").exists() {
+                let is_well =
+                    begin.elapsed() < LIMIT && nodes.daemons.iter_mut().all(Process::is_running);
+                ensure!(is_well, "n{node} does not begin; see {}", nodes.dir.display());
+                wait_a_moment().await;
+            }
+        }
+        Ok(nodes)
+    }
+
+    fn server(&self, node: usize) -> String {
+        format!("unix://{}", self.node_dir(node).join("sock").display())
+    }
+
+    fn node_dir(&self, node: usize) -> PathBuf {
+        self.dir.join(format!("n{node}"))
+    }
+
+    fn daemon(
+        &self,
+        node: usize,
+        uuid: &str,
+        namespace: &str,
+        cluster: &Cluster,
+    ) -> anyhow::Result<Process> {
+        let own = self.node_dir(node);
+        fs::create_dir_all(own.join("pool"))?;
+        fs::create_dir_all(own.join("nbd"))?;
+        let path = |name: &str| own.join(name).display().to_string();
+        let flags = [
+            ("--node", format!("n{node}")),
+            ("--cluster", uuid.to_owned()),
+            ("--peer-listen", format!("127.0.1.{node}:7170")),
+            ("--admin-listen", format!("127.0.1.{node}:7171")),
+            ("--socket", path("sock")),
+            ("--nbd-dir", path("nbd")),
+            ("--pool", format!("default={}", path("pool"))),
+            ("--meta", format!("kubernetes:{namespace}")),
+            ("--ready-file", path("ready")),
+            ("--run-dir", path("run")),
+            ("--device-dir", path("dev")),
+        ];
+        let flags = flags.into_iter().flat_map(|(key, value)| [key.to_owned(), value]).collect();
+        let daemon = Process::new(self.programs.join("lockstepd"), flags, own.join("log"));
+        Ok(daemon.with("KUBECONFIG", &cluster.kubeconfig(User::Lockstep)))
+    }
+
+    pub(crate) async fn kill(&mut self, index: usize) -> anyhow::Result<()> {
+        self.daemons.get_mut(index).context("no such node")?.kill().await
+    }
+
+    /// Starts one that was killed; it is not waited for.
+    pub(crate) fn start_again(&mut self, index: usize) -> anyhow::Result<()> {
+        self.daemons.get_mut(index).context("no such node")?.start(&[])
+    }
+
+    /// Runs `lockstep` at the second node, which lives to the end.
+    pub(crate) async fn lockstep(&self, flags: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new(self.programs.join("lockstep"));
+        command.env("LOCKSTEP_SERVER", self.server(2)).args(flags).kill_on_drop(true);
+        let output = timeout(LIMIT, command.output()).await.context("lockstep does not end")??;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "lockstep {}: {}", flags.join(" "), said.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Attaches the volume on a node, and connects to it.
+    pub(crate) async fn attach(&self, node: &str) -> anyhow::Result<Client> {
+        let said = self.lockstep(&["attach", "v", "--node", node, "--wait", "60"]).await?;
+        let uri: NbdUri = said.trim().parse().with_context(|| format!("attach printed {said}"))?;
+        Ok(Client::connect(&uri).await?)
+    }
+}

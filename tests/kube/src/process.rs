@@ -1,0 +1,83 @@
+//! A program that is started, killed and started again.
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use tokio::process::{Child, Command};
+
+/// How long a program may take to end.
+const LIMIT: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A program; it is killed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Process {
+    program: PathBuf,
+    flags: Vec<String>,
+    log: PathBuf,
+    environment: Vec<(String, PathBuf)>,
+    child: Option<Child>,
+}
+
+/// Waits for a condition, and says whether it came.
+pub(crate) async fn wait_for(limit: Duration, is_so: impl AsyncFn() -> bool) -> bool {
+    let begin = Instant::now();
+    while !is_so().await {
+        if begin.elapsed() > limit {
+            return false;
+        }
+        wait_a_moment().await;
+    }
+    true
+}
+
+/// A pause between two looks.
+pub(crate) async fn wait_a_moment() {
+    tokio::time::sleep(PAUSE).await;
+}
+
+impl Process {
+    pub(crate) fn new(program: PathBuf, flags: Vec<String>, log: PathBuf) -> Self {
+        Self { program, flags, log, environment: Vec::new(), child: None }
+    }
+
+    /// The same with a variable of the environment that names a file.
+    pub(crate) fn with(mut self, name: &str, file: &Path) -> Self {
+        self.environment.push((name.to_owned(), file.to_owned()));
+        self
+    }
+
+    /// Starts it, with some more flags.
+    pub(crate) fn start(&mut self, more: &[&str]) -> anyhow::Result<()> {
+        let log = File::options().append(true).create(true).open(&self.log)?;
+        let mut command = Command::new(&self.program);
+        command.args(&self.flags).args(more).env_clear().kill_on_drop(true);
+        command.envs(self.environment.iter().map(|(name, file)| (name, file)));
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(Stdio::from(log));
+        let shown = self.program.display();
+        let child = command.spawn().with_context(|| format!("cannot start {shown}"))?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Whether it was started and has not ended by itself.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// `kill -9`; returns when it is gone.
+    pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        }
+        match tokio::time::timeout(LIMIT, child.wait()).await {
+            Ok(_) => Ok(()),
+            Err(_) => bail!("{} outlives its kill", self.program.display()),
+        }
+    }
+}
