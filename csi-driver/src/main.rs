@@ -9,6 +9,7 @@ mod daemon;
 mod endpoint;
 mod identity;
 mod keeper;
+mod kubernetes;
 mod labels;
 mod names;
 mod node;
@@ -77,6 +78,12 @@ struct Args {
     #[arg(long, env = "MAX_VOLUMES", default_value_t = 64)]
     max_volumes: u32,
 
+    /// The controller keeps labels on the Node objects of the Kubernetes cluster that it runs in,
+    /// or that KUBECONFIG leads to, and shows volumes as objects there. Otherwise labels are kept
+    /// in the record store.
+    #[arg(long, env = "LOCKSTEP_KUBERNETES")]
+    kubernetes: bool,
+
     /// How often the controller compares labels of nodes with where copies are, in milliseconds.
     #[arg(long, env = "LABELS_EVERY_MS", default_value_t = 5000,
         value_parser = clap::value_parser!(u64).range(10..=3_600_000))]
@@ -95,7 +102,9 @@ fn node_id(text: &str) -> Result<String, String> {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // The client of Kubernetes logs each error that it returns; whoever handles one logs it once.
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("kube_client=off,info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     serve(args).await
 }
@@ -113,10 +122,13 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let node_id = args.node_id.filter(|_| node);
     let asked = if node { Arc::clone(&own) } else { Arc::clone(&all) };
     let identity = identity::Identity::new(node_id.clone(), asked, controller);
-    let labels = Arc::new(labels::InRecordStore(Arc::clone(&all)));
-    let keeper = keeper::Keeper::new(Arc::clone(&all), labels);
+    let every = Duration::from_millis(args.labels_every_ms);
+    let keeper = if controller && args.kubernetes {
+        in_kubernetes(&all, every).await?
+    } else {
+        keeper::Keeper::new(Arc::clone(&all), Arc::new(labels::InRecordStore(Arc::clone(&all))))
+    };
     if controller {
-        let every = Duration::from_millis(args.labels_every_ms);
         tokio::spawn(keeper.clone().keep(every));
     }
     let controller = controller.then(|| controller::Controller::new(Arc::clone(&all), keeper));
@@ -147,6 +159,18 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Shows volumes in a Kubernetes cluster from now on; returns who keeps labels there.
+async fn in_kubernetes(all: &Arc<Daemons>, every: Duration) -> anyhow::Result<keeper::Keeper> {
+    let client = kubernetes::connect(kubernetes::ANSWER).await?;
+    let watcher = kubernetes::connect(kubernetes::WATCH).await?;
+    let publisher = kubernetes::volumes::Publisher::new(Arc::clone(all), client.clone());
+    tokio::spawn(publisher.keep(every));
+    let nodes = kubernetes::nodes::OnNodes::new(client, watcher);
+    let keeper = keeper::Keeper::new(Arc::clone(all), Arc::new(nodes.clone()));
+    tokio::spawn(nodes.watch(keeper.clone()));
+    Ok(keeper)
 }
 
 /// The signals that end this program.

@@ -10,6 +10,7 @@ mod many;
 mod nodes;
 mod process;
 mod restarts;
+mod shown;
 mod speed;
 mod subject;
 mod throttle;
@@ -126,6 +127,7 @@ impl Run<'_> {
         self.check("throttle", async || throttle::run(&mut *shared.lock().await).await).await;
         self.check("restarts", async || restarts::run(&mut *shared.lock().await).await).await;
         self.check("daemons", async || daemons::run(&mut *shared.lock().await).await).await;
+        self.check("shown", async || shown::run(&*shared.lock().await).await).await;
         let figures = std::cell::RefCell::new(serde_json::Value::Null);
         self.check("speed", async || {
             let seen = speed::run(&*shared.lock().await).await?;

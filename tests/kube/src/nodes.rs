@@ -47,6 +47,20 @@ impl Nodes {
         Ok(nodes)
     }
 
+    /// Starts a CSI controller that asks these daemons, and tells Kubernetes.
+    pub(crate) fn controller(&self, cluster: &Cluster) -> anyhow::Result<Process> {
+        let sockets: Vec<String> = (1..=NODES).map(|node| self.server(node)).collect();
+        let endpoint = format!("unix://{}", self.dir.join("csi.sock").display());
+        let flags = ["controller", "--kubernetes", "--labels-every-ms", "200", "--endpoint"];
+        let mut flags: Vec<String> = flags.map(str::to_owned).to_vec();
+        flags.extend([endpoint, "--daemon".to_owned(), sockets.join(",")]);
+        let log = self.dir.join("csi.log");
+        let mut controller = Process::new(self.programs.join("lockstep-csi"), flags, log)
+            .with("KUBECONFIG", &cluster.kubeconfig(User::Lockstep));
+        controller.start(&[])?;
+        Ok(controller)
+    }
+
     fn server(&self, node: usize) -> String {
         format!("unix://{}", self.node_dir(node).join("sock").display())
     }
