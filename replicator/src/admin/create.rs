@@ -9,6 +9,7 @@ use lockstep_core::cluster::placement::{Candidate, Misfit, PlacementError, Want,
 use lockstep_core::id::{NodeId, ReplicaId};
 use lockstep_core::record::{NewVolume, Record};
 use lockstep_proto::v1;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
@@ -26,14 +27,17 @@ const ATTEMPTS: usize = 5;
 const PLACEMENT_ATTEMPTS: u32 = 64;
 
 impl Admin {
-    /// Makes a volume, goes on with the making of it, or finds that it is there.
-    pub(super) async fn create(
+    /// Makes a volume, goes on with the making of it, or finds that it is there. Once `gone` is
+    /// cancelled its caller is gone, who may have asked again since, and then had the volume
+    /// removed: no volume is begun any more.
+    pub(super) async fn create_for(
         &self,
         request: v1::CreateVolumeRequest,
+        gone: &CancellationToken,
     ) -> Result<v1::VolumeStatus, Status> {
         let wanted = Wanted::new(request)?;
         for _ in 0..ATTEMPTS {
-            match self.create_once(&wanted).await {
+            match self.create_once(&wanted, gone).await {
                 Err(status) if status.code() == Code::Aborted => {}
                 Err(status) => {
                     if refuse::is_final(&status) {
@@ -47,24 +51,32 @@ impl Admin {
         Err(Status::aborted(format!("others keep changing volume {}; try again", wanted.name)))
     }
 
-    async fn create_once(&self, wanted: &Wanted) -> Result<(), Status> {
+    /// Begins a volume that is not there.
+    async fn begin_volume(&self, wanted: &Wanted, gone: &CancellationToken) -> Result<(), Status> {
+        still_wanted(gone)?;
+        let source = self.source_of(wanted).await?;
+        let wanted = &match &source {
+            Some(source) => fitted(wanted, source)?,
+            None => wanted.clone(),
+        };
+        let survey = self.survey_all().await?;
+        let places = self.place(wanted, source.as_ref(), &survey).await?;
+        let mut object = VolumeObject::new(wanted, places);
+        object.placement_id = Some(self.placement_id(&object, &survey).await?);
+        object.origin = source.map(|source| Origin {
+            name: wanted.source.as_ref().map_or_else(String::new, |s| s.name().to_owned()),
+            snapshot: source.uid,
+            r#gen: source.r#gen,
+        });
+        // All this may have taken long.
+        still_wanted(gone)?;
+        self.inner.catalog.put_volume(None, &object).await
+    }
+
+    async fn create_once(&self, wanted: &Wanted, gone: &CancellationToken) -> Result<(), Status> {
         let name = &wanted.name;
         let Some(found) = self.inner.catalog.volume(name).await? else {
-            let source = self.source_of(wanted).await?;
-            let wanted = &match &source {
-                Some(source) => fitted(wanted, source)?,
-                None => wanted.clone(),
-            };
-            let survey = self.survey_all().await?;
-            let places = self.place(wanted, source.as_ref(), &survey).await?;
-            let mut object = VolumeObject::new(wanted, places);
-            object.placement_id = Some(self.placement_id(&object, &survey).await?);
-            object.origin = source.map(|source| Origin {
-                name: wanted.source.as_ref().map_or_else(String::new, |s| s.name().to_owned()),
-                snapshot: source.uid,
-                r#gen: source.r#gen,
-            });
-            self.inner.catalog.put_volume(None, &object).await?;
+            self.begin_volume(wanted, gone).await?;
             return Err(Status::aborted("it is begun; go on with it"));
         };
         differences(wanted, &found.value)?;
@@ -277,6 +289,14 @@ impl Admin {
         };
         self.inner.catalog.put_record(None, &record).await
     }
+}
+
+/// Whether somebody waits for what is about to be begun.
+fn still_wanted(gone: &CancellationToken) -> Result<(), Status> {
+    if gone.is_cancelled() {
+        return Err(Status::cancelled("whoever asked for it is gone: nothing is begun"));
+    }
+    Ok(())
 }
 
 /// Where the first copies of a volume are made.

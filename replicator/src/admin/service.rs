@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use lockstep_proto::v1;
 use lockstep_proto::v1::control_server::Control;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::peers::was_passed_on;
@@ -81,7 +82,10 @@ impl Control for Admin {
     ) -> Result<Response<v1::CreateVolumeResponse>, Status> {
         let request = request.into_inner();
         let name = request.name.clone();
-        let made = whole(self, |admin| async move { admin.create(request).await }).await;
+        let caller = CancellationToken::new();
+        let _gone = caller.clone().drop_guard();
+        let work = |admin: Self| async move { admin.create_for(request, &caller).await };
+        let made = whole(self, work).await;
         told("create", &name, made.map(|v| v1::CreateVolumeResponse { volume: Some(v) }))
     }
 

@@ -108,7 +108,7 @@ impl Node {
             repl: 1,
             ..Default::default()
         };
-        self.admin.create(request).await
+        self.admin.create_for(request, &CancellationToken::new()).await
     }
 
     async fn attach(&self, force: bool) -> Result<v1::AttachResponse, Status> {

@@ -106,6 +106,26 @@ async fn a_copy_that_no_record_came_to_name_goes() {
 }
 
 #[tokio::test]
+async fn a_call_whose_caller_is_gone_brings_no_volume_back() {
+    let node = Node::start().await;
+    let gone = CancellationToken::new();
+    gone.cancel();
+    let request = || v1::CreateVolumeRequest {
+        name: "v".to_owned(),
+        size_bytes: 1 << 20,
+        repl: 1,
+        ..Default::default()
+    };
+    let late = node.admin.create_for(request(), &gone).await.unwrap_err();
+    assert_eq!(late.code(), Code::Cancelled, "{late:?}");
+    assert_eq!(node.keys("volume/").await, Vec::<String>::new());
+    let made = node.create().await.unwrap();
+    let again = node.admin.create_for(request(), &gone).await.unwrap();
+    assert_eq!(again.uid, made.uid, "what is there is found");
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_volume_that_nobody_can_reach_is_not_attached() {
     let node = Node::start().await;
     let made = node.create().await.unwrap();

@@ -18,7 +18,7 @@ async fn volumes_on_the_same_nodes_that_were_placed_alike_share_a_placement() {
             spread: spread.to_owned(),
             ..Default::default()
         };
-        node.admin.create(request).await.unwrap().placement_id
+        node.admin.create_for(request, &CancellationToken::new()).await.unwrap().placement_id
     };
     let first = make("v", "").await;
     assert!(first.starts_with("p-"), "{first}");
