@@ -11,7 +11,7 @@ tree=$CLUSTER_DIR/tree image=$CLUSTER_DIR/image back=$CLUSTER_DIR/back
 echo "-- an ext4 image of a directory"
 mkdir "$tree"
 cp -r "$E2E_DIR/.." "$tree/tests" 2>/dev/null
-cp "$BIN_DIR/lockstep" "$tree/"
+head -c $((32 << 20)) "$BIN_DIR/lockstep" >"$tree/program"
 head -c $((64 << 20)) /dev/urandom >"$tree/random"
 for ((n = 0; n < 200; n++)); do head -c $((n * 997)) "$tree/random" >"$tree/file-$n"; done
 mke2fs -q -t ext4 -d "$tree" "$image" ${SIZE_MIB}M || die "mke2fs made no image"
