@@ -6,6 +6,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use lockstep_kernel::freeze;
 
@@ -16,6 +18,10 @@ use super::{FileSystemError, failed, programs};
 const UNUSED_BYTES_MAX: u64 = 8 << 20;
 /// Bytes from the start of a device in which the facts below are.
 const HEAD_BYTES: usize = 2048;
+/// How long a frozen file system is waited for. A process that lets it grow for a daemon that was
+/// killed may be at it still, and thaws it in a moment.
+const FROZEN_LIMIT: Duration = Duration::from_secs(10);
+const FROZEN_PAUSE: Duration = Duration::from_millis(20);
 /// `CAP_SYS_RESOURCE` of `linux/capability.h`. `EXT4_IOC_RESIZE_FS` wants it (`ext4_resize_begin`
 /// of `fs/ext4/resize.c`); containers, and some machines, withhold it also from root.
 const SYS_RESOURCE: u32 = 24;
@@ -40,14 +46,20 @@ pub fn grow(device: &Path, dir: &Path, fs: &str) -> Result<(), FileSystemError> 
 /// Has a file system write out all that its log holds.
 fn empty_log(dir: &Path) -> Result<(), FileSystemError> {
     let on = File::open(dir).map_err(|error| failed("cannot open", dir, error))?;
-    match freeze::freeze(&on) {
-        Ok(()) => thaw_open(&on, dir),
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-            let what =
-                "somebody has frozen it, and it cannot grow until it is thawed (fsfreeze -u)";
-            Err(FileSystemError::Unfit(format!("{}: {what}", dir.display())))
+    let deadline = Instant::now() + FROZEN_LIMIT;
+    loop {
+        match freeze::freeze(&on) {
+            Ok(()) => return thaw_open(&on, dir),
+            Err(error) if error.kind() != io::ErrorKind::ResourceBusy => {
+                return Err(failed("cannot freeze", dir, error));
+            }
+            Err(_) if Instant::now() < deadline => thread::sleep(FROZEN_PAUSE),
+            Err(_) => {
+                let what =
+                    "somebody has frozen it, and it cannot grow until it is thawed (fsfreeze -u)";
+                return Err(FileSystemError::Unfit(format!("{}: {what}", dir.display())));
+            }
         }
-        Err(error) => Err(failed("cannot freeze", dir, error)),
     }
 }
 
