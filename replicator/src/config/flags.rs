@@ -53,7 +53,7 @@ pub struct Flags {
     )]
     pub pool: Vec<String>,
     /// The record store: embedded:/path (owned and served by this daemon), http://host:port, or
-    /// kubernetes[:namespace] (objects of the cluster that this runs in)
+    /// kubernetes or kubernetes:NAMESPACE (objects of the cluster that this runs in)
     #[arg(long, value_name = "WHERE")]
     pub meta: Option<String>,
     /// Directory for the unix sockets of attached volumes [default: /run/lockstep/nbd]
