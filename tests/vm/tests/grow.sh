@@ -53,19 +53,21 @@ one() {
     check "the kernel saw no error" no_errors
 }
 
-# Whether 100 requests to $DEV have been answered.
-is_used() { [ "$(awk '{ print $1 + $5 }' "/sys/block/${DEV##*/}/stat")" -ge 100 ]; }
+# How many requests to $DEV, or to devices of its number before, have been answered.
+answered() { awk '{ print $1 + $5 }' "/sys/block/${DEV##*/}/stat"; }
+has_answered() { [ "$(answered)" -ge "$1" ]; }
 
 # often DOOR: a device that is used has each size as soon as its server says so.
 often() {
-    local door=$1 mib=16 most=32 load told=resized
+    local door=$1 mib=16 most=32 load told=resized before
     SIZE=$((mib << 20)) serve "$door"
+    before=$(answered)
     fio --name=w --filename="$DEV" --size=8M --rw=randrw --bs=4k --direct=1 --ioengine=libaio \
         --iodepth=16 --time_based --runtime=600 >/tmp/load &
     load=$!
     disown $load
     # A fio that is told to end before it has begun prints nothing, or does not end.
-    until_true 30 is_used || fail "$door: the load does not begin"
+    until_true 30 has_answered $((before + 100)) || fail "$door: the load does not begin"
     while [ "$told" = resized ] && [ $mib -lt $most ]; do
         mib=$((mib + 1))
         order "resize $((mib << 20))" || told=nothing
