@@ -71,18 +71,21 @@ impl Node {
                 "the daemon is about to serve volume {volume} again; try again"
             )));
         }
-        let primary = node.primaries.into_iter().find(|primary| is_it(&primary.volume_name));
-        let is_view = primary.as_ref().is_some_and(|primary| primary.volume_name == view);
         let over = |phase: i32| {
             [v1::AttachPhase::Fenced, v1::AttachPhase::Detached].map(i32::from).contains(&phase)
         };
-        let device = primary.filter(|primary| !over(primary.phase)).and_then(|p| p.device);
-        Ok(device.map(|device| Served {
-            is_view,
-            device: device.kernel_path.into(),
-            read_only: device.read_only,
-            mount_dir: device.mount_dir.into(),
-        }))
+        let served = |primary: v1::LocalPrimary| {
+            // A volume is also attached without one, for the moment in which a view is made of it.
+            let device = primary.device?;
+            Some(Served {
+                is_view: primary.volume_name == view,
+                device: device.kernel_path.into(),
+                read_only: device.read_only,
+                mount_dir: device.mount_dir.into(),
+            })
+        };
+        let own = |p: &v1::LocalPrimary| is_it(&p.volume_name) && !over(p.phase);
+        Ok(node.primaries.into_iter().filter(own).find_map(served))
     }
 
     async fn info(&self) -> Result<csi::NodeGetInfoResponse, Status> {

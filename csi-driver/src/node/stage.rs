@@ -111,9 +111,12 @@ impl Node {
 
     async fn detach(&self, held: Held, name: String, staging: PathBuf) -> Result<(), Status> {
         if names::is_volume_name(&name) {
-            let here = self.daemon.node().await?.name;
-            if !self.let_go(&name, &here).await? {
-                self.let_go_view(&name, &here).await?;
+            let node = self.daemon.node().await?;
+            let view = names::view(&name, &node.name);
+            // A volume with a view here is itself attached for a moment at most, for another node.
+            let has_view = node.primaries.iter().any(|primary| primary.volume_name == view);
+            if has_view || !self.let_go(&name, &node.name).await? {
+                self.let_go_view(&name, &node.name).await?;
             }
         }
         // What the daemon has mounted it has unmounted. A mount whose device failed while nobody

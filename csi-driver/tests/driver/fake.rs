@@ -19,6 +19,8 @@ pub(crate) struct Fake {
     pub(crate) snapshots: Arc<Mutex<BTreeMap<String, lockstep::Snapshot>>>,
     /// How often a volume was made.
     pub(crate) made: Arc<Mutex<u32>>,
+    /// What is attached here, by the names of volumes, with its device if it has one.
+    pub(crate) attached: Arc<Mutex<Vec<(String, Option<lockstep::Device>)>>>,
     /// Labels that were put on nodes, each change in its order.
     pub(crate) labels: Arc<Mutex<Labels>>,
 }
@@ -57,7 +59,13 @@ impl Fake {
             room_bytes: 64 << 30,
             ..Default::default()
         };
+        let primary = |(name, device): &(String, Option<lockstep::Device>)| {
+            let (volume_name, device) = (name.clone(), device.clone());
+            lockstep::LocalPrimary { volume_name, device, ..Default::default() }
+        };
+        let primaries = self.attached.lock().unwrap().iter().map(primary).collect();
         lockstep::Node {
+            primaries,
             name: "n1".to_owned(),
             ready: self.not_ready.is_empty(),
             not_ready_reason: self.not_ready.clone(),
@@ -265,9 +273,13 @@ macro_rules! control {
                 &self,
                 request: Request<lockstep::DetachRequest>,
             ) -> Result<Response<lockstep::DetachResponse>, Status> {
-                let only = request.into_inner().only_node;
-                assert_eq!(only.as_deref(), Some("n1"), "no other node may lose the volume");
-                Ok(Response::new(lockstep::DetachResponse { was_attached: false }))
+                let lockstep::DetachRequest { name, only_node, .. } = request.into_inner();
+                assert_eq!(only_node.as_deref(), Some("n1"), "no other node may lose the volume");
+                let mut attached = self.attached.lock().unwrap();
+                let before = attached.len();
+                attached.retain(|(there, _)| *there != name);
+                let was_attached = attached.len() < before;
+                Ok(Response::new(lockstep::DetachResponse { was_attached }))
             }
 
             async fn resize_volume(

@@ -93,6 +93,36 @@ async fn views_go_with_their_volume_and_belong_to_no_other() {
 }
 
 #[tokio::test]
+async fn what_is_attached_for_a_moment_is_not_taken_for_its_view() {
+    let (scene, made) = with_readers().await;
+    let mut node = NodeClient::new(scene.channel().await);
+    node.node_stage_volume(stage(&made, 3)).await.unwrap_err();
+    let is_view = |name: &&String| name.starts_with("csi-");
+    let view = scene.fake.volumes.lock().unwrap().keys().find(is_view).unwrap().clone();
+    let device =
+        lockstep_proto::v1::Device { kernel_path: "/dev/null".to_owned(), ..Default::default() };
+    // Another node is making its view: that takes a snapshot of the volume, here as it happens.
+    let attached = vec![("r".to_owned(), None), (view, Some(device))];
+    *scene.fake.attached.lock().unwrap() = attached;
+    let grow = csi::NodeExpandVolumeRequest {
+        volume_id: "r".to_owned(),
+        volume_path: "/nowhere/staging".to_owned(),
+        ..Default::default()
+    };
+    let refused = node.node_expand_volume(grow).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "the view is there: {refused}");
+    let unstage = csi::NodeUnstageVolumeRequest {
+        volume_id: "r".to_owned(),
+        staging_target_path: "/nowhere/staging".to_owned(),
+    };
+    node.node_unstage_volume(unstage).await.unwrap();
+    assert_eq!(scene.fake.volumes.lock().unwrap().len(), 2, "the view is gone");
+    let attached = scene.fake.attached.lock().unwrap();
+    let left: Vec<&str> = attached.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(left, ["r"], "and the other node goes on");
+}
+
+#[tokio::test]
 async fn it_is_used_as_it_was_made() {
     let (mut scene, made) = with_readers().await;
     let mut node = NodeClient::new(scene.channel().await);
