@@ -395,7 +395,7 @@ mod tests {
                 assert!(refused.message().contains(part), "{part}: {}", refused.message());
             }
         }
-        for (key, value) in [("XXX_FakeKey", "x"), ("pool", "fast"), ("repl", "9")] {
+        for (key, value) in [("FakeKey", "x"), ("pool", "fast"), ("repl", "9")] {
             let refused = Mutable::new(&map(&[(key, value)])).unwrap_err();
             assert!(refused.message().contains(key), "{}", refused.message());
         }
