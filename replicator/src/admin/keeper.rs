@@ -54,16 +54,21 @@ struct Memory {
 }
 
 impl Admin {
+    /// Waits until it is time for the next look at copies, of which there are several within the
+    /// time after which a lost one is made anew. False: the daemon stops.
+    pub(super) async fn is_time_to_look(&self, longest_ms: u64) -> bool {
+        let pause = (self.inner.rebuild_after_ms / 4).clamp(SHORTEST_PAUSE_MS, longest_ms);
+        tokio::select! {
+            biased;
+            () = self.inner.stop.cancelled() => false,
+            () = tokio::time::sleep(Duration::from_millis(pause)) => true,
+        }
+    }
+
     /// Looks again and again, until the daemon stops.
     pub(super) async fn keep_copies(self) {
-        let pause = (self.inner.rebuild_after_ms / 4).clamp(SHORTEST_PAUSE_MS, LONGEST_PAUSE_MS);
         let mut memory = Memory::default();
-        loop {
-            tokio::select! {
-                biased;
-                () = self.inner.stop.cancelled() => return,
-                () = tokio::time::sleep(Duration::from_millis(pause)) => {}
-            }
+        while self.is_time_to_look(LONGEST_PAUSE_MS).await {
             let primaries = self.inner.engine.list_primaries().await;
             memory.forget_all_but(&primaries);
             self.told().retain(|volume, _| primaries.iter().any(|p| p.volume == *volume));

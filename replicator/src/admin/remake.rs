@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use lockstep_core::cluster::kept::{Source, Verdict, View, assess};
 use lockstep_core::cluster::replacement::NodeState;
@@ -20,7 +19,6 @@ use super::{Admin, names, refuse, snapshots};
 use crate::engine::{Remade, Remake, RemakeError, RemakeProgress};
 
 const LONGEST_PAUSE_MS: u64 = 15_000;
-const SHORTEST_PAUSE_MS: u64 = 100;
 /// Pause after an attempt that failed, doubled each time, and how often at most (to about a
 /// minute).
 const BACKOFF_MS: u64 = 1000;
@@ -56,14 +54,8 @@ struct Memory {
 impl Admin {
     /// Looks again and again, until the daemon stops.
     pub(super) async fn keep_snapshots(self) {
-        let pause = (self.inner.rebuild_after_ms / 4).clamp(SHORTEST_PAUSE_MS, LONGEST_PAUSE_MS);
         let mut memory = Memory::default();
-        loop {
-            tokio::select! {
-                biased;
-                () = self.inner.stop.cancelled() => return,
-                () = tokio::time::sleep(Duration::from_millis(pause)) => {}
-            }
+        while self.is_time_to_look(LONGEST_PAUSE_MS).await {
             if !self.is_introduced() {
                 continue;
             }
