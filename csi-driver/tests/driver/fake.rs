@@ -11,6 +11,9 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
+/// What is attached: a volume's name, and its device if it has one.
+type Attached = (String, Option<lockstep::Device>);
+
 /// Clones are the same.
 #[derive(Clone, Default)]
 pub(crate) struct Fake {
@@ -19,8 +22,8 @@ pub(crate) struct Fake {
     pub(crate) snapshots: Arc<Mutex<BTreeMap<String, lockstep::Snapshot>>>,
     /// How often a volume was made.
     pub(crate) made: Arc<Mutex<u32>>,
-    /// What is attached here, by the names of volumes, with its device if it has one.
-    pub(crate) attached: Arc<Mutex<Vec<(String, Option<lockstep::Device>)>>>,
+    /// What is attached here.
+    pub(crate) attached: Arc<Mutex<Vec<Attached>>>,
     /// Labels that were put on nodes, each change in its order.
     pub(crate) labels: Arc<Mutex<Labels>>,
 }
@@ -59,7 +62,7 @@ impl Fake {
             room_bytes: 64 << 30,
             ..Default::default()
         };
-        let primary = |(name, device): &(String, Option<lockstep::Device>)| {
+        let primary = |(name, device): &Attached| {
             let (volume_name, device) = (name.clone(), device.clone());
             lockstep::LocalPrimary { volume_name, device, ..Default::default() }
         };
