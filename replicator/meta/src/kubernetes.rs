@@ -103,10 +103,16 @@ impl Kubernetes {
         Self { api, resource, address, deadlines }
     }
 
+    /// When an operation that begins now is to end, with all the requests that it takes.
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.deadlines.request
+    }
+
     /// Sends a request about the object `name` until it is answered: again while the server is
     /// too busy to take it, and as `repeat` says if the connection broke under it.
     async fn request<T, F>(
         &self,
+        until: Instant,
         name: &str,
         repeat: Repeat,
         send: impl Fn() -> F + Sync,
@@ -114,7 +120,6 @@ impl Kubernetes {
     where
         F: Future<Output = kube::Result<T>> + Send,
     {
-        let until = Instant::now() + self.deadlines.request;
         let mut may_repeat = repeat == Repeat::Once;
         loop {
             let error = match timeout_at(until, send()).await {
@@ -135,9 +140,9 @@ impl Kubernetes {
     }
 
     /// The object of a key.
-    async fn find(&self, key: &str) -> Result<Option<Versioned>, MetaError> {
+    async fn find(&self, until: Instant, key: &str) -> Result<Option<Versioned>, MetaError> {
         let name = object::name(key);
-        let found = match self.request(&name, Repeat::Once, || self.api.get(&name)).await {
+        let found = match self.request(until, &name, Repeat::Once, || self.api.get(&name)).await {
             Ok(found) => found,
             Err(Refusal::NoObject) => return Ok(None),
             Err(refusal) => return Err(MetaError::Unavailable(self.blame(refusal))),
@@ -161,14 +166,13 @@ impl Kubernetes {
     where
         F: Future<Output = kube::Result<T>> + Send,
     {
-        let name = object::name(key);
-        let until = Instant::now() + self.deadlines.request;
+        let (name, until) = (object::name(key), self.deadline());
         loop {
             // To the API server, version 0 means any.
             let outcome = if expected == Some(Revision(0)) {
                 Err(Refusal::OtherState)
             } else {
-                self.request(&name, Repeat::Never, &send).await
+                self.request(until, &name, Repeat::Never, &send).await
             };
             match outcome {
                 Ok(done) => return Ok(done),
@@ -179,7 +183,7 @@ impl Kubernetes {
                 }
                 Err(refusal) => return Err(PutError::Unavailable(self.blame(refusal))),
             }
-            let current = self.find(key).await?.map(|found| found.revision);
+            let current = self.find(until, key).await?.map(|found| found.revision);
             if current != expected {
                 return Err(PutError::Conflict { current });
             }
@@ -192,12 +196,18 @@ impl Kubernetes {
     }
 
     /// One page, as of one moment.
-    async fn page(&self, prefix: &str, start: Bound<&str>, limit: usize) -> Result<Page, Refusal> {
+    async fn page(
+        &self,
+        until: Instant,
+        prefix: &str,
+        start: Bound<&str>,
+        limit: usize,
+    ) -> Result<Page, Refusal> {
         let mut wanted = ListParams::default().limit(CHUNK);
         wanted.label_selector = object::selector(prefix);
         let mut first = FirstEntries::new(limit);
         loop {
-            let chunk = self.request("", Repeat::Once, || self.api.list(&wanted)).await?;
+            let chunk = self.request(until, "", Repeat::Once, || self.api.list(&wanted)).await?;
             for record in chunk.items.into_iter().filter(is_ours) {
                 let key = record.spec.key.as_str();
                 if key.starts_with(prefix) && is_after(start, key) {
@@ -315,7 +325,7 @@ fn size(entry: &Entry) -> usize {
 impl Meta for Kubernetes {
     async fn get(&self, key: &str) -> Result<Option<Versioned>, MetaError> {
         key::check(key)?;
-        self.find(key).await
+        self.find(self.deadline(), key).await
     }
 
     async fn put_if(
@@ -362,9 +372,9 @@ impl Meta for Kubernetes {
         limit: usize,
     ) -> Result<Page, MetaError> {
         let start = start_of_list(prefix, after)?;
-        let mut refusal = Refusal::Expired;
+        let (until, mut refusal) = (self.deadline(), Refusal::Expired);
         for _ in 0..LIST_ATTEMPTS {
-            match self.page(prefix, start, limit).await {
+            match self.page(until, prefix, start, limit).await {
                 Ok(page) => return Ok(page),
                 Err(Refusal::Expired) => {}
                 Err(other) => {

@@ -50,7 +50,9 @@ impl Refusal {
                 "{told}; do the namespace and the CustomResourceDefinition \
                  records.lockstep.dev exist?"
             )),
-            409 => Self::OtherState,
+            409 if is_about(status, name) => Self::OtherState,
+            // Two were counted against a quota at once, or a webhook said so: nothing was done.
+            409 => Self::Busy(pause(status), told),
             // The server takes these from its queue before anything is done with them.
             429 => Self::Busy(pause(status), told),
             401 | 403 => Self::NotDone(format!(
@@ -160,7 +162,15 @@ mod tests {
             let refusal = Refusal::of_status(&status(code, "o", 0), "o");
             assert!(matches!(refusal, Refusal::NotDone(_)), "{code}: {refusal:?}");
         }
+    }
+
+    #[test]
+    fn only_a_conflict_over_the_object_is_its_other_state() {
         assert_eq!(Refusal::of_status(&status(409, "o", 0), "o"), Refusal::OtherState);
+        for other in [status(409, "quota", 0), Status::failure("no", "Conflict").with_code(409)] {
+            let refusal = Refusal::of_status(&other, "o");
+            assert!(matches!(refusal, Refusal::Busy(..)), "{other:?}: {refusal:?}");
+        }
     }
 
     #[test]
