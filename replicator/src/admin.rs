@@ -21,6 +21,7 @@ mod local;
 mod modify;
 mod moment;
 mod names;
+mod outage;
 mod peers;
 mod pools;
 mod recover;

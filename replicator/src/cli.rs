@@ -9,12 +9,15 @@ mod json;
 mod leave;
 mod node;
 mod output;
+mod pod;
+mod pods;
 mod recover;
 mod scrub;
 mod snapshot;
 mod status;
 mod table;
 mod volume;
+mod whatif;
 mod words;
 
 pub use args::Args;
@@ -24,7 +27,7 @@ use std::process::ExitCode;
 
 use lockstep_proto::v1;
 
-use args::{Command, ExplainCommand, NodeCommand, VolumeCommand};
+use args::{Command, ExplainCommand, NodeCommand, VolumeCommand, WhatIfCommand};
 use connect::Server;
 use failure::Failure;
 use output::Output;
@@ -83,8 +86,14 @@ async fn dispatch(args: Args, out: &Output) -> Result<ExitCode, Failure> {
                 volume::add_replica(&server, out, name, node).await?;
             }
         },
-        Command::Explain { command: ExplainCommand::Volume { name } } => {
-            explain::volume(&server, out, name).await?;
+        Command::Explain { command } => match command {
+            ExplainCommand::Volume { name } => explain::volume(&server, out, name).await?,
+            ExplainCommand::Pod { name, namespace } => {
+                pod::explain(&server, out, namespace.as_deref(), &name).await?;
+            }
+        },
+        Command::WhatIf { command: WhatIfCommand::NodeDown { node, rate } } => {
+            whatif::node_down(&server, out, node, rate).await?;
         }
         Command::Snapshot { command } => snapshot::run(&server, out, command).await?,
         Command::Attach(wanted) => attach::attach(&server, out, wanted).await?,

@@ -69,6 +69,11 @@ if [ $other = n4 ]; then
     lockstep node evacuate n4 --undo >/dev/null
     other=n3 third=n4
 fi
+check "it tells beforehand where a lost copy is built" says "\"rebuilt_on\":\"$third\"" \
+    lockstep --json whatif node-down "$other"
+check "and what becomes of the volume" says "1 of 1 volumes go on" \
+    lockstep whatif node-down "$other"
+check_refused 3 "there is no node" lockstep whatif node-down n9
 node_kill "${other#n}"
 check "it says what is waited for" until_true 10 says "waiting for a silent node" explain v
 check "a copy is built elsewhere, and pods run there" until_true 40 pods_on v "n2, $third"

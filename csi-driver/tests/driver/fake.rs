@@ -350,4 +350,5 @@ control! {
     replica_status(ReplicaStatusRequest) -> ReplicaStatusResponse;
     add_replica(AddReplicaRequest) -> AddReplicaResponse;
     explain_volume(ExplainVolumeRequest) -> ExplainVolumeResponse;
+    what_if_node_down(WhatIfNodeDownRequest) -> WhatIfNodeDownResponse;
 }

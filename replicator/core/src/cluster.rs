@@ -1,11 +1,12 @@
 //! Decisions about the cluster as functions of what is known: where copies go, when a lost copy is
-//! replaced, which copy is one too many, and on which nodes pods may run. Nothing here keeps state;
-//! asked twice, they answer the same.
+//! replaced, which copy is one too many, on which nodes pods may run, what it would cost to lose a
+//! node. Nothing here keeps state; asked twice, they answer the same.
 
 pub mod copysets;
 pub mod follow;
 pub mod kept;
 pub mod locality;
+pub mod outage;
 pub mod placement;
 pub mod replacement;
 pub mod trim;

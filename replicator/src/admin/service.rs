@@ -275,6 +275,14 @@ impl Control for Admin {
         Ok(Response::new(self.explain_volume(&request.name).await?))
     }
 
+    async fn what_if_node_down(
+        &self,
+        request: Request<v1::WhatIfNodeDownRequest>,
+    ) -> Result<Response<v1::WhatIfNodeDownResponse>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(self.what_if_node_down(&request.node).await?))
+    }
+
     async fn forget_pool(
         &self,
         request: Request<v1::ForgetPoolRequest>,

@@ -59,6 +59,13 @@ pub enum Command {
         #[command(subcommand)]
         command: ExplainCommand,
     },
+    /// What would happen; nothing is changed
+    #[command(name = "whatif")]
+    WhatIf {
+        /// If what.
+        #[command(subcommand)]
+        command: WhatIfCommand,
+    },
     /// Serve a volume on a node and print its NBD URI
     Attach(Attach),
     /// Finish, flush and stop serving a volume
@@ -204,6 +211,27 @@ pub enum ExplainCommand {
     Volume {
         /// Its name
         name: String,
+    },
+    /// Why a pod of Kubernetes runs where it does, or does not run, as far as its volumes go
+    Pod {
+        /// Its name
+        name: String,
+        /// Its namespace [default: that of the kubeconfig file, or of the pod this runs in]
+        #[arg(long, short)]
+        namespace: Option<String>,
+    },
+}
+
+/// What could happen.
+#[derive(Clone, Debug, Subcommand)]
+pub enum WhatIfCommand {
+    /// A node dies and never comes back: which volumes go on where, and what is rebuilt
+    NodeDown {
+        /// Its name
+        node: String,
+        /// What a node takes in while it rebuilds, in a second
+        #[arg(long, value_name = "SIZE", value_parser = size, default_value = "100MiB")]
+        rate: u64,
     },
 }
 

@@ -17,7 +17,7 @@ pub(super) async fn volume(server: &Server, out: &Output, name: String) -> Resul
     out.answer(&told(&answer), || text(&answer))
 }
 
-fn told(answer: &v1::ExplainVolumeResponse) -> Value {
+pub(super) fn told(answer: &v1::ExplainVolumeResponse) -> Value {
     let node = |node: &v1::ExplainedNode| {
         json!({
             "node": node.node,
@@ -41,7 +41,7 @@ fn told(answer: &v1::ExplainVolumeResponse) -> Value {
     })
 }
 
-fn text(answer: &v1::ExplainVolumeResponse) -> String {
+pub(super) fn text(answer: &v1::ExplainVolumeResponse) -> String {
     let mut text = String::new();
     if let Some(volume) = &answer.volume {
         text.push_str(&format!("volume {}: {}\n", volume.name, volume.health_reason));

@@ -41,6 +41,11 @@ impl Failure {
         Self { code: "not_found", message: message.into(), exit: EXIT_NOT_FOUND }
     }
 
+    /// Somebody who is needed does not answer.
+    pub(super) fn unavailable(message: impl Into<String>) -> Self {
+        Self { code: "unavailable", message: message.into(), exit: EXIT_UNAVAILABLE }
+    }
+
     /// The daemon cannot be reached.
     pub(super) fn unreachable(server: &str, why: &str) -> Self {
         let message = format!(
