@@ -20,6 +20,11 @@ write_at_random() {
         --iodepth="${DEPTH:-16}" --randseed="$RANDOM" "$@"
 }
 writes_go_on() { [ "$(number acked_writes)" -gt "$begun" ]; }
+# noted NAME: the microseconds that a daemon has noted so of the last snapshot.
+noted() {
+    sed 's/\x1b\[[0-9;]*m//g' "$CLUSTER_DIR"/n*/log | grep "\bsnapshot=\"*s$round\b" |
+        grep -o "\b$1=[0-9]*" | tail -n 1 | grep -o '[0-9]*$'
+}
 uid_taken() { sed -n 's/.*"uid": *"\([^"]*\)".*/\1/p' "$CLUSTER_DIR/taken" | head -n 1; }
 # bare UID: notes the microseconds of FICLONE of the data of the first copy of this snapshot, and of
 # starting the program for it.
@@ -54,7 +59,10 @@ for ((round = 1; round <= ROUNDS; round++)); do
     if lockstep --json snapshot create v "s$round" >"$CLUSTER_DIR/taken" 2>"$CLUSTER_DIR/said"; then
         pause=$(grep -o '"pause_us": *[0-9]*' "$CLUSTER_DIR/taken" | grep -o '[0-9]*$')
         echo "$pause" >>"$CLUSTER_DIR/pauses"
-        echo "round $round: writes waited $pause us"
+        drain=$(noted drain_us) || die "no daemon has noted how long writes under way took"
+        echo "$drain" >>"$CLUSTER_DIR/drains"
+        echo $((pause - drain)) >>"$CLUSTER_DIR/keeps"
+        echo "round $round: writes waited $pause us, $drain of them for writes under way"
         # Making and removing it keeps the disk busy for seconds.
         ((round % 10 == 1)) && bare "$(uid_taken)"
     else
@@ -67,15 +75,24 @@ load=$(awk -v n=$(($(number acked_writes) - load_from)) -v a="$load_since" -v b=
 kill -INT $fio
 until_true 30 not process_alive $fio || fail "the load does not end"
 extents=$(xfs_io -r -c stat "$(replica_data v 1)" | sed -n 's/^fsxattr.nextents = //p')
-for what in pauses bare; do
-    for p in 50 99 100; do eval "${what}_$p=\$(at $p <'$CLUSTER_DIR/$what')"; done
+echo "$load writes/s, $extents extents"
+json=
+for what in pauses drains keeps bare; do
+    row=
+    for p in 50 90 99 100; do row+=" $(at $p <"$CLUSTER_DIR/$what")"; done
+    read -r p50 p90 p99 max <<<"$row"
+    json+=",\"${what}_us\":{\"p50\":$p50,\"p90\":$p90,\"p99\":$p99,\"max\":$max}"
+    case $what in
+        pauses) name="writes waited" ;;
+        drains) name="for writes under way" ;;
+        keeps) name="for the copies to be kept" ;;
+        bare) name="FICLONE alone" ;;
+    esac
+    printf '%-26s p50 %s us, p90 %s, p99 %s, max %s\n' "$name" "$p50" "$p90" "$p99" "$max"
 done
-echo "$load writes/s, $extents extents; writes waited p50 $pauses_50 us, p99 $pauses_99, max" \
-    "$pauses_100; FICLONE alone p50 $bare_50, p99 $bare_99, max $bare_100"
 if [ $JSON = yes ]; then
     line="{\"bench\":\"snapshot\",\"failed\":$FAILURES,\"rounds\":$ROUNDS,\"writes_per_s\":$load,"
-    line+="\"extents\":$extents,\"pause_us\":{\"p50\":$pauses_50,\"p99\":$pauses_99,"
-    line+="\"max\":$pauses_100},\"ficlone_us\":{\"p50\":$bare_50,\"p99\":$bare_99,\"max\":$bare_100}}"
+    line+="\"extents\":$extents$json}"
     ON_CLEANUP+=("echo '$line'")
 fi
 finish
