@@ -1,9 +1,9 @@
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.Optional;
 import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.admin.NewTopic;
 import org.apache.kafka.common.TopicPartition;
@@ -14,7 +14,7 @@ import org.apache.kafka.common.TopicPartition;
  * <pre>
  * Load topics  makes the topics
  * Load fill    writes --bytes in all, as fast as it goes
- * Load run     writes and reads until standard input ends, and tells who is in sync
+ * Load run     writes and reads until the file --until is there, and tells who is in sync
  * Load verify  reads all, and says how many acknowledged records are not there
  * </pre>
  *
@@ -22,6 +22,8 @@ import org.apache.kafka.common.TopicPartition;
  * {@code --ledger}, outside of the brokers.
  */
 final class Load {
+    private static final long PAUSE_MS = 100;
+
     private final Map<String, String> flags = new HashMap<>();
 
     private Load(String[] arguments) {
@@ -48,18 +50,31 @@ final class Load {
     }
 
     private boolean makeTopics() throws Exception {
-        short replication = (short) number("replication");
         List<NewTopic> topics = new ArrayList<>();
-        for (int i = 0; i < number("topics"); i++) {
-            topics.add(new NewTopic(topic(i), Optional.of((int) number("partitions")),
-                    Optional.of(replication)));
-        }
         try (Admin admin = Admin.create(Clients.common(servers()))) {
+            List<Integer> brokers = Watcher.waitForBrokers(admin, (int) number("brokers"));
+            int next = 0;
+            for (String name : names()) {
+                Map<Integer, List<Integer>> replicas = new HashMap<>();
+                for (int i = 0; i < number("partitions"); i++) {
+                    replicas.put(i, some(brokers, next++, (int) number("replication")));
+                }
+                topics.add(new NewTopic(name, replicas));
+            }
             admin.createTopics(topics).all().get();
             Watcher.waitUntilWhole(admin, names());
         }
         Report.line("made", "topics", topics.size());
         return true;
+    }
+
+    /** So many brokers one after the other, so that each has as many partitions. */
+    private static List<Integer> some(List<Integer> brokers, int first, int count) {
+        List<Integer> chosen = new ArrayList<>();
+        for (int i = 0; i < count; i++) {
+            chosen.add(brokers.get((first + i) % brokers.size()));
+        }
+        return chosen;
     }
 
     private boolean fill() throws Exception {
@@ -90,8 +105,9 @@ final class Load {
                 producers.begin(partition, Long.MAX_VALUE, number("rate"));
             }
             Report.line("running");
-            // Whoever started it says by the end of standard input that it is enough.
-            while (System.in.read() >= 0) {}
+            while (!Files.exists(Path.of(word("until")))) {
+                Report.pause(PAUSE_MS);
+            }
             producers.stop();
             producers.join();
             consumers.waitFor(ledger.last());

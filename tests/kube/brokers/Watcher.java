@@ -69,6 +69,30 @@ final class Watcher implements AutoCloseable {
         return seen;
     }
 
+    /** Waits until so many brokers are there; returns their ids in order. */
+    static List<Integer> waitForBrokers(Admin admin, int count) throws Exception {
+        long begin = System.currentTimeMillis();
+        while (true) {
+            List<Integer> ids = brokers(admin);
+            if (ids.size() >= count) {
+                return ids;
+            }
+            if (System.currentTimeMillis() - begin > LIMIT_MS) {
+                throw new IllegalStateException("only the brokers " + ids + " are there");
+            }
+            Report.pause(PAUSE_MS);
+        }
+    }
+
+    private static List<Integer> brokers(Admin admin) throws InterruptedException {
+        try {
+            var nodes = admin.describeCluster().nodes().get(6, TimeUnit.SECONDS);
+            return nodes.stream().map(Node::id).sorted().toList();
+        } catch (ExecutionException | TimeoutException notYet) {
+            return List.of();
+        }
+    }
+
     /** Waits until every partition has a leader and all its replicas in sync. */
     static void waitUntilWhole(Admin admin, List<String> topics) throws Exception {
         long begin = System.currentTimeMillis();
