@@ -42,7 +42,7 @@ enum Order {
     /// Let a mounted file system have all of its device, which has grown.
     Grow { device: PathBuf, mounted: Mounted },
     /// Let a mounted file system go on that may have been left frozen.
-    Thaw { dir: PathBuf },
+    Thaw { device: PathBuf, dir: PathBuf },
     /// Undo a mount that failed.
     Unmount { device: PathBuf, mounted: Mounted },
     /// Unmount what was mounted along with it, unless somebody else uses the device; then write
@@ -135,8 +135,9 @@ impl Mounter {
     }
 
     /// Lets what is mounted go on, if somebody died over its growth.
-    pub(super) async fn thaw(&self, mounted: &Mounted) -> Result<(), DevicesError> {
-        self.call(&Order::Thaw { dir: mounted.dir.clone() }).await.map(drop)
+    pub(super) async fn thaw(&self, kept: &Kept, mounted: &Mounted) -> Result<(), DevicesError> {
+        let (device, dir) = (kept.token.device.clone(), mounted.dir.clone());
+        self.call(&Order::Thaw { device, dir }).await.map(drop)
     }
 
     /// Leaves a device with nothing mounted, and nothing for the kernel to write to it: it can be
@@ -245,7 +246,7 @@ fn obey(order: Order) -> Result<Prepared, FileSystemError> {
             return Ok(Prepared { note, ..Prepared::default() });
         }
         Order::Grow { device, mounted } => filesystem::grow(&device, &mounted.dir, &mounted.fs)?,
-        Order::Thaw { dir } => filesystem::thaw(&dir)?,
+        Order::Thaw { device, dir } => filesystem::thaw(&device, &dir)?,
         Order::Unmount { device, mounted } => {
             filesystem::unmount(&device, &mounted.dir)?;
             remove_dir(&mounted);

@@ -1,6 +1,7 @@
 //! Devices of volumes that have grown.
 
 use lockstep_attach::device::Device;
+use lockstep_attach::filesystem::Options;
 use lockstep_core::id::VolumeId;
 
 use super::kept::{Kept, Mounted};
@@ -15,6 +16,12 @@ pub(super) async fn catch_up(device: &dyn Device, kept: &mut Kept, size_bytes: u
         Ok(()) => kept.token.size_bytes = size_bytes,
         Err(error) => tracing::warn!(volume = kept.name, %error, "a device stays small"),
     }
+}
+
+/// Whether what is mounted is to be written to. What is not grows when it is mounted to be.
+fn may_grow(kept: &Kept, mounted: &Mounted) -> bool {
+    let options = Options::parse(mounted.options.iter().map(String::as_str));
+    !kept.token.read_only && !options.is_ok_and(|options| options.is_read_only())
 }
 
 impl Devices {
@@ -40,7 +47,7 @@ impl Devices {
             self.keep(&kept)?;
         }
         match kept.mount.clone() {
-            Some(mounted) if !kept.token.read_only => self.grow(kept, &mounted).await,
+            Some(mounted) if may_grow(&kept, &mounted) => self.grow(kept, &mounted).await,
             _ => Ok(()),
         }
     }
@@ -54,7 +61,7 @@ impl Devices {
         if matches!(grown, Err(DevicesError::Files { .. })) {
             // The mounter died. One that answers has left nothing frozen, and what somebody else
             // has frozen stays so.
-            self.inner.mounter.thaw(mounted).await?;
+            self.inner.mounter.thaw(&noted, mounted).await?;
         }
         self.keep(&Kept { growing: false, ..noted })?;
         grown
@@ -64,7 +71,7 @@ impl Devices {
     pub(super) async fn thaw_left(&self, kept: &Kept) {
         let Some(mounted) = kept.mount.as_ref().filter(|_| kept.growing) else { return };
         let thawed = async {
-            self.inner.mounter.thaw(mounted).await?;
+            self.inner.mounter.thaw(kept, mounted).await?;
             self.keep(&Kept { growing: false, ..kept.clone() })
         };
         if let Err(error) = thawed.await {

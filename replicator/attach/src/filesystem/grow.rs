@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -38,14 +38,28 @@ pub fn grow(device: &Path, dir: &Path, fs: &str) -> Result<(), FileSystemError> 
     // Linux cannot replay a log in which an XFS has grown twice, older ones not even once: they
     // take what lies beyond the size in the superblock on the disk for damage. So each growth
     // finds an empty log, and leaves one.
-    empty_log(dir)?;
+    empty_log(device, dir)?;
     grow_as_it_is(device, dir, fs)?;
-    empty_log(dir)
+    empty_log(device, dir)
+}
+
+/// Opens the directory where the file system of a device is mounted. What is frozen or thawed
+/// through it is that one: it can't be unmounted any more, only taken out of sight.
+fn open(device: &Path, dir: &Path) -> Result<File, FileSystemError> {
+    let on = File::open(dir).map_err(|error| failed("cannot open", dir, error))?;
+    let of = on.metadata().map_err(|error| failed("cannot look at", dir, error))?.dev();
+    let number = fs::metadata(device).map_err(|error| failed("cannot look at", device, error))?;
+    if number.rdev() != of {
+        let (dir, device) = (dir.display(), device.display());
+        let what = format!("{dir}: {device} is not mounted there any more");
+        return Err(FileSystemError::Unfit(what));
+    }
+    Ok(on)
 }
 
 /// Has a file system write out all that its log holds.
-fn empty_log(dir: &Path) -> Result<(), FileSystemError> {
-    let on = File::open(dir).map_err(|error| failed("cannot open", dir, error))?;
+fn empty_log(device: &Path, dir: &Path) -> Result<(), FileSystemError> {
+    let on = open(device, dir)?;
     let deadline = Instant::now() + FROZEN_LIMIT;
     loop {
         match freeze::freeze(&on) {
@@ -74,10 +88,9 @@ fn thaw_open(on: &File, dir: &Path) -> Result<(), FileSystemError> {
 /// Lets a file system go on that [`grow`] may have left frozen.
 ///
 /// # Errors
-/// If the kernel refuses.
-pub fn thaw(dir: &Path) -> Result<(), FileSystemError> {
-    let on = File::open(dir).map_err(|error| failed("cannot open", dir, error))?;
-    thaw_open(&on, dir)
+/// If the device is not mounted there, or the kernel refuses.
+pub fn thaw(device: &Path, dir: &Path) -> Result<(), FileSystemError> {
+    thaw_open(&open(device, dir)?, dir)
 }
 
 /// As [`grow`], of one that has just been mounted: its log is empty.
@@ -161,6 +174,18 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(bytes).unwrap();
         file
+    }
+
+    #[test]
+    fn only_the_file_system_of_the_device_is_frozen_or_thawed() {
+        let dir = tempfile::tempdir().unwrap();
+        for refused in [
+            thaw(Path::new("/dev/null"), dir.path()),
+            grow(Path::new("/dev/null"), dir.path(), "xfs"),
+        ] {
+            let said = refused.unwrap_err().to_string();
+            assert!(said.contains("is not mounted there any more"), "{said}");
+        }
     }
 
     #[test]
