@@ -3,6 +3,7 @@
 use crate::parameters::Fs;
 use crate::refuse;
 use crate::size::{EXT4_MIN, XFS_MIN};
+use lockstep_attach::filesystem::Options;
 use lockstep_proto::csi::VolumeCapability;
 use lockstep_proto::csi::volume_capability::AccessType;
 use lockstep_proto::csi::volume_capability::access_mode::Mode;
@@ -83,6 +84,17 @@ impl Capability {
             }
         };
         Ok(Self { access, read_only, single, several })
+    }
+
+    /// Whether nobody can write, since the mode or an option of the mount says so. An option that
+    /// is no good is refused by who mounts.
+    pub(crate) fn is_seen_read_only(&self) -> bool {
+        let by_option = match &self.access {
+            Access::Block => false,
+            Access::Mount { options, .. } => Options::parse(options.iter().map(String::as_str))
+                .is_ok_and(|options| options.is_read_only()),
+        };
+        self.read_only || by_option
     }
 
     /// Reads several, of which there has to be one at least.

@@ -182,7 +182,12 @@ impl Asked {
             Some(source) if there.is_none() => Some(source.find(daemons).await?),
             _ => None,
         };
-        daemons.create(&self.request(there.as_ref(), &nodes, source.as_ref())?).await
+        let made = daemons.create(&self.request(there.as_ref(), &nodes, source.as_ref())?).await?;
+        if there.is_some() {
+            // It was begun for a call that may have wanted another one.
+            self.compare(&made, &nodes)?;
+        }
+        Ok(made)
     }
 }
 

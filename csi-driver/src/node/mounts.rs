@@ -156,22 +156,44 @@ fn bind_writable(source: &Path, target: &Path) -> Result<(), Status> {
 
 fn bind_in_two_steps(source: &Path, target: &Path) -> Result<(), Status> {
     bind_writable(source, target)?;
-    let (nothing, flags) =
-        (None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY);
-    mount(nothing, target, nothing, flags, nothing).map_err(|errno| {
-        // Never leave it writable: the next call would take it for what is there.
-        let _ = umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
-        failed("cannot mount at", target, &errno.into())
-    })
+    let read_only = || {
+        let options = top(target)?.map(|mount| mount.options).unwrap_or_default();
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept(&options);
+        let nothing = None::<&str>;
+        mount(nothing, target, nothing, flags, nothing)
+            .map_err(|errno| failed("cannot mount at", target, &errno.into()))
+    };
+    // Never leave it writable: the next call would take it for what is there.
+    read_only().inspect_err(|_| take_back(target))
+}
+
+/// What a mount forbids, of that which it would allow again if it were not told anew.
+fn kept(options: &str) -> MsFlags {
+    let flag = |option: &str| match option {
+        "nosuid" => MsFlags::MS_NOSUID,
+        "nodev" => MsFlags::MS_NODEV,
+        "noexec" => MsFlags::MS_NOEXEC,
+        _ => MsFlags::empty(),
+    };
+    options.split(',').map(flag).collect()
+}
+
+/// Takes away what [`bind`] has just mounted and nobody was told of.
+pub(super) fn take_back(target: &Path) {
+    // If it fails, the next call finds it, and says so.
+    let _ = umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
 }
 
 /// Whether a mount is of a device that a daemon may have made.
 fn may_be_ours(mount: &MountPoint) -> bool {
+    // So the kernel tells of a file that was removed since: a device that is gone.
+    let root = mount.root.to_str().and_then(|root| root.strip_suffix("//deleted"));
+    let root = root.map_or(mount.root.as_path(), Path::new);
     let of_a_device = |path: &Path| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         DEVICES.iter().any(|device| name.starts_with(device))
     };
-    of_a_device(&mount.source) || of_a_device(&mount.root)
+    of_a_device(&mount.source) || of_a_device(root)
 }
 
 fn foreign(mount: &MountPoint) -> Status {
@@ -300,6 +322,13 @@ mod tests {
     }
 
     #[test]
+    fn what_a_mount_forbids_stays_forbidden() {
+        assert_eq!(kept("rw,relatime"), MsFlags::empty());
+        let all = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        assert_eq!(kept("rw,nosuid,nodev,noexec,relatime"), all);
+    }
+
+    #[test]
     fn a_place_is_told_from_another() {
         let device = Path::new("/dev/loop7");
         let mount = |root: &str, fs: &str, source: &str| MountPoint {
@@ -315,6 +344,9 @@ mod tests {
         assert!(!is_node_of(&mount("/loop7", "ext4", "/dev/sda"), device));
         assert!(may_be_ours(&mount("/", "ext4", "/dev/ublkb0")));
         assert!(may_be_ours(&mount("/nbd1", "devtmpfs", "udev")));
+        let gone = mount("/loop7//deleted", "devtmpfs", "udev");
+        assert!(may_be_ours(&gone), "a device that was removed can be unpublished");
+        assert!(!is_node_of(&gone, device), "its name may be another one's by now");
         assert!(!may_be_ours(&mount("/", "ext4", "/dev/sda1")));
         assert_eq!(found(device, Path::new("/nowhere/at/all")).unwrap(), Found::Nothing);
     }

@@ -29,7 +29,7 @@ impl Wanted {
             return Err(Status::failed_precondition(why));
         }
         let staging = names::path("staging_target_path", &request.staging_target_path)?;
-        let read_only = request.readonly || capability.read_only;
+        let read_only = request.readonly || capability.is_seen_read_only();
         Ok(Self { id, staging, target, capability, read_only })
     }
 
@@ -43,10 +43,20 @@ impl Wanted {
         };
         match self.capability.access {
             Access::Mount { .. } => {
-                if mounts::at(&self.staging)? != mounts::of_device(&served.device) {
+                // A device that has failed may be gone, and a directory of the node be left.
+                let device = mounts::of_device(&served.device).ok_or_else(unstaged)?;
+                if mounts::at(&self.staging)? != Some(device) {
                     return Err(unstaged());
                 }
                 Ok(self.staging.clone())
+            }
+            // Whatever is written under a mounted file system, it takes for damage.
+            Access::Block if !served.mount_dir.as_os_str().is_empty() => {
+                Err(Status::failed_precondition(format!(
+                    "volume {} is staged as a file system, at {}; unstage it first",
+                    self.id,
+                    served.mount_dir.display()
+                )))
             }
             // A device that is writable is so under every name.
             Access::Block if self.read_only && !served.read_only => {
@@ -95,7 +105,14 @@ impl Wanted {
                 other.display()
             )));
         }
-        mounts::bind(&source, &self.target, is_block, read_only)
+        mounts::bind(&source, &self.target, is_block, read_only)?;
+        // It may have failed in between, and what was bound be the directory that it was mounted on.
+        if !mounts::shows(&served.device, &self.target)? {
+            mounts::take_back(&self.target);
+            let why = format!("volume {} was just taken from this node; try again", self.id);
+            return Err(Status::aborted(why));
+        }
+        Ok(())
     }
 }
 
@@ -157,7 +174,9 @@ fn unbind(served: Option<&Served>, target: &Path) -> Result<(), Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lockstep_proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume};
+    use lockstep_proto::csi::volume_capability::{
+        AccessMode, AccessType, BlockVolume, MountVolume,
+    };
     use tonic::Code;
 
     fn request() -> csi::NodePublishVolumeRequest {
@@ -170,6 +189,18 @@ mod tests {
                 access_type: Some(AccessType::Block(BlockVolume {})),
             }),
             ..Default::default()
+        }
+    }
+
+    fn mount(flags: &[&str]) -> csi::NodePublishVolumeRequest {
+        let mount_flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let mount = MountVolume { mount_flags, ..Default::default() };
+        csi::NodePublishVolumeRequest {
+            volume_capability: Some(csi::VolumeCapability {
+                access_mode: Some(AccessMode { mode: 1 }),
+                access_type: Some(AccessType::Mount(mount)),
+            }),
+            ..request()
         }
     }
 
@@ -200,6 +231,26 @@ mod tests {
         let refused = wanted.source(&served(false)).unwrap_err();
         assert_eq!(refused.code(), Code::FailedPrecondition);
         assert_eq!(wanted.source(&served(true)).unwrap(), Path::new("/dev/null"));
+    }
+
+    #[test]
+    fn a_directory_whose_device_is_gone_is_not_the_volume() {
+        let served = Served { device: "/no/such".into(), ..staged() };
+        let refused = Wanted::new(&mount(&[])).unwrap().source(&served).unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+    }
+
+    #[test]
+    fn the_device_under_a_file_system_is_not_given_away() {
+        let refused = Wanted::new(&request()).unwrap().source(&staged()).unwrap_err();
+        assert!(refused.message().contains("staged as a file system"), "{refused}");
+    }
+
+    #[test]
+    fn an_option_makes_it_read_only_as_well() {
+        assert!(!Wanted::new(&mount(&["noatime"])).unwrap().read_only);
+        assert!(Wanted::new(&mount(&["noatime", "ro"])).unwrap().read_only);
+        assert!(!Wanted::new(&mount(&["ro,rw"])).unwrap().read_only);
     }
 
     #[test]

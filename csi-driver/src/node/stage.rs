@@ -67,13 +67,45 @@ impl Node {
             uid: context(UID),
             ..Default::default()
         };
-        let node = self.clone();
-        self.turns
-            .run(&id, async move {
-                let attach = if many { node.attach_view(attach).await? } else { attach };
-                node.attach(attach, staging).await
-            })
-            .await
+        let (node, name) = (self.clone(), id.clone());
+        let work = |held: Held| async move {
+            node.fits_what_is_staged(&held, &name, capability.access, &staging).await?;
+            let attach = if many { node.attach_view(attach).await? } else { attach };
+            node.attach(attach, staging).await
+        };
+        self.turns.run_held(&id, work).await
+    }
+
+    /// A device is not used both raw and through a file system. What is here is asked for only as
+    /// far as it can be told: whoever attaches waits for the rest.
+    async fn fits_what_is_staged(
+        &self,
+        held: &Held,
+        name: &str,
+        access: Access,
+        staging: &Path,
+    ) -> Result<(), Status> {
+        let Ok(Some(served)) = self.served(name).await else { return Ok(()) };
+        let is_mounted = !served.mount_dir.as_os_str().is_empty();
+        match access {
+            Access::Block if is_mounted => Err(Status::already_exists(format!(
+                "volume {name} is staged as a file system, at {}; unstage it first",
+                served.mount_dir.display()
+            ))),
+            Access::Mount { .. } if !is_mounted => {
+                let (device, staging) = (served.device, staging.to_owned());
+                let other = move || mounts::elsewhere(&device, &[&staging]);
+                let other = held.blocking(other).await?;
+                other.map_or(Ok(()), |other| {
+                    Err(Status::already_exists(format!(
+                        "volume {name} is published as a device, at {}; unpublish and unstage it \
+                         first",
+                        other.display()
+                    )))
+                })
+            }
+            Access::Block | Access::Mount { .. } => Ok(()),
+        }
     }
 
     /// What is attached by who reads on several nodes.
@@ -114,7 +146,8 @@ impl Node {
             let node = self.daemon.node().await?;
             let view = names::view(&name, &node.name);
             // A volume with a view here is itself attached for a moment at most, for another node.
-            let has_view = node.primaries.iter().any(|primary| primary.volume_name == view);
+            let has_view = node.primaries.iter().any(|primary| primary.volume_name == view)
+                || node.waiting_devices.iter().any(|waiting| waiting.volume_name == view);
             if has_view || !self.let_go(&name, &node.name).await? {
                 self.let_go_view(&name, &node.name).await?;
             }

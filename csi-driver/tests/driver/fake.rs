@@ -24,6 +24,8 @@ pub(crate) struct Fake {
     pub(crate) made: Arc<Mutex<u32>>,
     /// What is attached here.
     pub(crate) attached: Arc<Mutex<Vec<Attached>>>,
+    /// Volumes that the daemon is about to serve again, by name.
+    pub(crate) waiting: Arc<Mutex<Vec<String>>>,
     /// Labels that were put on nodes, each change in its order.
     pub(crate) labels: Arc<Mutex<Labels>>,
 }
@@ -67,8 +69,13 @@ impl Fake {
             lockstep::LocalPrimary { volume_name, device, ..Default::default() }
         };
         let primaries = self.attached.lock().unwrap().iter().map(primary).collect();
+        let waits = |name: &String| lockstep::WaitingDevice {
+            volume_name: name.clone(),
+            ..Default::default()
+        };
         lockstep::Node {
             primaries,
+            waiting_devices: self.waiting.lock().unwrap().iter().map(waits).collect(),
             name: "n1".to_owned(),
             ready: self.not_ready.is_empty(),
             not_ready_reason: self.not_ready.clone(),
@@ -278,6 +285,9 @@ macro_rules! control {
             ) -> Result<Response<lockstep::DetachResponse>, Status> {
                 let lockstep::DetachRequest { name, only_node, .. } = request.into_inner();
                 assert_eq!(only_node.as_deref(), Some("n1"), "no other node may lose the volume");
+                if self.waiting.lock().unwrap().contains(&name) {
+                    return Err(Status::aborted("it is about to be served again; try again"));
+                }
                 let mut attached = self.attached.lock().unwrap();
                 let before = attached.len();
                 attached.retain(|(there, _)| *there != name);

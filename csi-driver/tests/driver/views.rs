@@ -102,7 +102,7 @@ async fn what_is_attached_for_a_moment_is_not_taken_for_its_view() {
     let device =
         lockstep_proto::v1::Device { kernel_path: "/dev/null".to_owned(), ..Default::default() };
     // Another node is making its view: that takes a snapshot of the volume, here as it happens.
-    let attached = vec![("r".to_owned(), None), (view, Some(device))];
+    let attached = vec![("r".to_owned(), None), (view.clone(), Some(device))];
     *scene.fake.attached.lock().unwrap() = attached;
     let grow = csi::NodeExpandVolumeRequest {
         volume_id: "r".to_owned(),
@@ -115,6 +115,11 @@ async fn what_is_attached_for_a_moment_is_not_taken_for_its_view() {
         volume_id: "r".to_owned(),
         staging_target_path: "/nowhere/staging".to_owned(),
     };
+    // Its daemon has just been started, and is to have its device back.
+    *scene.fake.waiting.lock().unwrap() = vec![view];
+    let refused = node.node_unstage_volume(unstage.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Aborted, "the view stays: {refused}");
+    scene.fake.waiting.lock().unwrap().clear();
     node.node_unstage_volume(unstage).await.unwrap();
     assert_eq!(scene.fake.volumes.lock().unwrap().len(), 2, "the view is gone");
     let attached = scene.fake.attached.lock().unwrap();

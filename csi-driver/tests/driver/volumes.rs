@@ -54,6 +54,23 @@ impl Scene {
 }
 
 #[tokio::test]
+async fn what_is_half_made_is_made_for_those_only_who_want_it_so() {
+    let mut scene = scene().await;
+    let made = scene.make("v").await;
+    let half = |volumes: &mut BTreeMap<String, lockstep_proto::v1::VolumeStatus>| {
+        volumes.get_mut("v").unwrap().stage = lockstep_proto::v1::VolumeStage::Creating.into();
+    };
+    half(&mut scene.fake.volumes.lock().unwrap());
+    let required_bytes = made.capacity_bytes + 1;
+    let capacity_range = Some(csi::CapacityRange { required_bytes, limit_bytes: 0 });
+    let larger = csi::CreateVolumeRequest { capacity_range, ..wanted("v") };
+    let refused = scene.client.create_volume(larger).await.unwrap_err();
+    assert_eq!(refused.code(), Code::AlreadyExists, "{refused}");
+    half(&mut scene.fake.volumes.lock().unwrap());
+    assert_eq!(scene.make("v").await, made);
+}
+
+#[tokio::test]
 async fn the_same_name_is_the_same_volume_also_at_once() {
     let mut scene = scene().await;
     let calls = (0..8).map(|_| {
