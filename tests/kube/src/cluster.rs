@@ -17,7 +17,9 @@ use tokio::process::Command;
 
 /// How long the API server may take to begin.
 const BEGINNING: Duration = Duration::from_secs(180);
-const ADDRESS: &str = "https://127.0.0.1:6443";
+/// Where nodes reach it: `tests/kube/run` gives this address to the bridge that they are at.
+pub(crate) const ADDRESS: &str = "10.77.0.1";
+const SERVER: &str = "https://10.77.0.1:6443";
 const ETCD: &str = "http://127.0.0.1:2379";
 const ETCD_PEER: &str = "http://127.0.0.1:2380";
 
@@ -32,18 +34,45 @@ pub(crate) enum User {
     Admin,
     /// May do what the daemon needs.
     Lockstep,
+    ControllerManager,
+    Scheduler,
+    /// The kubelet of a node, by its number.
+    Node(usize),
 }
 
+/// Most nodes that there can be.
+pub(crate) const MAX_NODES: usize = 9;
+
 impl User {
-    fn token(self) -> &'static str {
+    fn all() -> impl Iterator<Item = Self> {
+        let some = [Self::Admin, Self::Lockstep, Self::ControllerManager, Self::Scheduler];
+        some.into_iter().chain((1..=MAX_NODES).map(Self::Node))
+    }
+
+    fn name(self) -> String {
         match self {
-            Self::Admin => "admin-token",
-            Self::Lockstep => "lockstep-token",
+            Self::Admin => "admin".to_owned(),
+            Self::Lockstep => "lockstep".to_owned(),
+            Self::ControllerManager => "system:kube-controller-manager".to_owned(),
+            Self::Scheduler => "system:kube-scheduler".to_owned(),
+            Self::Node(number) => format!("system:node:n{number}"),
         }
+    }
+
+    fn group(self) -> Option<&'static str> {
+        match self {
+            Self::Admin => Some("system:masters"),
+            Self::Node(_) => Some("system:nodes"),
+            _ => None,
+        }
+    }
+
+    fn token(self) -> String {
+        format!("{}-token", self.name().replace(':', "-"))
     }
 }
 
-/// A Kubernetes cluster without nodes. It ends when this is dropped.
+/// The control plane of Kubernetes, without what needs nodes. It ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     dir: PathBuf,
@@ -64,6 +93,16 @@ impl Cluster {
         cluster.start_etcd()?;
         cluster.start_api(&[]).await?;
         Ok(cluster)
+    }
+
+    /// Where the programs of Kubernetes are.
+    pub(crate) fn programs(&self) -> &Path {
+        &self.programs
+    }
+
+    /// What asks it as the administrator.
+    pub(crate) async fn client(&self) -> anyhow::Result<Client> {
+        Ok(Client::try_from(self.config(User::Admin, PATIENT).await?)?)
     }
 
     /// Where its files are.
@@ -113,7 +152,7 @@ impl Cluster {
 
     /// What the API server says at a path.
     pub(crate) async fn raw(&self, path: &str) -> anyhow::Result<String> {
-        let client = Client::try_from(self.config(User::Admin, PATIENT).await?)?;
+        let client = self.client().await?;
         let request = http::Request::get(path).body(Vec::new())?;
         Ok(client.request_text(request).await?)
     }
@@ -144,7 +183,7 @@ impl Cluster {
 
     /// Makes a namespace.
     pub(crate) async fn make_namespace(&self, name: &str) -> anyhow::Result<()> {
-        let client = Client::try_from(self.config(User::Admin, PATIENT).await?)?;
+        let client = self.client().await?;
         let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
         let namespace = Namespace { metadata, ..Namespace::default() };
         Api::all(client).create(&PostParams::default(), &namespace).await?;
@@ -188,17 +227,20 @@ impl Cluster {
 
 /// Writes the files that the API server and its users need.
 async fn prepare(dir: &Path) -> anyhow::Result<()> {
-    let tokens = "admin-token,admin,1,\"system:masters\"\nlockstep-token,lockstep,2\n";
-    fs::write(dir.join("tokens.csv"), tokens)?;
-    for user in [User::Admin, User::Lockstep] {
+    let tokens = User::all().enumerate().map(|(number, user)| {
+        let (token, name) = (user.token(), user.name());
+        let group = user.group().map(|group| format!(",\"{group}\"")).unwrap_or_default();
+        format!("{token},{name},{number}{group}\n")
+    });
+    fs::write(dir.join("tokens.csv"), tokens.collect::<String>())?;
+    for user in User::all() {
         let config = serde_json::json!({
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "test",
             "clusters": [{"name": "test", "cluster": {
-                "server": ADDRESS,
-                // The API server makes itself a certificate when it begins.
-                "certificate-authority": dir.join("certs/apiserver.crt"),
+                "server": SERVER,
+                "certificate-authority": certificate(dir),
             }}],
             "users": [{"name": "test", "user": {"token": user.token()}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
@@ -209,7 +251,28 @@ async fn prepare(dir: &Path) -> anyhow::Result<()> {
     let (private, public) = (private.to_string_lossy(), public.to_string_lossy());
     let kind = ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
     openssl(&[&["genpkey", "-out", &private], &kind[..]].concat()).await?;
-    openssl(&["pkey", "-in", &private, "-pubout", "-out", &public]).await
+    openssl(&["pkey", "-in", &private, "-pubout", "-out", &public]).await?;
+    make_certificate(dir).await
+}
+
+/// The API server's certificate, which whoever asks it trusts.
+pub(crate) fn certificate(dir: &Path) -> PathBuf {
+    dir.join("certs/apiserver.crt")
+}
+
+async fn make_certificate(dir: &Path) -> anyhow::Result<()> {
+    let file = certificate(dir);
+    fs::create_dir_all(dir.join("certs"))?;
+    let (key, file) = (file.with_extension("key"), file.to_string_lossy());
+    let names = format!(
+        "subjectAltName=IP:127.0.0.1,IP:{ADDRESS},IP:10.96.0.1,DNS:localhost,DNS:kubernetes,\
+         DNS:kubernetes.default,DNS:kubernetes.default.svc"
+    );
+    let kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30"];
+    let about = ["-subj", "/CN=kube-apiserver", "-addext", &names];
+    let more = ["-addext", "basicConstraints=critical,CA:FALSE", "-out", &file, "-keyout"];
+    let key = key.to_string_lossy();
+    openssl(&[&["req", "-x509"], &kind[..], &about[..], &more[..], &[&key]].concat()).await
 }
 
 async fn openssl(flags: &[&str]) -> anyhow::Result<()> {
@@ -219,13 +282,15 @@ async fn openssl(flags: &[&str]) -> anyhow::Result<()> {
 }
 
 fn kubeconfig(dir: &Path, user: User) -> PathBuf {
-    dir.join(format!("{user:?}.kubeconfig"))
+    dir.join(format!("{}.kubeconfig", user.name().replace(':', "-")))
 }
 
 fn etcd_flags(dir: &Path) -> Vec<String> {
     let data = dir.join("etcd");
     vec![
         format!("--data-dir={}", data.display()),
+        // Processes are killed here, never the machine.
+        "--unsafe-no-fsync".to_owned(),
         format!("--listen-client-urls={ETCD}"),
         format!("--advertise-client-urls={ETCD}"),
         format!("--listen-peer-urls={ETCD_PEER}"),
@@ -238,16 +303,18 @@ fn api_flags(dir: &Path) -> Vec<String> {
     let file = |name: &str| dir.join(name).display().to_string();
     vec![
         format!("--etcd-servers={ETCD}"),
-        "--bind-address=127.0.0.1".to_owned(),
-        "--advertise-address=127.0.0.1".to_owned(),
+        "--bind-address=0.0.0.0".to_owned(),
+        format!("--advertise-address={ADDRESS}"),
         "--secure-port=6443".to_owned(),
-        "--endpoint-reconciler-type=none".to_owned(),
         "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
         format!("--cert-dir={}", file("certs")),
         format!("--token-auth-file={}", file("tokens.csv")),
         format!("--service-account-key-file={}", file("accounts.pub")),
         format!("--service-account-signing-key-file={}", file("accounts.key")),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-        "--authorization-mode=RBAC".to_owned(),
+        "--authorization-mode=Node,RBAC".to_owned(),
+        "--enable-admission-plugins=NodeRestriction".to_owned(),
+        "--allow-privileged=true".to_owned(),
+        "--kubelet-preferred-address-types=InternalIP".to_owned(),
     ]
 }

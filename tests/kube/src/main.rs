@@ -1,17 +1,21 @@
 //! `lockstep-kube`: the record store on Kubernetes objects against a real API server and a real
 //! etcd: the suite that all record stores pass, with kills, lost answers and a server that is too
-//! busy. `tests/kube/run` starts it in namespaces of its own.
+//! busy; and on nodes with real kubelets, volumes in pods. `tests/kube/run` starts it in namespaces
+//! of its own.
 
 mod cluster;
 mod counting;
 mod daemons;
 mod guards;
+#[allow(dead_code, reason = "checks that use the rest come by and by")]
+mod lab;
 mod many;
 mod nodes;
 mod process;
 mod restarts;
 mod shown;
 mod speed;
+mod stateful;
 mod subject;
 mod throttle;
 mod wire;
@@ -19,6 +23,7 @@ mod wire;
 use anyhow::Context as _;
 use clap::Parser as _;
 use cluster::Cluster;
+use lab::Lab;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -35,6 +40,15 @@ struct Args {
     /// The root of the project, for its manifests
     #[arg(long, default_value = ".")]
     project: PathBuf,
+    /// Where data and logs are kept [default: a new directory]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// More of what is random
+    #[arg(long)]
+    full: bool,
+    /// No nodes are started, so the checks that need them are left out
+    #[arg(long)]
+    without_nodes: bool,
     /// Only the checks whose names contain this
     #[arg(long, default_value = "")]
     only: String,
@@ -64,9 +78,12 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let dir = tempfile::Builder::new().prefix("lockstep-kube-").tempdir()?;
+    let dir = match &args.dir {
+        Some(dir) => dir.clone(),
+        None => tempfile::Builder::new().prefix("lockstep-kube-").tempdir()?.keep(),
+    };
     let begin = Instant::now();
-    let cluster = Cluster::start(dir.path(), &args.programs).await?;
+    let cluster = Cluster::start(&dir, &args.programs).await?;
     let version = cluster.raw("/version").await?;
     let version: serde_json::Value = serde_json::from_str(&version)?;
     let version = version.get("gitVersion").and_then(|v| v.as_str()).unwrap_or("?").to_owned();
@@ -84,7 +101,9 @@ async fn run(args: &Args) -> anyhow::Result<ExitCode> {
     });
     let is_well = run.failed == 0 && run.passed > 0;
     if !is_well || args.keep {
-        say(&format!("kept: {}", dir.keep().display()));
+        say(&format!("kept: {}", dir.display()));
+    } else {
+        std::fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
     }
     say(&format!("{} passed, {} failed", run.passed, run.failed));
     if args.json {
@@ -106,6 +125,9 @@ fn manifests(project: &Path) -> anyhow::Result<Vec<String>> {
     };
     files.into_iter().map(read).collect()
 }
+
+/// The checks that need nodes.
+const NODE_CHECKS: [&str; 1] = ["stateful"];
 
 struct Run<'a> {
     args: &'a Args,
@@ -136,7 +158,42 @@ impl Run<'_> {
             Ok(told)
         })
         .await;
+        self.on_nodes().await;
         figures.into_inner()
+    }
+
+    /// Checks on a cluster with nodes, which is only started if one of them is wanted.
+    async fn on_nodes(&mut self) {
+        let wanted = NODE_CHECKS.iter().any(|name| name.contains(&self.args.only));
+        let held = Arc::clone(&self.cluster).lock_owned().await;
+        if !wanted {
+            return;
+        }
+        if self.args.without_nodes {
+            say("SKIPPED nodes: needs root, to run kubelets and to mount");
+            return;
+        }
+        let begin = Instant::now();
+        let lab = async {
+            let mut lab = Lab::start(held).await?;
+            lab.install_driver().await?;
+            anyhow::Ok(lab)
+        };
+        let lab = match lab.await {
+            Ok(lab) => Mutex::new(lab),
+            Err(error) => {
+                self.failed += 1;
+                say(&format!("FAIL nodes: {error:#} ({:.1} s)", begin.elapsed().as_secs_f64()));
+                return;
+            }
+        };
+        let seconds = begin.elapsed().as_secs_f64();
+        say(&format!("{} nodes with the driver are ready after {seconds:.1} s", lab::NODES));
+        self.check("stateful", async || stateful::run(&mut *lab.lock().await).await).await;
+        if let Err(error) = lab.into_inner().finish().await {
+            self.failed += 1;
+            say(&format!("FAIL nodes: {error:#}"));
+        }
     }
 
     async fn check(&mut self, name: &str, body: impl AsyncFnOnce() -> anyhow::Result<String>) {

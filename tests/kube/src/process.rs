@@ -53,9 +53,21 @@ impl Process {
 
     /// Starts it, with some more flags.
     pub(crate) fn start(&mut self, more: &[&str]) -> anyhow::Result<()> {
-        let log = File::options().append(true).create(true).open(&self.log)?;
         let mut command = Command::new(&self.program);
-        command.args(&self.flags).args(more).env_clear().kill_on_drop(true);
+        command.args(&self.flags).args(more);
+        self.start_command(command)
+    }
+
+    /// Lets another program start it, as its child.
+    pub(crate) fn start_in(&mut self, other: &str, flags: &[String]) -> anyhow::Result<()> {
+        let mut command = Command::new(other);
+        command.args(flags).arg(&self.program).args(&self.flags);
+        self.start_command(command)
+    }
+
+    fn start_command(&mut self, mut command: Command) -> anyhow::Result<()> {
+        let log = File::options().append(true).create(true).open(&self.log)?;
+        command.env_clear().kill_on_drop(true);
         command.envs(self.environment.iter().map(|(name, file)| (name, file)));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(Stdio::from(log));
         let shown = self.program.display();
@@ -67,6 +79,25 @@ impl Process {
     /// Whether it was started and has not ended by itself.
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// The processes that it started and that live.
+    pub(crate) fn children(&self) -> Vec<u32> {
+        let Some(pid) = self.child.as_ref().and_then(Child::id) else { return Vec::new() };
+        let listed = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        listed.unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    }
+
+    /// `kill -9` for what it started, which ends it too; returns when it is gone.
+    pub(crate) async fn kill_inner(&mut self) -> anyhow::Result<()> {
+        for pid in self.children() {
+            kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
+        }
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        match tokio::time::timeout(LIMIT, child.wait()).await {
+            Ok(_) => Ok(()),
+            Err(_) => bail!("what {} started outlives its kill", self.program.display()),
+        }
     }
 
     /// `kill -9`; returns when it is gone.
