@@ -103,15 +103,18 @@ impl Daemons {
 
     /// What the daemon says of itself.
     pub(crate) async fn node(&self) -> Result<v1::Node, Status> {
-        let call = |mut client: Client| async move { client.get_node(v1::GetNodeRequest {}).await };
+        let call = |mut client: Client| async move {
+            client.get_node(v1::GetNodeRequest::default()).await
+        };
         let answer = self.ask(DEADLINE, call).await?;
         answer.node.ok_or_else(|| Status::internal("the daemon does not say which node it is"))
     }
 
     /// All nodes, by name.
     pub(crate) async fn nodes(&self) -> Result<Vec<v1::NodeStatus>, Status> {
-        let call =
-            |mut client: Client| async move { client.list_nodes(v1::ListNodesRequest {}).await };
+        let call = |mut client: Client| async move {
+            client.list_nodes(v1::ListNodesRequest::default()).await
+        };
         Ok(self.ask(ASK, call).await?.nodes)
     }
 

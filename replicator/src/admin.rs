@@ -13,6 +13,7 @@ mod devices;
 mod doors;
 mod evacuate;
 mod explain;
+mod fence;
 mod housekeeping;
 mod keeper;
 mod labels;

@@ -361,4 +361,5 @@ control! {
     add_replica(AddReplicaRequest) -> AddReplicaResponse;
     explain_volume(ExplainVolumeRequest) -> ExplainVolumeResponse;
     what_if_node_down(WhatIfNodeDownRequest) -> WhatIfNodeDownResponse;
+    fence_volume(FenceVolumeRequest) -> FenceVolumeResponse;
 }

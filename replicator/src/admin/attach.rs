@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tonic::Status;
 
 use super::catalog::{Stage, VolumeObject};
-use super::liveness::Liveness;
+use super::liveness::{LOOK_LIMIT, Liveness};
 use super::peers::{at, pass_on, within};
 use super::{Admin, devices, names, refuse};
 use crate::engine::{EngineError, VolumeHandle};
@@ -50,7 +50,9 @@ pub(super) struct Attachment {
 
 /// What callers were told of an attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+pub(super) enum Standing {
+    /// Nobody has asked for it: it was taken from a lost node, and any node may take it.
+    Spare,
     /// Nobody has been told yet that it succeeded.
     Asked,
     /// Somebody has.
@@ -135,9 +137,9 @@ impl Admin {
             attached.is_some_and(|handle| !is_over(*handle.phase().borrow()))
         };
         if !served_here() && !request.force {
-            self.wait_until_free(&volume, deadline).await?;
+            self.wait_until_free(&volume, deadline, LOOK_LIMIT).await?;
         }
-        let (handle, mut door) = self.claim(&volume)?;
+        let (handle, mut door) = self.claim(&volume, Standing::Asked)?;
         // A little is always given, so that a claim that took the whole wait can still be told.
         let left = deadline.saturating_duration_since(Instant::now()).max(LIVENESS_PAUSE);
         handle.served(left).await.map_err(|error| not_served(name, &error))?;
@@ -173,8 +175,8 @@ impl Admin {
         wait: Duration,
     ) -> Result<VolumeHandle, Status> {
         let deadline = Instant::now() + wait;
-        self.wait_until_free(volume, deadline).await?;
-        let (handle, _) = self.claim(volume)?;
+        self.wait_until_free(volume, deadline, LOOK_LIMIT).await?;
+        let (handle, _) = self.claim(volume, Standing::Asked)?;
         let left = deadline.saturating_duration_since(Instant::now()).max(LIVENESS_PAUSE);
         if let Err(error) = handle.served(left).await {
             let refusal = match &error {
@@ -208,13 +210,15 @@ impl Admin {
         Err(Status::failed_precondition(format!("volume {name} {why}")))
     }
 
-    /// Waits until no live primary would be robbed (rule A4).
-    async fn wait_until_free(
+    /// Waits until no live primary would be robbed (rule A4). After the first look its own node has
+    /// `own_limit` to say that it lives.
+    pub(super) async fn wait_until_free(
         &self,
         volume: &VolumeObject,
         deadline: Instant,
+        own_limit: Duration,
     ) -> Result<(), Status> {
-        let name = &volume.name;
+        let (name, mut limit) = (&volume.name, LOOK_LIMIT);
         loop {
             let Some(record) = self.inner.catalog.record(volume.uid).await? else {
                 let why = format!("volume {name} has no record; restore the record store");
@@ -225,7 +229,7 @@ impl Admin {
                 // Nobody is robbed: it is for the same device.
                 return Ok(());
             }
-            let refusal = match self.liveness(&record.value).await? {
+            let refusal = match self.liveness(&record.value, limit).await? {
                 Liveness::None | Liveness::Gone => return Ok(()),
                 Liveness::Live(why) => Status::failed_precondition(format!(
                     "volume {name} is attached elsewhere: {why}; detach it there first, or force \
@@ -240,6 +244,7 @@ impl Admin {
                 return Err(refusal);
             }
             tokio::time::sleep(LIVENESS_PAUSE).await;
+            limit = own_limit;
         }
     }
 
@@ -247,28 +252,27 @@ impl Admin {
     pub(super) fn claim(
         &self,
         volume: &VolumeObject,
+        standing: Standing,
     ) -> Result<(VolumeHandle, watch::Receiver<DoorState>), Status> {
         let write_through = names::write_through(&volume.write_cache)?;
         let mut attachments = self.attachments();
         let handle = self.inner.engine.attach(volume.uid).map_err(|e| refuse::engine(&e))?;
         handle.set_write_through(write_through);
         handle.set_limits(volume.limits.into());
-        if let Some(there) = attachments.get(&volume.uid)
+        if let Some(there) = attachments.get_mut(&volume.uid)
             && there.handle.instance() == handle.instance()
         {
-            return match there.standing {
-                Standing::Withdrawn => Err(detached_meanwhile()),
-                Standing::Asked | Standing::Promised => Ok((handle, there.door.clone())),
-            };
+            match there.standing {
+                Standing::Withdrawn => return Err(detached_meanwhile()),
+                Standing::Spare => there.standing = standing,
+                Standing::Asked | Standing::Promised => {}
+            }
+            return Ok((handle, there.door.clone()));
         }
         let (tell, door) = watch::channel(DoorState::Waiting);
         let name = volume.name.clone();
-        let attachment = Attachment {
-            name: name.clone(),
-            handle: handle.clone(),
-            door: door.clone(),
-            standing: Standing::Asked,
-        };
+        let attachment =
+            Attachment { name: name.clone(), handle: handle.clone(), door: door.clone(), standing };
         attachments.insert(volume.uid, attachment);
         let admin = self.clone();
         let kept = handle.clone();
@@ -280,13 +284,18 @@ impl Admin {
     fn promise(&self, handle: &VolumeHandle) -> Result<(), Status> {
         let promised = self.stand(handle, |standing| match standing {
             Standing::Withdrawn => None,
-            Standing::Asked | Standing::Promised => Some(Standing::Promised),
+            Standing::Spare | Standing::Asked | Standing::Promised => Some(Standing::Promised),
         });
         promised.then_some(()).ok_or_else(detached_meanwhile)
     }
 
+    /// Whether the attachment of a volume waits for a node that wants it.
+    pub(super) fn is_spare(&self, volume: VolumeId) -> bool {
+        self.attachments().get(&volume).is_some_and(|there| there.standing == Standing::Spare)
+    }
+
     /// Changes the standing of an attachment as `change` says. Returns whether it did.
-    fn stand(
+    pub(super) fn stand(
         &self,
         handle: &VolumeHandle,
         change: impl FnOnce(Standing) -> Option<Standing>,
@@ -361,7 +370,8 @@ impl Admin {
             let _ = phase.wait_for(|p| is_over(*p)).await;
         }
         let ended = *phase.borrow();
-        if ended == Phase::Fenced {
+        // Whoever wants a spare one takes it.
+        if ended == Phase::Fenced && !self.is_spare(handle.volume()) {
             tracing::warn!(volume = name, "taken over or failed; its I/O fails from now on");
         }
         if !self.is_replaced(&handle) {

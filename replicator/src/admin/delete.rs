@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 
 use super::Admin;
 use super::catalog::{Stage, Stored, VolumeObject};
-use super::liveness::Liveness;
+use super::liveness::{LOOK_LIMIT, Liveness};
 use super::peers::{DO_LIMIT, pass_on, plain, within};
 use super::snapshots::taken_for;
 
@@ -26,7 +26,7 @@ impl Admin {
         let stored = self.inner.catalog.record(volume.uid).await?;
         let record = stored.as_ref().map(|stored| &stored.value);
         if let Some(record) = record {
-            match self.liveness(record).await? {
+            match self.liveness(record, LOOK_LIMIT).await? {
                 Liveness::None | Liveness::Gone => {}
                 Liveness::Live(why) => {
                     return Err(Status::failed_precondition(format!(

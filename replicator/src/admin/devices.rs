@@ -9,6 +9,7 @@ use lockstep_core::id::VolumeId;
 use lockstep_proto::v1;
 use tonic::Status;
 
+use super::attach::Standing;
 use super::catalog::{Stage, VolumeObject};
 use super::{Admin, names, refuse};
 use crate::devices::{DevicesError, Kept, WantedDevice};
@@ -240,7 +241,8 @@ impl Admin {
             return Err(NotServed::Ever(format!("node {} took it over", primary.node)));
         }
         // Who detaches the volume gives its device up first and then looks whether it is attached.
-        let claimed = self.inner.devices.while_left(volume.uid, || self.claim(&volume));
+        let claimed =
+            self.inner.devices.while_left(volume.uid, || self.claim(&volume, Standing::Asked));
         let (handle, _) = claimed.ok_or(NotServed::GivenUp)??;
         match handle.served(SERVED_LIMIT).await {
             Ok(()) => Ok(handle),

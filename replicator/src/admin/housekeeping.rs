@@ -66,7 +66,7 @@ impl Admin {
     async fn refuse_twin(&self, there: &NodeObject) -> Result<(), Status> {
         let answer = within(ASK_LIMIT, async {
             let mut client = self.inner.peers.client(there)?;
-            Ok(client.get_node(v1::GetNodeRequest {}).await?.into_inner().node)
+            Ok(client.get_node(v1::GetNodeRequest::default()).await?.into_inner().node)
         });
         match answer.await {
             Ok(Some(node)) if node.name == there.name.as_str() => {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use lockstep_core::id::NodeId;
 use lockstep_core::limits::SESSION_DEAD_MS;
 use lockstep_core::record::{PrimaryRef, Record};
 use lockstep_proto::v1;
@@ -17,7 +18,7 @@ use super::survey::Survey;
 
 /// How long a node may take to say what it knows. One that takes longer is as good as silent: a
 /// take-over is under way.
-const LOOK_LIMIT: Duration = Duration::from_millis(500);
+pub(super) const LOOK_LIMIT: Duration = Duration::from_millis(500);
 
 /// What is known of the primary in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,13 +34,19 @@ pub(super) enum Liveness {
 }
 
 impl Admin {
-    /// Asks the primary's own daemon and every node with an in-sync copy.
-    pub(super) async fn liveness(&self, record: &Record) -> Result<Liveness, Status> {
+    /// Asks the primary's own daemon, which has `own_limit` for its answer, and every node with an
+    /// in-sync copy.
+    pub(super) async fn liveness(
+        &self,
+        record: &Record,
+        own_limit: Duration,
+    ) -> Result<Liveness, Status> {
         let Some(primary) = &record.primary else { return Ok(Liveness::None) };
         if primary.node == self.inner.node {
             let attached = self.inner.engine.attached(record.uid);
             let same = attached.filter(|handle| handle.instance() == primary.instance);
             return Ok(match same {
+                _ if self.is_spare(record.uid) => Liveness::Gone,
                 _ if self.is_waited_for(record.uid) => Liveness::Live(format!(
                     "this node, {}, is about to serve it again",
                     primary.node
@@ -52,12 +59,13 @@ impl Admin {
         }
         let mut nodes: BTreeSet<_> = record.in_sync().map(|r| r.node.clone()).collect();
         nodes.insert(primary.node.clone());
+        let limit_of = |node: &NodeId| if *node == primary.node { own_limit } else { LOOK_LIMIT };
         let mut known = Vec::new();
         for node in &nodes {
             known.extend(self.inner.catalog.node(node).await?);
         }
         let mut answers: FuturesUnordered<_> =
-            known.iter().map(|node| self.ask_one(node, LOOK_LIMIT)).collect();
+            known.iter().map(|node| self.ask_one(node, limit_of(&node.name))).collect();
         let mut survey = Survey::new();
         while let Some(status) = answers.next().await {
             survey.insert(status.name.clone(), status);
@@ -78,7 +86,7 @@ fn own_word(record: &Record, primary: &PrimaryRef, survey: &Survey) -> Option<bo
     let uid = record.uid.to_string();
     let over = [v1::AttachPhase::Fenced, v1::AttachPhase::Detached].map(i32::from);
     let has = |p: &v1::LocalPrimary| {
-        p.uid == uid && p.epoch <= record.epoch.0 && !over.contains(&p.phase)
+        p.uid == uid && p.epoch <= record.epoch.0 && !over.contains(&p.phase) && !p.spare
     };
     Some(node.primaries.iter().any(has) || waits(node, &uid))
 }

@@ -92,6 +92,7 @@ impl Admin {
             scrub: core.scrubbed.as_ref().map(|report| scrub(report, now)),
             mended: mended(&info.core),
             device: self.device(volume),
+            spare: self.is_spare(volume),
             copies_reason: told.map(|t| t.what).unwrap_or_default(),
         }
     }

@@ -89,6 +89,19 @@ pub(super) fn plain(status: &Status) -> String {
     last.unwrap_or_else(|| status.message().to_owned())
 }
 
+/// Whether a call failed since nobody listens at the address: the machine there is up.
+pub(super) fn is_refused(status: &Status) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(status);
+    while let Some(inner) = cause {
+        let error = inner.downcast_ref::<std::io::Error>();
+        if error.is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused) {
+            return true;
+        }
+        cause = inner.source();
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use tonic::Code;

@@ -32,15 +32,24 @@ where
 impl Control for Admin {
     async fn get_node(
         &self,
-        _: Request<v1::GetNodeRequest>,
+        request: Request<v1::GetNodeRequest>,
     ) -> Result<Response<v1::GetNodeResponse>, Status> {
+        if request.into_inner().brief {
+            let node = v1::Node { name: self.inner.node.to_string(), ..Default::default() };
+            return Ok(Response::new(v1::GetNodeResponse { node: Some(node) }));
+        }
         Ok(Response::new(v1::GetNodeResponse { node: Some(self.own_node().await) }))
     }
 
     async fn list_nodes(
         &self,
-        _: Request<v1::ListNodesRequest>,
+        request: Request<v1::ListNodesRequest>,
     ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        let request = request.into_inner();
+        if request.brief {
+            let nodes = self.who_answers(request.wait_ms).await?;
+            return Ok(Response::new(v1::ListNodesResponse { nodes }));
+        }
         let mut survey = self.survey_all().await?;
         self.mark_labels(&mut survey).await?;
         Ok(Response::new(v1::ListNodesResponse { nodes: survey.into_values().collect() }))
@@ -154,6 +163,18 @@ impl Control for Admin {
         let detached = self.detach(request, passed_on).await;
         let answer = detached.map(|was_attached| v1::DetachResponse { was_attached });
         told("detach", &name, answer)
+    }
+
+    async fn fence_volume(
+        &self,
+        request: Request<v1::FenceVolumeRequest>,
+    ) -> Result<Response<v1::FenceVolumeResponse>, Status> {
+        let passed_on = was_passed_on(&request);
+        let request = request.into_inner();
+        let name = request.name.clone();
+        let fenced =
+            whole(self, |admin| async move { admin.fence_volume(request, passed_on).await });
+        told("fence", &name, fenced.await)
     }
 
     async fn set_volume(

@@ -11,7 +11,7 @@ use lockstep_proto::v1;
 use tonic::Status;
 
 use super::catalog::NodeObject;
-use super::peers::{ASK_LIMIT, plain, within};
+use super::peers::{ASK_LIMIT, is_refused, plain, within};
 use super::{Admin, view};
 use crate::config::labels::ZONE_LABEL;
 
@@ -74,7 +74,7 @@ impl Admin {
         }
         let answer = within(limit, async {
             let mut client = self.inner.peers.client(node)?;
-            Ok(client.get_node(v1::GetNodeRequest {}).await?.into_inner().node)
+            Ok(client.get_node(v1::GetNodeRequest::default()).await?.into_inner().node)
         });
         match answer.await {
             Ok(Some(info)) if info.name == status.name => {
@@ -90,6 +90,36 @@ impl Admin {
             }
             Err(why) => v1::NodeStatus { unreachable_reason: plain(&why), ..status },
         }
+    }
+
+    /// Which nodes answer, and nothing else of them.
+    pub(super) async fn who_answers(&self, wait_ms: u64) -> Result<Vec<v1::NodeStatus>, Status> {
+        let limit = match wait_ms {
+            0 => ASK_LIMIT,
+            ms => Duration::from_millis(ms).min(ASK_LIMIT),
+        };
+        let nodes = self.inner.catalog.nodes().await?;
+        Ok(join_all(nodes.iter().map(|node| self.ask_briefly(node, limit))).await)
+    }
+
+    /// Asks one node whether it answers, and waits no longer than that for it.
+    pub(super) async fn ask_briefly(&self, node: &NodeObject, limit: Duration) -> v1::NodeStatus {
+        let status = v1::NodeStatus { name: node.name.to_string(), ..Default::default() };
+        if node.name == self.inner.node {
+            return v1::NodeStatus { live: true, ..status };
+        }
+        let asked = tokio::time::timeout(limit, async {
+            let mut client = self.inner.peers.client(node)?;
+            let request = v1::GetNodeRequest { brief: true };
+            Ok(client.get_node(request).await?.into_inner().node)
+        });
+        let (live, refused, unreachable_reason) = match asked.await {
+            Ok(Ok(Some(info))) if info.name == status.name => (true, false, String::new()),
+            Ok(Ok(_)) => (false, false, "another node answers at its address".to_owned()),
+            Ok(Err(why)) => (false, is_refused(&why), plain(&why)),
+            Err(_) => (false, false, format!("no answer within {} ms", limit.as_millis())),
+        };
+        v1::NodeStatus { live, refused, unreachable_reason, ..status }
     }
 
     /// One volume as it is now.

@@ -18,6 +18,7 @@ use crate::devices::{DeviceConfig, Devices};
 use crate::engine::{EngineConfig, PoolConfig};
 
 mod broken_off;
+mod fence;
 mod labels;
 mod remake;
 mod snapshots;

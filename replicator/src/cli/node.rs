@@ -26,7 +26,7 @@ pub(super) async fn show(
     let node = match name {
         None => {
             let mut control = server.control().await?;
-            let info = control.get_node(v1::GetNodeRequest {}).await?.into_inner().node;
+            let info = control.get_node(v1::GetNodeRequest::default()).await?.into_inner().node;
             let info = info.ok_or_else(|| Failure::local("the daemon told nothing of itself"))?;
             let mut labels = info.labels.clone();
             // Those that were put on it are in the record store, which may be out of reach.
@@ -57,7 +57,7 @@ pub(super) async fn show(
 }
 
 async fn all(server: &Server) -> Result<Vec<v1::NodeStatus>, Failure> {
-    let answer = server.control().await?.list_nodes(v1::ListNodesRequest {}).await?;
+    let answer = server.control().await?.list_nodes(v1::ListNodesRequest::default()).await?;
     Ok(answer.into_inner().nodes)
 }
 

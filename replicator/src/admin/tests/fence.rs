@@ -1,0 +1,68 @@
+//! A volume is taken from a node that is lost, and kept for whoever wants it.
+
+use lockstep_core::id::InstanceId;
+use lockstep_core::record::PrimaryRef;
+
+use super::*;
+
+const LOST: &str = "n9";
+
+async fn epoch(node: &Node) -> u64 {
+    let volume = node.admin.look_at("v").await.unwrap();
+    volume.epoch
+}
+
+/// Another node claims the volume, and is heard of no more.
+async fn lose(node: &Node) {
+    let volume = node.admin.inner.catalog.volume("v").await.unwrap().unwrap().value;
+    let stored = node.admin.inner.catalog.record(volume.uid).await.unwrap().unwrap();
+    let lost =
+        PrimaryRef { node: NodeId::new(LOST).unwrap(), instance: InstanceId(Uuid::new_v4()) };
+    let claimed = stored.value.claim(lost, Uuid::new_v4());
+    node.admin.inner.catalog.put_record(Some(stored.revision), &claimed).await.unwrap();
+}
+
+async fn fence(node: &Node, lost: &str, wait_ms: u64) -> Result<v1::FenceVolumeResponse, Status> {
+    let (name, lost) = ("v".to_owned(), lost.to_owned());
+    node.admin.fence_volume(v1::FenceVolumeRequest { name, node: lost, wait_ms }, false).await
+}
+
+#[tokio::test]
+async fn a_volume_is_taken_from_a_lost_node_once_and_goes_to_whoever_attaches_it() {
+    let node = Node::start().await;
+    node.create().await.unwrap();
+    let told = fence(&node, LOST, 0).await.unwrap();
+    assert_eq!((told.epoch, told.by_node.as_str()), (0, ""), "it was attached nowhere");
+
+    lose(&node).await;
+    let told = fence(&node, LOST, 5000).await.unwrap();
+    assert_eq!((told.epoch, told.by_node.as_str()), (2, "n1"), "one claim after the lost one's");
+    assert!(told.placement_id.starts_with("p-"), "{told:?}");
+    let again = fence(&node, LOST, 0).await.unwrap();
+    assert_eq!(again, told, "it is not done twice");
+
+    let request = v1::AttachRequest { name: "v".to_owned(), ..Default::default() };
+    let attached = node.admin.attach(request).await.unwrap();
+    assert_eq!((attached.epoch, epoch(&node).await), (2, 2), "what was taken is used as it is");
+    let uid = node.admin.inner.catalog.volume("v").await.unwrap().unwrap().value.uid;
+    assert!(!node.admin.is_spare(uid), "nobody else may take it now");
+    let alive = fence(&node, "n1", 1).await.unwrap_err();
+    assert_eq!(alive.code(), Code::FailedPrecondition, "{alive}");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn what_nobody_wants_is_closed_again() {
+    let node = Node::start().await;
+    node.create().await.unwrap();
+    lose(&node).await;
+    fence(&node, LOST, 5000).await.unwrap();
+    let begin = std::time::Instant::now();
+    while !node.admin.look_at("v").await.unwrap().clean {
+        assert!(begin.elapsed() < LONG, "it stays attached");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let volume = node.admin.look_at("v").await.unwrap();
+    assert_eq!((volume.epoch, volume.primary_node), (2, None));
+    node.stop().await;
+}
