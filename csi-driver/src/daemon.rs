@@ -1,11 +1,14 @@
 //! The daemons, as the driver sees them.
 
+use lockstep_core::id::NodeId;
 use lockstep_proto::v1;
 use lockstep_proto::v1::control_client::ControlClient;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use thiserror::Error;
-use tokio::time::timeout;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
@@ -15,6 +18,8 @@ const DEADLINE: Duration = Duration::from_secs(2);
 const ASK: Duration = Duration::from_secs(15);
 /// For what makes and removes things. What takes longer goes on, and the next call finds it.
 const DO: Duration = Duration::from_secs(90);
+/// What a daemon adds to the time that those have whom it asks.
+const HOP: Duration = Duration::from_millis(200);
 /// A daemon that does not answer this is gone, and another one is asked.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
@@ -25,6 +30,18 @@ pub(crate) struct AddressError {
     address: String,
     source: tonic::transport::Error,
 }
+
+/// What came of asking a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// It answered somebody.
+    pub(crate) live: bool,
+    /// Its machine said that no daemon listens there.
+    pub(crate) refused: bool,
+}
+
+/// The same of all nodes.
+pub(crate) type Answers = BTreeMap<NodeId, Answer>;
 
 type Client = ControlClient<Channel>;
 
@@ -116,6 +133,65 @@ impl Daemons {
             client.list_nodes(v1::ListNodesRequest::default()).await
         };
         Ok(self.ask(ASK, call).await?.nodes)
+    }
+
+    /// Which nodes answer, as two daemons see it: one of them may be cut off itself. Each `turn`
+    /// asks others. UNAVAILABLE if none of the two can tell.
+    pub(crate) async fn who_answers(
+        &self,
+        turn: usize,
+        limit: Duration,
+    ) -> Result<Answers, Status> {
+        let wait_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let mut asked = JoinSet::new();
+        for n in 0..self.all.len().min(2) {
+            let which = turn.wrapping_mul(2).wrapping_add(n) % self.all.len();
+            let Some((address, client)) = self.all.get(which).cloned() else { continue };
+            asked.spawn(async move {
+                let mut client = client;
+                let request = v1::ListNodesRequest { brief: true, wait_ms };
+                match timeout(limit + HOP, client.list_nodes(request)).await {
+                    Ok(Ok(answer)) => Ok((which, answer.into_inner().nodes)),
+                    Ok(Err(status)) => Err(plain(&address, &status)),
+                    Err(_) => Err(Status::unavailable(format!("{address} does not answer"))),
+                }
+            });
+        }
+        let mut answers = Answers::new();
+        let mut outcome = Err(Status::unavailable("no daemon is named; start with --daemon"));
+        let mut until = Instant::now() + limit + 2 * HOP;
+        while let Ok(Some(Ok(told))) = timeout_at(until, asked.join_next()).await {
+            let (which, nodes) = match told {
+                Ok(told) => told,
+                Err(status) => {
+                    outcome = outcome.or(Err(status));
+                    continue;
+                }
+            };
+            // The other one had as much time.
+            until = until.min(Instant::now() + HOP);
+            self.last.store(which, Ordering::Relaxed);
+            outcome = Ok(());
+            for status in nodes {
+                let Some(name) = NodeId::new(&status.name) else { continue };
+                let answer = answers.entry(name).or_insert(Answer { live: false, refused: false });
+                answer.live |= status.live;
+                answer.refused |= status.refused;
+            }
+        }
+        outcome.map(|()| answers)
+    }
+
+    /// Sees to it that a lost node gets no write of a volume acknowledged any more.
+    pub(crate) async fn fence(
+        &self,
+        request: &v1::FenceVolumeRequest,
+    ) -> Result<v1::FenceVolumeResponse, Status> {
+        let call = |mut client: Client| {
+            let request = request.clone();
+            async move { client.fence_volume(request).await }
+        };
+        self.ask(ASK, call).await
     }
 
     /// All nodes and all volumes, also those that are being made or removed.

@@ -3,7 +3,8 @@
 //! twice.
 
 use crate::daemon::Daemons;
-use crate::labels::Labels;
+use crate::labels::{Labels, Now};
+use crate::leader::Leader;
 use lockstep_core::cluster::locality::{
     Changes, Labels as Labelled, PlacementId, Resident, Site, View, changes,
 };
@@ -54,11 +55,20 @@ impl Keeper {
         self.nudge.notify_one();
     }
 
-    /// Looks again and again, for ever.
-    pub(crate) async fn keep(self, every: Duration) {
+    /// Takes labels off a node, or does what else is to be done at once.
+    pub(crate) async fn apply(&self, changes: &Changes) -> Result<(), Status> {
+        self.labels.apply(changes).await
+    }
+
+    /// Looks again and again, for ever, while it is this controller that acts.
+    pub(crate) async fn keep(self, every: Duration, mut leader: Leader) {
         let mut silence = Silence::new();
         let mut told = None;
         loop {
+            if !leader.acts() {
+                silence.clear();
+                leader.wait().await;
+            }
             let outcome = self.look(&mut silence).await;
             let why = outcome.err().map(|status| status.message().to_owned());
             // Once for each reason: it is tried again and again.
@@ -79,9 +89,12 @@ impl Keeper {
     async fn look(&self, silence: &mut Silence) -> Result<(), Status> {
         for _ in 0..LOOKS {
             // Asked first: what is put meanwhile is not taken off for being unknown.
-            let labelled = self.labels.now().await?;
+            let Now { labelled, nodes: there } = self.labels.now().await?;
             let (nodes, volumes) = self.daemons.cluster().await?;
-            let nodes = sites(&nodes, silence, Instant::now());
+            let mut nodes = sites(&nodes, silence, Instant::now());
+            if let Some(there) = there {
+                nodes.retain(|node, _| there.contains(node));
+            }
             let volumes: Vec<Resident> = volumes.iter().filter_map(resident).collect();
             let view =
                 View { volumes: &volumes, nodes: &nodes, labelled: &labelled, grace_ms: GRACE_MS };

@@ -1,7 +1,10 @@
 //! What Kubernetes is told besides CSI: labels of its nodes, and an object for each volume, for
-//! people. Nothing is decided by what stands there.
+//! people. And what is learned there: what it says of nodes, and which pods use volumes.
 
+pub(crate) mod events;
+pub(crate) mod lease;
 pub(crate) mod nodes;
+pub(crate) mod pods;
 pub(crate) mod volumes;
 
 use anyhow::Context as _;
@@ -49,6 +52,11 @@ fn refused(what: &str, error: &kube::Error) -> Status {
         cause = why.source();
     }
     Status::unavailable(text)
+}
+
+fn is_conflict(error: &kube::Error) -> bool {
+    let is_so = |code| code == 409;
+    matches!(error, kube::Error::Api(status) if is_so(status.code))
 }
 
 fn is_not_found(error: &kube::Error) -> bool {

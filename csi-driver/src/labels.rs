@@ -4,6 +4,7 @@ use crate::daemon::Daemons;
 use lockstep_core::cluster::locality::{Changes, LABEL_VALUE, Labels as Labelled, PlacementId};
 use lockstep_core::id::NodeId;
 use lockstep_proto::v1;
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 use tonic::{Status, async_trait};
@@ -15,13 +16,22 @@ pub(crate) trait Labels: Debug + Send + Sync {
     ///
     /// # Errors
     /// UNAVAILABLE if that cannot be told.
-    async fn now(&self) -> Result<Labelled, Status>;
+    async fn now(&self) -> Result<Now, Status>;
 
     /// Makes changes; returns when all are made. Making them twice is as good as once.
     ///
     /// # Errors
     /// If some may not have been made.
     async fn apply(&self, changes: &Changes) -> Result<(), Status>;
+}
+
+/// Labels of nodes at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Now {
+    /// Our labels.
+    pub(crate) labelled: Labelled,
+    /// The nodes that can have labels; nothing: all that there are.
+    pub(crate) nodes: Option<BTreeSet<NodeId>>,
 }
 
 /// Labels in the record store of the daemons: for clusters that have no other place for them, and
@@ -31,9 +41,9 @@ pub(crate) struct InRecordStore(pub(crate) Arc<Daemons>);
 
 #[async_trait]
 impl Labels for InRecordStore {
-    async fn now(&self) -> Result<Labelled, Status> {
+    async fn now(&self) -> Result<Now, Status> {
         let told = self.0.label(Vec::new()).await?;
-        Ok(read(&told))
+        Ok(Now { labelled: read(&told), nodes: None })
     }
 
     async fn apply(&self, changes: &Changes) -> Result<(), Status> {
@@ -75,7 +85,7 @@ fn written(changes: &Changes) -> Vec<v1::LabelChange> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
     #[test]
     fn only_labels_of_ours_are_read() {

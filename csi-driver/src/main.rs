@@ -7,10 +7,12 @@ mod capability;
 mod controller;
 mod daemon;
 mod endpoint;
+mod failover;
 mod identity;
 mod keeper;
 mod kubernetes;
 mod labels;
+mod leader;
 mod names;
 mod node;
 mod pages;
@@ -31,6 +33,7 @@ use lockstep_proto::csi::node_server::NodeServer;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tonic::transport::Server;
 use tracing::{info, warn};
@@ -38,6 +41,9 @@ use tracing_subscriber::EnvFilter;
 
 /// How long requests under way may take once the program was told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long it may take to give the lease back.
+const GIVE_BACK: Duration = Duration::from_secs(2);
 
 /// Which services are served, besides Identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -88,6 +94,30 @@ struct Args {
     #[arg(long, env = "LABELS_EVERY_MS", default_value_t = 5000,
         value_parser = clap::value_parser!(u64).range(10..=3_600_000))]
     labels_every_ms: u64,
+
+    #[command(flatten)]
+    cluster: Cluster,
+}
+
+/// How controllers of a Kubernetes cluster share the work, and watch its nodes.
+#[derive(Clone, Debug, clap::Args)]
+struct Cluster {
+    /// Namespace of the lease by which one of several controllers acts.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
+    lease_namespace: String,
+
+    /// How long a controller that acts is waited for when it is silent, in milliseconds.
+    #[arg(long, env = "LEASE_MS", default_value_t = 5000,
+        value_parser = clap::value_parser!(u64).range(2000..=600_000))]
+    lease_ms: u64,
+
+    /// How often the lease is renewed, and looked at by those who wait for it, in milliseconds.
+    #[arg(long, env = "LEASE_RENEW_MS", default_value_t = 1000,
+        value_parser = clap::value_parser!(u64).range(100..=60_000))]
+    lease_renew_ms: u64,
+
+    #[command(flatten)]
+    watching: failover::Watching,
 }
 
 /// CSI allows 256 bytes.
@@ -123,14 +153,21 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let asked = if node { Arc::clone(&own) } else { Arc::clone(&all) };
     let identity = identity::Identity::new(node_id.clone(), asked, controller);
     let every = Duration::from_millis(args.labels_every_ms);
+    let (end, ended) = tokio::sync::watch::channel(false);
     let keeper = if controller && args.kubernetes {
-        in_kubernetes(&all, every).await?
+        Some(in_kubernetes(&all, every, &args.cluster, ended).await?)
     } else {
-        keeper::Keeper::new(Arc::clone(&all), Arc::new(labels::InRecordStore(Arc::clone(&all))))
+        None
     };
-    if controller {
-        tokio::spawn(keeper.clone().keep(every));
-    }
+    let (keeper, lease) = keeper.unzip();
+    let keeper = keeper.unwrap_or_else(|| {
+        let labels = labels::InRecordStore(Arc::clone(&all));
+        let keeper = keeper::Keeper::new(Arc::clone(&all), Arc::new(labels));
+        if controller {
+            tokio::spawn(keeper.clone().keep(every, leader::Leader::alone()));
+        }
+        keeper
+    });
     let controller = controller.then(|| controller::Controller::new(Arc::clone(&all), keeper));
     let node = node_id.map(|id| node::Node::new(id, i64::from(args.max_volumes), own));
     let bound = args.endpoint.bind().await?;
@@ -152,25 +189,65 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         name = stop.wait() => {
             info!(signal = name, "stopping");
             drop(tell);
+            end.send_replace(true);
             match timeout(DRAIN, server).await {
                 Ok(ended) => ended.context("the CSI server failed")?,
                 Err(_) => warn!("requests were still under way and are dropped"),
+            }
+            if let Some(lease) = lease {
+                // Otherwise it ends by itself.
+                let _ = timeout(GIVE_BACK, lease).await;
             }
         }
     }
     Ok(())
 }
 
-/// Shows volumes in a Kubernetes cluster from now on; returns who keeps labels there.
-async fn in_kubernetes(all: &Arc<Daemons>, every: Duration) -> anyhow::Result<keeper::Keeper> {
+/// Does a controller's work in a Kubernetes cluster from now on, while it is the one that acts, and
+/// gives its lease back when it is told to end. Returns who keeps labels there, and what ends when
+/// the lease is given back.
+async fn in_kubernetes(
+    all: &Arc<Daemons>,
+    every: Duration,
+    how: &Cluster,
+    end: tokio::sync::watch::Receiver<bool>,
+) -> anyhow::Result<(keeper::Keeper, JoinHandle<()>)> {
+    let (duration, renew) = (how.lease_ms, how.lease_renew_ms);
+    anyhow::ensure!(
+        renew * 2 < duration,
+        "--lease-renew-ms {renew} is too long for --lease-ms {duration}: less than half of it"
+    );
+    let term = leader::Term {
+        duration: Duration::from_millis(duration),
+        renew: Duration::from_millis(renew),
+    };
+    let me = myself();
+    let prompt = kubernetes::connect(term.renew * 2).await?;
+    let (candidate, leader) =
+        kubernetes::lease::Candidate::new(prompt, &how.lease_namespace, me.clone(), term);
+    let lease = tokio::spawn(candidate.stand(end));
     let client = kubernetes::connect(kubernetes::ANSWER).await?;
     let watcher = kubernetes::connect(kubernetes::WATCH).await?;
     let publisher = kubernetes::volumes::Publisher::new(Arc::clone(all), client.clone());
-    tokio::spawn(publisher.keep(every));
-    let nodes = kubernetes::nodes::OnNodes::new(client, watcher);
+    tokio::spawn(publisher.keep(every, leader.clone()));
+    let nodes = kubernetes::nodes::OnNodes::new(client.clone(), watcher);
     let keeper = keeper::Keeper::new(Arc::clone(all), Arc::new(nodes.clone()));
-    tokio::spawn(nodes.watch(keeper.clone()));
-    Ok(keeper)
+    tokio::spawn(nodes.clone().watch(keeper.clone()));
+    tokio::spawn(keeper.clone().keep(every, leader.clone()));
+    let pods = kubernetes::pods::Pods::new(client.clone());
+    let events = kubernetes::events::Events::new(client, me);
+    let (all, keeper_too) = (Arc::clone(all), keeper.clone());
+    let failover = failover::Failover::new(all, keeper_too, nodes, pods, events, leader);
+    tokio::spawn(failover.keep(how.watching));
+    Ok((keeper, lease))
+}
+
+/// A name that no other controller has: that of the pod or machine, and a number of this start.
+fn myself() -> String {
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let start = since.unwrap_or_default().as_micros();
+    format!("{}-{start:x}-{:x}", host.to_string_lossy(), std::process::id())
 }
 
 /// The signals that end this program.

@@ -2,15 +2,17 @@
 
 use super::{CHUNK, is_not_found, refused};
 use crate::keeper::Keeper;
-use crate::labels::Labels;
+use crate::labels::{Labels, Now};
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use kube::api::{Api, ListParams, ObjectMeta, Patch, PatchParams, WatchEvent, WatchParams};
+use lockstep_core::cluster::failover::Word;
 use lockstep_core::cluster::locality::{Changes, LABEL_VALUE, Labels as Labelled, PlacementId};
 use lockstep_core::id::NodeId;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio_stream::StreamExt as _;
 use tonic::{Status, async_trait};
@@ -18,13 +20,20 @@ use tonic::{Status, async_trait};
 /// Pause before a watch that broke begins anew.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// The taint by which people declare that a node is shut down.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+
 /// Labels where the scheduler looks for them. The nodes of Lockstep are called as those of
 /// Kubernetes.
 #[derive(Clone)]
 pub(crate) struct OnNodes {
     nodes: Api<Node>,
     watched: Api<Node>,
+    words: Arc<Mutex<Option<Words>>>,
 }
+
+/// What Kubernetes says of each node.
+pub(crate) type Words = BTreeMap<NodeId, Word>;
 
 impl fmt::Debug for OnNodes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -35,13 +44,29 @@ impl fmt::Debug for OnNodes {
 impl OnNodes {
     /// `watcher` waits longer for answers than `client`.
     pub(crate) fn new(client: Client, watcher: Client) -> Self {
-        Self { nodes: Api::all(client), watched: Api::all(watcher) }
+        Self { nodes: Api::all(client), watched: Api::all(watcher), words: Arc::default() }
     }
 
     async fn patch(&self, node: &NodeId, labels: &Value) -> Result<(), kube::Error> {
         let patch = json!({ "metadata": { "labels": labels } });
         let how = PatchParams::default();
         self.nodes.patch_metadata(node.as_str(), &how, &Patch::Merge(patch)).await.map(drop)
+    }
+
+    /// What Kubernetes says of each node that it has; nothing before it was heard.
+    pub(crate) fn words(&self) -> Option<Words> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Words>> {
+        // It is changed by single inserts and removals.
+        self.words.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, node: &Node) {
+        if let (Some(words), Some(name)) = (self.lock().as_mut(), name_of(node)) {
+            words.insert(name, word(node));
+        }
     }
 
     /// Has labels looked at as soon as a node loses or gains one of ours, or comes anew: a Node
@@ -56,16 +81,31 @@ impl OnNodes {
     }
 
     async fn follow(&self, keeper: &Keeper) -> Result<(), kube::Error> {
-        let begin = self.nodes.list_metadata(&ListParams::default().limit(1)).await?;
+        let mut words = Words::new();
+        let mut wanted = ListParams::default().limit(CHUNK);
+        let from = loop {
+            let chunk = self.nodes.list(&wanted).await?;
+            words.extend(chunk.items.iter().filter_map(|n| Some((name_of(n)?, word(n)))));
+            wanted.continue_token = chunk.metadata.continue_.filter(|token| !token.is_empty());
+            if wanted.continue_token.is_none() {
+                break chunk.metadata.resource_version.unwrap_or_default();
+            }
+        };
+        *self.lock() = Some(words);
         keeper.look_soon();
         let mut seen = BTreeMap::new();
-        let from = begin.metadata.resource_version.unwrap_or_default();
-        let events = self.watched.watch_metadata(&WatchParams::default(), &from).await?;
+        let events = self.watched.watch(&WatchParams::default(), &from).await?;
         tokio::pin!(events);
         while let Some(event) = events.next().await {
             let node = match event? {
-                WatchEvent::Added(node) | WatchEvent::Modified(node) => node.metadata,
+                WatchEvent::Added(node) | WatchEvent::Modified(node) => {
+                    self.note(&node);
+                    node.metadata
+                }
                 WatchEvent::Deleted(node) => {
+                    if let (Some(words), Some(name)) = (self.lock().as_mut(), name_of(&node)) {
+                        words.remove(&name);
+                    }
                     seen.remove(&node.metadata.name);
                     continue;
                 }
@@ -80,6 +120,25 @@ impl OnNodes {
             }
         }
         Ok(())
+    }
+}
+
+fn name_of(node: &Node) -> Option<NodeId> {
+    NodeId::new(node.metadata.name.as_deref()?)
+}
+
+/// What Kubernetes says of a node.
+fn word(node: &Node) -> Word {
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    // One that has not said anything yet is no worse for it.
+    let is_ready = conditions.filter(|c| c.type_ == "Ready").all(|c| c.status == "True");
+    if taints.map(|taint| taint.key.as_str()).any(|key| key == OUT_OF_SERVICE) {
+        Word::OutOfService
+    } else if is_ready {
+        Word::Well
+    } else {
+        Word::NotReady
     }
 }
 
@@ -102,8 +161,8 @@ fn patches(labels: &Labelled, value: &Value) -> BTreeMap<NodeId, Value> {
 
 #[async_trait]
 impl Labels for OnNodes {
-    async fn now(&self) -> Result<Labelled, Status> {
-        let mut labelled = Labelled::new();
+    async fn now(&self) -> Result<Now, Status> {
+        let (mut labelled, mut nodes) = (Labelled::new(), BTreeSet::new());
         let mut wanted = ListParams::default().limit(CHUNK);
         loop {
             let chunk = self.nodes.list_metadata(&wanted).await;
@@ -111,13 +170,14 @@ impl Labels for OnNodes {
             for node in &chunk.items {
                 let name = node.metadata.name.as_deref().unwrap_or_default();
                 let Some(name) = NodeId::new(name) else { continue };
+                nodes.insert(name.clone());
                 for placement in placements(&node.metadata) {
                     labelled.entry(placement).or_default().insert(name.clone());
                 }
             }
             wanted.continue_token = chunk.metadata.continue_.filter(|token| !token.is_empty());
             if wanted.continue_token.is_none() {
-                return Ok(labelled);
+                return Ok(Now { labelled, nodes: Some(nodes) });
             }
         }
     }
@@ -125,8 +185,16 @@ impl Labels for OnNodes {
     async fn apply(&self, changes: &Changes) -> Result<(), Status> {
         // First where pods may go, then where they may not: they should always find a place.
         for (node, labels) in patches(&changes.put, &json!(LABEL_VALUE)) {
-            let put = self.patch(&node, &labels).await;
-            put.map_err(|error| refused(&format!("node {node} cannot be labelled"), &error))?;
+            match self.patch(&node, &labels).await {
+                // No pod can come there before it is made, and then it gets its labels.
+                Err(error) if is_not_found(&error) => {
+                    tracing::warn!(%node, "it has no Node object that could be labelled");
+                }
+                Err(error) => {
+                    return Err(refused(&format!("node {node} cannot be labelled"), &error));
+                }
+                Ok(()) => {}
+            }
         }
         for (node, labels) in patches(&changes.take, &Value::Null) {
             match self.patch(&node, &labels).await {
@@ -143,7 +211,6 @@ impl Labels for OnNodes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     #[test]
     fn one_patch_a_node_with_all_its_labels() {

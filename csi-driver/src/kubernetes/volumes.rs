@@ -3,6 +3,7 @@
 
 use super::{CHUNK, is_not_found, refused};
 use crate::daemon::Daemons;
+use crate::leader::Leader;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
@@ -56,10 +57,11 @@ impl Publisher {
         Self { daemons, objects: Api::all_with(client, &resource), resource }
     }
 
-    /// Says what has changed, again and again, for ever.
-    pub(crate) async fn keep(self, every: Duration) {
+    /// Says what has changed, again and again, for ever, while it is this controller that acts.
+    pub(crate) async fn keep(self, every: Duration, mut leader: Leader) {
         let mut told = None;
         loop {
+            leader.wait().await;
             let why = self.look().await.err().map(|status| status.message().to_owned());
             // Once for each reason: it is tried again and again.
             match &why {
@@ -77,18 +79,24 @@ impl Publisher {
     async fn look(&self) -> Result<(), Status> {
         let mut there = self.there().await?;
         let (_, volumes) = self.daemons.cluster().await?;
+        // One that fails does not keep the others from being shown.
+        let mut first = Ok(());
+        let mut note = |outcome: Result<(), kube::Error>, what: String| {
+            if let (Err(error), Ok(())) = (outcome, &first) {
+                first = Err(refused(&what, &error));
+            }
+        };
         for volume in &volumes {
             let name = object_name(volume);
             let said = there.remove(&name);
             let outcome = self.say(&name, volume, said).await;
-            outcome.map_err(|e| refused(&format!("volume {} cannot be shown", volume.name), &e))?;
+            note(outcome, format!("volume {} cannot be shown", volume.name));
         }
         for (name, object) in there {
-            self.take_away(&name, &object)
-                .await
-                .map_err(|e| refused(&format!("the object of {name}, which is gone, stays"), &e))?;
+            let outcome = self.take_away(&name, &object).await;
+            note(outcome, format!("the object of {name}, which is gone, stays"));
         }
-        Ok(())
+        first
     }
 
     /// The objects that there are, by name.

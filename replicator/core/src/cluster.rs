@@ -3,6 +3,7 @@
 //! node. Nothing here keeps state; asked twice, they answer the same.
 
 pub mod copysets;
+pub mod failover;
 pub mod follow;
 pub mod kept;
 pub mod locality;

@@ -6,6 +6,7 @@
 mod cluster;
 mod counting;
 mod daemons;
+mod failover;
 mod guards;
 #[allow(dead_code, reason = "checks that use the rest come by and by")]
 mod lab;
@@ -149,6 +150,7 @@ impl Run<'_> {
         self.check("throttle", async || throttle::run(&mut *shared.lock().await).await).await;
         self.check("restarts", async || restarts::run(&mut *shared.lock().await).await).await;
         self.check("daemons", async || daemons::run(&mut *shared.lock().await).await).await;
+        self.check("failover", async || failover::run(&*shared.lock().await).await).await;
         self.check("shown", async || shown::run(&*shared.lock().await).await).await;
         let figures = std::cell::RefCell::new(serde_json::Value::Null);
         self.check("speed", async || {

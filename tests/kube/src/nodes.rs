@@ -49,15 +49,25 @@ impl Nodes {
 
     /// Starts a CSI controller that asks these daemons, and tells Kubernetes.
     pub(crate) fn controller(&self, cluster: &Cluster) -> anyhow::Result<Process> {
+        self.controller_named(cluster, "csi", &[])
+    }
+
+    /// The same with a name for its files, and more flags.
+    pub(crate) fn controller_named(
+        &self,
+        cluster: &Cluster,
+        name: &str,
+        more: &[&str],
+    ) -> anyhow::Result<Process> {
         let sockets: Vec<String> = (1..=NODES).map(|node| self.server(node)).collect();
-        let endpoint = format!("unix://{}", self.dir.join("csi.sock").display());
+        let endpoint = format!("unix://{}", self.dir.join(format!("{name}.sock")).display());
         let flags = ["controller", "--kubernetes", "--labels-every-ms", "200", "--endpoint"];
         let mut flags: Vec<String> = flags.map(str::to_owned).to_vec();
         flags.extend([endpoint, "--daemon".to_owned(), sockets.join(",")]);
-        let log = self.dir.join("csi.log");
+        let log = self.dir.join(format!("{name}.log"));
         let mut controller = Process::new(self.programs.join("lockstep-csi"), flags, log)
             .with("KUBECONFIG", &cluster.kubeconfig(User::Lockstep));
-        controller.start(&[])?;
+        controller.start(more)?;
         Ok(controller)
     }
 

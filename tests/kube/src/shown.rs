@@ -29,6 +29,18 @@ pub(crate) async fn run(cluster: &Cluster) -> anyhow::Result<String> {
     make_node(cluster, made_anew).await?;
     labelled(cluster, &copies).await?;
 
+    // One that is not made again keeps no other volume from its labels.
+    cluster.kubectl(&["delete", "node", made_anew], "").await?;
+    let others = ["n1", "n2", "n3"].into_iter().filter(|name| name != made_anew);
+    let others: BTreeSet<String> = others.map(str::to_owned).collect();
+    let mut flags = vec!["volume", "create", "w", "--size", "64MiB", "--repl", "2"];
+    flags.extend(others.iter().flat_map(|node| ["--node", node.as_str()]));
+    nodes.lockstep(&flags).await?;
+    labelled(cluster, &others).await?;
+    nodes.lockstep(&["volume", "delete", "w"]).await?;
+    make_node(cluster, made_anew).await?;
+    labelled(cluster, &copies).await?;
+
     let client = nodes.attach("n2").await?;
     row(cluster, &["v", "64Mi", "2/2", "n2", "Healthy"]).await?;
     // The second node has the client and answers `lockstep`.
@@ -54,7 +66,7 @@ pub(crate) async fn run(cluster: &Cluster) -> anyhow::Result<String> {
     Ok("columns, conditions and labels follow a volume through its life".to_owned())
 }
 
-async fn make_node(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+pub(crate) async fn make_node(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     let node = serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
     cluster.kubectl(&["create", "-f", "-"], &node.to_string()).await.map(drop)
 }

@@ -1,0 +1,44 @@
+use super::silence::Silence;
+use crate::daemon::{Answer, Answers};
+use lockstep_core::cluster::failover::Word;
+use lockstep_core::id::NodeId;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::Instant;
+
+fn name(text: &str) -> NodeId {
+    NodeId::new(text).unwrap()
+}
+
+fn look(live: bool, refused: bool) -> Answers {
+    Answers::from([(name("a"), Answer { live, refused })])
+}
+
+#[test]
+fn one_lost_answer_is_no_silence_and_an_answer_ends_it() {
+    let (mut silence, begin) = (Silence::default(), Instant::now());
+    let at = |ms| begin + Duration::from_millis(ms);
+    let silent = |silence: &Silence, ms| {
+        let seen = silence.witnesses(None, at(ms))[&name("a")];
+        (seen.silent_ms, seen.refused)
+    };
+    silence.note(&look(false, false), at(0));
+    assert_eq!(silent(&silence, 400), (None, false));
+    silence.note(&look(false, true), at(500));
+    assert_eq!(silent(&silence, 900), (Some(900), true), "since the first that got none");
+    silence.note(&look(true, false), at(1000));
+    silence.note(&look(false, false), at(1500));
+    assert_eq!(silent(&silence, 1900), (None, false));
+    silence.note(&Answers::new(), at(2000));
+    assert!(silence.witnesses(None, at(2000)).is_empty(), "it was removed");
+}
+
+#[test]
+fn a_node_that_kubernetes_does_not_have_was_deleted_once_it_was_heard() {
+    let (mut silence, now) = (Silence::default(), Instant::now());
+    silence.note(&look(true, false), now);
+    let word = |words| silence.witnesses(words, now)[&name("a")].word;
+    assert_eq!(word(None), Word::Well);
+    assert_eq!(word(Some(BTreeMap::new())), Word::Deleted);
+    assert_eq!(word(Some(BTreeMap::from([(name("a"), Word::NotReady)]))), Word::NotReady);
+}

@@ -1,0 +1,288 @@
+//! Pods that use volumes of Lockstep, as far as they are to be moved off a node that is lost.
+
+use super::{CHUNK, is_conflict, is_not_found, refused};
+use crate::identity::DRIVER_NAME;
+use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use lockstep_core::cluster::failover::{self, Maker, Used};
+use lockstep_core::id::NodeId;
+use serde_json::json;
+use tonic::Status;
+
+/// Pods with this annotation are left alone, unless its value is `false`.
+const IGNORE: &str = "lockstep.dev/ignore-failover";
+/// An annotation that only makes a kubelet look at its pod again.
+const NUDGED: &str = "lockstep.dev/nudged";
+/// What a kubelet marks the pods with that it makes by itself.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// Reads pods and what they use, and deletes them.
+#[derive(Clone)]
+pub(crate) struct Pods {
+    client: Client,
+}
+
+/// A pod that uses volumes by claims.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    /// The controller that makes it again.
+    pub(crate) owner: Option<String>,
+    /// The node that it was given, and whether it is not there yet.
+    pub(crate) node: Option<String>,
+    pub(crate) pending: bool,
+    claims: Vec<String>,
+    ignored: bool,
+    ended: bool,
+    maker: Maker,
+}
+
+/// A claim that a pod uses, and what is behind it.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    pub(crate) reference: ObjectReference,
+    pub(crate) used: Used,
+}
+
+impl Found {
+    fn new(pod: Pod) -> Option<Self> {
+        let meta = pod.metadata;
+        let (spec, name) = (pod.spec?, meta.name?);
+        let claims: Vec<String> = spec
+            .volumes
+            .iter()
+            .flatten()
+            .filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
+                (Some(claim), _) => Some(claim.claim_name.clone()),
+                (None, Some(_)) => Some(format!("{name}-{}", volume.name)),
+                (None, None) => None,
+            })
+            .collect();
+        let note = |key| meta.annotations.as_ref().and_then(|all| all.get(key));
+        let owners = meta.owner_references.as_deref().unwrap_or_default();
+        let owner = owners.iter().find(|owner| owner.controller == Some(true));
+        let maker = if note(MIRROR).is_some() { Maker::Node } else { maker(owner) };
+        let phase = pod.status.and_then(|status| status.phase).unwrap_or_default();
+        Some(Self {
+            ignored: note(IGNORE).is_some_and(|value| value != "false"),
+            ended: matches!(phase.as_str(), "Succeeded" | "Failed"),
+            pending: phase == "Pending",
+            owner: owner.map(|owner| owner.uid.clone()),
+            maker,
+            node: spec.node_name,
+            namespace: meta.namespace?,
+            uid: meta.uid?,
+            name,
+            claims,
+        })
+    }
+
+    /// The same with what it uses, for a decision.
+    pub(crate) fn facts(&self, claims: &[Claim]) -> failover::Pod {
+        failover::Pod {
+            ignored: self.ignored,
+            ended: self.ended,
+            maker: self.maker,
+            volumes: claims.iter().map(|claim| claim.used.clone()).collect(),
+        }
+    }
+
+    /// How events name it.
+    pub(crate) fn reference(&self) -> ObjectReference {
+        named("Pod", &self.namespace, &self.name, Some(self.uid.clone()))
+    }
+}
+
+fn named(kind: &str, namespace: &str, name: &str, uid: Option<String>) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some(kind.to_owned()),
+        namespace: Some(namespace.to_owned()),
+        name: Some(name.to_owned()),
+        uid,
+        ..ObjectReference::default()
+    }
+}
+
+fn maker(owner: Option<&OwnerReference>) -> Maker {
+    match owner.map(|owner| owner.kind.as_str()) {
+        None => Maker::Nobody,
+        Some("DaemonSet" | "Node") => Maker::Node,
+        Some(_) => Maker::Controller,
+    }
+}
+
+impl Pods {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// The pods on a node that use volumes by claims and have not ended.
+    pub(crate) async fn on_node(&self, node: &NodeId) -> Result<Vec<Found>, Status> {
+        let pods: Api<Pod> = Api::all(self.client.clone());
+        let found = self.list(&pods, &format!("spec.nodeName={node}")).await?;
+        Ok(found.into_iter().filter(|pod| !pod.claims.is_empty() && !pod.ended).collect())
+    }
+
+    /// The pods of a namespace that are not running yet.
+    pub(crate) async fn pending(&self, namespace: &str) -> Result<Vec<Found>, Status> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        self.list(&pods, "status.phase=Pending").await
+    }
+
+    async fn list(&self, pods: &Api<Pod>, fields: &str) -> Result<Vec<Found>, Status> {
+        let mut found = Vec::new();
+        let mut wanted = ListParams::default().fields(fields).limit(CHUNK);
+        loop {
+            let chunk = pods.list(&wanted).await;
+            let chunk = chunk.map_err(|e| refused("pods cannot be listed", &e))?;
+            found.extend(chunk.items.into_iter().filter_map(Found::new));
+            wanted.continue_token = chunk.metadata.continue_.filter(|token| !token.is_empty());
+            if wanted.continue_token.is_none() {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// One pod, if it is still the same.
+    pub(crate) async fn same(&self, pod: &Found) -> Result<Option<Found>, Status> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let found = pods.get_opt(&pod.name).await;
+        let found = found.map_err(|e| refused(&format!("pod {} cannot be read", pod.name), &e))?;
+        Ok(found.and_then(Found::new).filter(|found| found.uid == pod.uid))
+    }
+
+    /// What is behind the claims of a pod.
+    pub(crate) async fn claims(&self, pod: &Found) -> Result<Vec<Claim>, Status> {
+        let mut claims = Vec::new();
+        for name in &pod.claims {
+            let used = self.behind(&pod.namespace, name).await;
+            let (uid, used) = used
+                .map_err(|e| refused(&format!("claim {}/{name} is unknown", pod.namespace), &e))?;
+            let reference = named("PersistentVolumeClaim", &pod.namespace, name, uid);
+            claims.push(Claim { reference, used });
+        }
+        Ok(claims)
+    }
+
+    async fn behind(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<(Option<String>, Used), kube::Error> {
+        let unknown = Used::Unknown(name.to_owned());
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
+        let Some(claim) = claims.get_opt(name).await? else { return Ok((None, unknown)) };
+        let uid = claim.metadata.uid.clone();
+        let Some(volume) = claim.spec.and_then(|spec| spec.volume_name) else {
+            return Ok((uid, unknown));
+        };
+        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
+        let used = volumes.get_opt(&volume).await?.map_or(unknown, |volume| used(name, volume));
+        Ok((uid, used))
+    }
+
+    /// Deletes a pod without waiting for its node, unless another one has its name by now.
+    pub(crate) async fn delete(&self, pod: &Found) -> Result<bool, Status> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let preconditions = Preconditions { uid: Some(pod.uid.clone()), resource_version: None };
+        let how = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(preconditions),
+            ..DeleteParams::default()
+        };
+        match pods.delete(&pod.name, &how).await {
+            Ok(_) => Ok(true),
+            Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(false),
+            Err(error) => Err(refused(&format!("pod {} cannot be deleted", pod.name), &error)),
+        }
+    }
+
+    /// Makes the kubelet of a pod look at it again: one that was told of the pod before the API
+    /// server knew that it may read the pod's claim tries again only seconds later.
+    pub(crate) async fn nudge(&self, pod: &Found) -> Result<(), Status> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let now = Timestamp::now().to_string();
+        let patch = json!({ "metadata": { "uid": pod.uid, "annotations": { NUDGED: now } } });
+        let how = PatchParams::default();
+        match pods.patch_metadata(&pod.name, &how, &Patch::Merge(patch)).await {
+            Err(error) if !is_not_found(&error) && !is_conflict(&error) => {
+                Err(refused(&format!("pod {} cannot be nudged", pod.name), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a claim's volume is to a failover.
+fn used(claim: &str, volume: PersistentVolume) -> Used {
+    let spec = volume.spec.unwrap_or_default();
+    if let Some(csi) = spec.csi.as_ref().filter(|csi| csi.driver == DRIVER_NAME) {
+        return Used::Ours(csi.volume_handle.clone());
+    }
+    let is_shared = |mode: &String| mode == "ReadWriteMany" || mode == "ReadOnlyMany";
+    let modes = spec.access_modes.unwrap_or_default();
+    if spec.node_affinity.is_none() && modes.iter().any(is_shared) {
+        Used::Shared(claim.to_owned())
+    } else {
+        Used::Foreign(claim.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(changes: serde_json::Value) -> Found {
+        let mut pod = json!({
+            "metadata": {"name": "web-0", "namespace": "shop", "uid": "u1", "ownerReferences": [
+                {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "uid": "o1",
+                    "controller": true}]},
+            "spec": {"nodeName": "a", "containers": [], "volumes": [
+                {"name": "data", "persistentVolumeClaim": {"claimName": "data-web-0"}},
+                {"name": "tmp", "ephemeral": {}}, {"name": "none", "emptyDir": {}}]},
+            "status": {"phase": "Running"},
+        });
+        for (path, value) in changes.as_object().unwrap() {
+            let (parent, key) = path.rsplit_once('/').unwrap();
+            pod.pointer_mut(parent).unwrap()[key] = value.clone();
+        }
+        Found::new(serde_json::from_value(pod).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_pod_is_known_by_its_claims_and_who_makes_it() {
+        let seen = pod(json!({}));
+        assert_eq!(seen.claims, ["data-web-0", "web-0-tmp"]);
+        assert_eq!((seen.owner.as_deref(), seen.maker), (Some("o1"), Maker::Controller));
+        assert!(!seen.ignored && !seen.ended && !seen.pending);
+        let of = |changes| pod(changes).maker;
+        assert_eq!(of(json!({"/metadata/ownerReferences/0/kind": "DaemonSet"})), Maker::Node);
+        assert_eq!(of(json!({"/metadata/ownerReferences/0/controller": false})), Maker::Nobody);
+        let mirror = json!({"/metadata/annotations": {MIRROR: "x"}});
+        assert_eq!(of(mirror), Maker::Node);
+        let noted = |value: &str| pod(json!({"/metadata/annotations": {IGNORE: value}})).ignored;
+        assert!(noted("") && noted("true") && !noted("false"));
+        assert!(pod(json!({"/status/phase": "Failed"})).ended);
+    }
+
+    #[test]
+    fn a_volume_of_others_holds_a_pod_unless_many_nodes_may_use_it() {
+        let volume = |spec| serde_json::from_value(json!({"spec": spec})).unwrap();
+        let seen = |spec| used("data", volume(spec));
+        let (shared, foreign) = (Used::Shared("data".into()), Used::Foreign("data".into()));
+        let csi = |driver: &str| json!({"driver": driver, "volumeHandle": "v"});
+        assert_eq!(seen(json!({"csi": csi(DRIVER_NAME)})), Used::Ours("v".to_owned()));
+        let many = json!({"csi": csi("other"), "accessModes": ["ReadWriteMany"]});
+        assert_eq!(seen(many.clone()), shared);
+        assert_eq!(seen(json!({"csi": csi("other"), "accessModes": ["ReadWriteOnce"]})), foreign);
+        let mut tied = many;
+        tied["nodeAffinity"] = json!({"required": {"nodeSelectorTerms": []}});
+        assert_eq!(seen(tied), foreign);
+    }
+}

@@ -1,0 +1,220 @@
+//! When a node counts as lost, so that pods that use volumes there go elsewhere, and which do.
+//!
+//! Nothing is taken from a node for what is decided here: that takes an in-sync copy elsewhere that
+//! promises a newer epoch, which no copy does while it hears its primary. A node that is suspected
+//! wrongly costs a question.
+
+#[cfg(test)]
+mod tests;
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::id::NodeId;
+
+/// What the orchestrator says of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Word {
+    /// Nothing that would matter.
+    #[default]
+    Well,
+    /// Its agent is not heard, or says that it cannot work.
+    NotReady,
+    /// A person has declared that it is shut down.
+    OutOfService,
+    /// The node was deleted.
+    Deleted,
+}
+
+/// What is known of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Witness {
+    /// For how long no other daemon has had an answer from its daemon, in milliseconds.
+    pub silent_ms: Option<u64>,
+    /// Its machine answers that no daemon listens there.
+    pub refused: bool,
+    /// What the orchestrator says.
+    pub word: Word,
+}
+
+/// How long nodes may be silent before they are suspected, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// Machines that say nothing.
+    pub silent_ms: u64,
+    /// Machines whose daemon is being restarted, or replaced by a newer one: pods wait for it,
+    /// since their devices do.
+    pub restart_ms: u64,
+}
+
+/// Why a node is suspected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It is silent.
+    Silent,
+    /// Its daemon does not come back.
+    NoDaemon,
+    /// The orchestrator has a word against it.
+    Said(Word),
+}
+
+/// What to think of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing is wrong with it, or it is too early to tell.
+    Well,
+    /// Too many nodes are silent: the network is more likely to be broken than they are, and to
+    /// move everything at once would make it worse. The orchestrator's word would help.
+    Braked {
+        /// Nodes that do not answer.
+        silent: usize,
+        /// Nodes in all.
+        nodes: usize,
+    },
+    /// It may be lost: its volumes are fenced, if their copies agree.
+    Suspect(Reason),
+}
+
+/// What to think of each node.
+///
+/// One node alone that is silent is always suspected: which side of a broken network may go on is
+/// not decided here but by the copies, and by who reaches the record store.
+#[must_use]
+pub fn judge(nodes: &BTreeMap<NodeId, Witness>, patience: Patience) -> BTreeMap<NodeId, Verdict> {
+    let mute = |witness: &&Witness| witness.silent_ms.is_some() && !witness.refused;
+    let silent = nodes.values().filter(mute).count();
+    let braked = silent > 1 && silent * 3 > nodes.len();
+    let verdict = |witness: &Witness| match witness {
+        Witness { word: Word::NotReady | Word::OutOfService | Word::Deleted, .. } => {
+            Verdict::Suspect(Reason::Said(witness.word))
+        }
+        Witness { silent_ms: Some(ms), refused: true, .. } if *ms >= patience.restart_ms => {
+            Verdict::Suspect(Reason::NoDaemon)
+        }
+        Witness { silent_ms: Some(ms), refused: false, .. } if *ms >= patience.silent_ms => {
+            if braked {
+                Verdict::Braked { silent, nodes: nodes.len() }
+            } else {
+                Verdict::Suspect(Reason::Silent)
+            }
+        }
+        Witness { .. } => Verdict::Well,
+    };
+    nodes.iter().map(|(node, witness)| (node.clone(), verdict(witness))).collect()
+}
+
+/// Who makes a pod again once it is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maker {
+    /// Nobody: it would be lost.
+    Nobody,
+    /// The node itself, and only there.
+    Node,
+    /// A controller, wherever it fits.
+    Controller,
+}
+
+/// A volume that a pod uses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Used {
+    /// One of ours, by its name.
+    Ours(String),
+    /// Somebody else's, that several nodes may use at once.
+    Shared(String),
+    /// Somebody else's, that the lost node may still be writing to, by its claim.
+    Foreign(String),
+    /// One that is not known, by its claim.
+    Unknown(String),
+}
+
+/// A pod on a node that is suspected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Its owner wants it left alone.
+    pub ignored: bool,
+    /// It has ended: it uses nothing any more.
+    pub ended: bool,
+    /// Who makes it again.
+    pub maker: Maker,
+    /// What it uses by claims.
+    pub volumes: Vec<Used>,
+}
+
+/// Why a pod is not moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stays {
+    /// It is none of our business: it uses no volume of ours, or none any more.
+    NotOurs,
+    /// Its owner wants it so.
+    Ignored,
+    /// See [`Maker::Nobody`].
+    NoMaker,
+    /// See [`Maker::Node`].
+    OfNode,
+    /// It uses another volume that cannot be fenced, by its claim.
+    Foreign(String),
+    /// It uses another volume of which nothing is known, by its claim.
+    Unknown(String),
+}
+
+/// The volumes that must be fenced before a pod is deleted.
+///
+/// # Errors
+/// Why it is not to be deleted at all.
+pub fn moves(pod: &Pod) -> Result<BTreeSet<&str>, Stays> {
+    let ours = pod.volumes.iter().filter_map(|volume| match volume {
+        Used::Ours(name) => Some(name.as_str()),
+        Used::Shared(_) | Used::Foreign(_) | Used::Unknown(_) => None,
+    });
+    let ours: BTreeSet<&str> = ours.collect();
+    if ours.is_empty() || pod.ended {
+        return Err(Stays::NotOurs);
+    }
+    if pod.ignored {
+        return Err(Stays::Ignored);
+    }
+    match pod.maker {
+        Maker::Nobody => return Err(Stays::NoMaker),
+        Maker::Node => return Err(Stays::OfNode),
+        Maker::Controller => {}
+    }
+    for volume in &pod.volumes {
+        match volume {
+            Used::Foreign(claim) => return Err(Stays::Foreign(claim.clone())),
+            Used::Unknown(claim) => return Err(Stays::Unknown(claim.clone())),
+            Used::Ours(_) | Used::Shared(_) => {}
+        }
+    }
+    Ok(ours)
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Silent => "it does not answer",
+            Self::NoDaemon => "its daemon does not come back",
+            Self::Said(Word::OutOfService) => "it is said to be out of service",
+            Self::Said(Word::Deleted) => "its Node object is gone",
+            Self::Said(Word::NotReady | Word::Well) => "it is said to be not ready",
+        })
+    }
+}
+
+impl fmt::Display for Stays {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotOurs => write!(f, "it uses no volume of Lockstep"),
+            Self::Ignored => write!(f, "it is annotated to be left alone"),
+            Self::NoMaker => write!(f, "no controller would make it again"),
+            Self::OfNode => write!(f, "it belongs to its node"),
+            Self::Foreign(claim) => write!(
+                f,
+                "claim {claim} is of another storage system, to which the lost node may still be \
+                 writing"
+            ),
+            Self::Unknown(claim) => write!(f, "claim {claim} is not bound to a volume"),
+        }
+    }
+}
