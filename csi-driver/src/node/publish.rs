@@ -106,7 +106,7 @@ impl Wanted {
             )));
         }
         mounts::bind(&source, &self.target, is_block, read_only)?;
-        // It may have failed in between, and what was bound be the directory that it was mounted on.
+        // It may have failed meanwhile: what was bound is then the directory that it was on.
         if !mounts::shows(&served.device, &self.target)? {
             mounts::take_back(&self.target);
             let why = format!("volume {} was just taken from this node; try again", self.id);
