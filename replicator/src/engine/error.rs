@@ -41,15 +41,13 @@ pub enum EngineError {
         /// The copy that is there.
         existing: ReplicaId,
     },
-    /// The pool has no such snapshot, or one that is larger.
-    #[error("pool {pool:?} of this node has no snapshot {snapshot} of at most {blocks} blocks")]
+    /// The pool has no such snapshot.
+    #[error("pool {pool:?} of this node has no snapshot {snapshot}")]
     NoSuchSnapshot {
         /// The pool.
         pool: String,
         /// The snapshot.
         snapshot: SnapshotId,
-        /// Blocks of what was to begin with it.
-        blocks: u64,
     },
     /// The size of a new replica is not allowed.
     #[error("a replica of {blocks} blocks: 1 to {max} are allowed")]

@@ -207,11 +207,13 @@ impl Replicas {
         let (replicas, volume) = (Arc::clone(self), new.volume);
         blocking(move || {
             let space = replicas.space(&pool)?;
+            // It may say that it is larger than the snapshot counts: its replica had grown already,
+            // and the volume did not, since another had no room. Nothing was written there.
             if let Some(snapshot) = new.source
-                && pool.snapshot(snapshot).is_none_or(|about| about.blocks > new.blocks)
+                && pool.snapshot(snapshot).is_none()
             {
-                let (pool, blocks) = (pool.name().to_owned(), new.blocks);
-                return Err(EngineError::NoSuchSnapshot { pool, snapshot, blocks });
+                let pool = pool.name().to_owned();
+                return Err(EngineError::NoSuchSnapshot { pool, snapshot });
             }
             let needed_bytes = full_bytes(new.blocks);
             if needed_bytes > space.room() {

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use lockstep_core::gap;
 use lockstep_core::id::{Gen, Lineage};
-use lockstep_store::layout::data_offset;
+use lockstep_store::file_bytes;
+use lockstep_store::layout::{File, data_offset};
 use std::os::unix::fs::FileExt as _;
 
 use super::cluster::*;
 use crate::engine::*;
+use crate::pool::SNAPSHOT_FILES;
 use crate::pool::tests::kept::{self, BLOCKS};
 
 const ID: SnapshotId = SnapshotId(Uuid::from_u128(9));
@@ -110,6 +112,29 @@ async fn s9_what_no_copy_has_is_a_gap_but_not_while_one_is_silent() {
     assert_eq!(made, Remade::default(), "it is there");
     cluster.on(2).drop_snapshot(ID).await.unwrap();
     assert_eq!(remake(&cluster, 2, order(&[3])).await.unwrap().gaps, 1);
+}
+
+#[tokio::test]
+async fn a_volume_is_made_of_a_copy_that_had_grown_more_than_the_others() {
+    let cluster = Cluster::start(1).await;
+    keep(&cluster, 1);
+    // Another copy had no room, so the volume did not grow.
+    let about = serde_json::json!({ "volume": VOLUME, "blocks": 2 * BLOCKS });
+    std::fs::write(dir(&cluster, 1).join("about.json"), about.to_string()).unwrap();
+    for which in SNAPSHOT_FILES {
+        let file = std::fs::File::options().write(true).open(dir(&cluster, 1).join(which.name()));
+        file.unwrap().set_len(file_bytes(which, 2 * BLOCKS)).unwrap();
+    }
+    let new = NewReplica { source: Some(ID), ..new_replica(VOLUME, Lineage(Uuid::nil()), BLOCKS) };
+    match cluster.on(1).create_replica(new).await {
+        Ok(made) => {
+            let ReplicaState::Open(open) = &made.state else { panic!("{made:?}") };
+            assert_eq!(open.blocks, BLOCKS);
+            assert_eq!(cluster.data(1, VOLUME).len() as u64, file_bytes(File::Data, BLOCKS));
+        }
+        // Not on every file system files share blocks.
+        Err(error) => assert!(matches!(error, EngineError::Pool(_)), "{error}"),
+    }
 }
 
 #[tokio::test]
