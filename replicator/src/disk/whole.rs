@@ -146,7 +146,7 @@ impl ReplicaFiles {
     fn seal_snapshot(&self, id: SnapshotId, blocks: u64) -> Result<(), DiskError> {
         let home = self.home()?;
         let since = Instant::now();
-        let about = SnapshotAbout { volume: home.volume, blocks };
+        let about = SnapshotAbout { volume: home.volume, blocks, gaps: 0 };
         let sealed = home.pool.seal_snapshot(id, &about);
         let sealed = sealed.map_err(|e| told("make a snapshot durable", &e));
         tracing::debug!(snapshot = %id, took = ?since.elapsed(), ?sealed, "it was made durable");

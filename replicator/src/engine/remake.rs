@@ -149,16 +149,17 @@ impl Remaking {
     /// Makes it, durable when this returns.
     pub(super) async fn run(self) -> Result<Remade, RemakeError> {
         let (id, pool) = (self.order.id, Arc::clone(&self.parts.pool));
-        if pool.snapshot(id).is_some() {
-            // It was made before a restart.
-            return Ok(Remade::default());
+        if let Some(there) = pool.snapshot(id) {
+            // It was made before, and is only to be named.
+            return Ok(Remade { moved_bytes: 0, gaps: there.gaps });
         }
-        let about = SnapshotAbout { volume: self.order.volume, blocks: self.order.blocks };
+        let Remake { volume, blocks, .. } = self.order;
+        let about = SnapshotAbout { volume, blocks, gaps: 0 };
         let made = self.make(&about).await;
         self.parts.entries.leave(slot_of(id));
         let ended = match made {
             Ok((copy, gaps)) => {
-                let pool = Arc::clone(&pool);
+                let (pool, about) = (Arc::clone(&pool), SnapshotAbout { gaps, ..about });
                 let sealed = blocking(move || {
                     copy.end()?;
                     pool.seal_snapshot(id, &about)

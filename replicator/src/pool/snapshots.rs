@@ -39,8 +39,12 @@ pub(crate) const FILES: [Which; 3] = [Which::Data, Which::Tags, Which::Regions];
 pub(crate) struct SnapshotAbout {
     /// Of which volume.
     pub(crate) volume: VolumeId,
-    /// Size in blocks; the files may be longer.
+    /// Size in blocks; the files may be longer. More than the snapshot counts, if this copy's
+    /// replica had grown and its volume had not.
     pub(crate) blocks: u64,
+    /// Blocks that no node could give when this copy was made anew.
+    #[serde(default)]
+    pub(crate) gaps: u64,
 }
 
 /// Can files of the pool share blocks? It is found out once.

@@ -115,6 +115,18 @@ async fn s9_what_no_copy_has_is_a_gap_but_not_while_one_is_silent() {
 }
 
 #[tokio::test]
+async fn s9_how_many_blocks_are_gaps_is_known_of_a_copy_that_is_there() {
+    let cluster = Cluster::start(2).await;
+    keep(&cluster, 1);
+    spoil(&cluster, 1, 1);
+    spoil(&cluster, 1, 300);
+    assert_eq!(remake(&cluster, 2, order(&[1])).await.unwrap().gaps, 2);
+    // Whoever made it did not get to name it in the record store.
+    let again = remake(&cluster, 2, order(&[1])).await.unwrap();
+    assert_eq!(again, Remade { moved_bytes: 0, gaps: 2 });
+}
+
+#[tokio::test]
 async fn a_volume_is_made_of_a_copy_that_had_grown_more_than_the_others() {
     let cluster = Cluster::start(1).await;
     keep(&cluster, 1);

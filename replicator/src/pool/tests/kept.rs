@@ -21,7 +21,7 @@ const WRITTEN: [u64; 6] = [0, 1, 2, 255, 300, 3 * 256 + 9];
 pub(crate) fn keep(pool: &Path, id: SnapshotId, volume: VolumeId) {
     let dir = pool.join("snapshots").join(id.to_string());
     std::fs::create_dir(&dir).unwrap();
-    let about = serde_json::to_vec(&SnapshotAbout { volume, blocks: BLOCKS }).unwrap();
+    let about = serde_json::to_vec(&SnapshotAbout { volume, blocks: BLOCKS, gaps: 0 }).unwrap();
     std::fs::write(dir.join("about.json"), about).unwrap();
     let make = |which: Which| {
         let file = File::create_new(dir.join(which.name())).unwrap();
