@@ -12,7 +12,7 @@ use lockstep_core::primary::{self, Task, TaskDone};
 use lockstep_proto::v1;
 use tonic::{Code, Status};
 
-use super::catalog::{SnapshotObject, Stage, VolumeObject};
+use super::catalog::{Dropped, SnapshotObject, Stage, VolumeObject};
 use super::moment::Seat;
 use super::peers::{DO_LIMIT, at, pass_on, plain, within};
 use super::{Admin, names, refuse};
@@ -349,22 +349,30 @@ impl Admin {
     /// Removes this node's copies of snapshots that are gone or were given up.
     pub(super) async fn remove_dropped(&self) -> Result<(), Status> {
         for note in self.inner.catalog.dropped(&self.inner.node).await? {
-            match self.claim_of(&note.snapshot_name, note.uid).await? {
-                // It was finished after all.
-                Claim::Named => {
-                    self.inner.catalog.delete_dropped(&self.inner.node, note.uid).await?;
-                    continue;
-                }
-                // Whoever wrote the note has not taken it over, or given it up, yet.
-                Claim::Undecided => continue,
-                Claim::None => {}
+            // One that can't be removed now is in the way of no other.
+            if let Err(status) = self.remove_dropped_one(&note).await {
+                let (snapshot, why) = (&note.snapshot_name, plain(&status));
+                tracing::warn!(snapshot, why, "cannot remove a copy that is to go");
             }
-            self.stop_remake(note.uid);
-            let dropped = self.inner.engine.drop_snapshot(note.uid).await;
-            let existed = dropped.map_err(|e| refuse::engine(&e))?;
-            if existed || unix_ms().saturating_sub(note.unix_ms) > LATE_MS {
-                self.inner.catalog.delete_dropped(&self.inner.node, note.uid).await?;
-            }
+        }
+        Ok(())
+    }
+
+    async fn remove_dropped_one(&self, note: &Dropped) -> Result<(), Status> {
+        let (catalog, own) = (&self.inner.catalog, &self.inner.node);
+        let Dropped { uid, snapshot_name, unix_ms: since, .. } = note;
+        match self.claim_of(snapshot_name, *uid).await? {
+            // It was finished after all.
+            Claim::Named => return catalog.delete_dropped(own, *uid).await,
+            // Whoever wrote the note has not taken it over, or given it up, yet.
+            Claim::Undecided => return Ok(()),
+            Claim::None => {}
+        }
+        self.stop_remake(*uid);
+        let dropped = self.inner.engine.drop_snapshot(*uid).await;
+        let existed = dropped.map_err(|e| refuse::engine(&e))?;
+        if existed || unix_ms().saturating_sub(*since) > LATE_MS {
+            catalog.delete_dropped(own, *uid).await?;
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ use crate::engine::{EngineConfig, PoolConfig};
 
 mod broken_off;
 mod fence;
+mod housekeeping;
 mod labels;
 mod remake;
 mod snapshots;
@@ -58,19 +59,23 @@ impl Node {
 
     /// As far as a daemon comes before it looks after anything by itself.
     async fn introduced(dir: TempDir, meta: Arc<Faulty>, cluster: Uuid) -> Self {
+        Self::with_pools(dir, meta, cluster, &["pool"]).await
+    }
+
+    /// The same, with a pool in each of these directories, the first of which is the default one.
+    async fn with_pools(
+        dir: TempDir,
+        meta: Arc<Faulty>,
+        cluster: Uuid,
+        pool_dirs: &[&str],
+    ) -> Self {
         let store: Arc<dyn lockstep_meta::Meta> = meta.clone();
         let catalog = Catalog::new(Arc::clone(&store));
         let config = EngineConfig {
             cluster,
             node: NodeId::new("n1").unwrap(),
             listen: "127.0.0.1:0".parse().unwrap(),
-            pools: vec![PoolConfig {
-                name: "default".to_owned(),
-                dir: dir.path().join("pool"),
-                capacity_bytes: None,
-                overcommit_percent: 100,
-                reserve_bytes: 0,
-            }],
+            pools: pool_dirs.iter().map(|pool| pool_in(dir.path(), pool)).collect(),
             incoming_resyncs: lockstep_core::limits::RESYNC_ENTRIES,
             direct_io: true,
             version: "test".to_owned(),
@@ -141,6 +146,16 @@ impl Node {
     async fn stop(self) {
         let cut_off = self.admin.end(LONG).await;
         assert!(cut_off.is_empty(), "{cut_off:?} did not close");
+    }
+}
+
+fn pool_in(dir: &Path, pool: &str) -> PoolConfig {
+    PoolConfig {
+        name: if pool == "pool" { "default" } else { pool }.to_owned(),
+        dir: dir.join(pool),
+        capacity_bytes: None,
+        overcommit_percent: 100,
+        reserve_bytes: 0,
     }
 }
 

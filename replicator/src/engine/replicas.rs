@@ -288,11 +288,10 @@ impl Replicas {
     ) -> Result<bool, EngineError> {
         let replicas = Arc::clone(self);
         let dropped = blocking(move || {
-            let mut existed = false;
-            for pool in &replicas.pools {
-                existed |= pool.drop_snapshot(id)?;
-            }
-            Ok::<bool, PoolError>(existed)
+            // A pool that can't is no reason for another one to keep it.
+            let all: Vec<_> = replicas.pools.iter().map(|pool| pool.drop_snapshot(id)).collect();
+            all.into_iter()
+                .try_fold(false, |existed, dropped| Ok::<bool, PoolError>(existed | dropped?))
         });
         Ok(dropped.await?)
     }
