@@ -9,9 +9,11 @@
 //! - `dropped/<node>/<uid>`: a copy of a snapshot that its node is to remove.
 //! - `labels/<node>`: labels that were put on a node.
 
+mod dropped;
 mod gone;
 mod labels;
 
+pub(super) use dropped::Dropped;
 pub(super) use labels::PutLabels;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -261,16 +263,6 @@ impl SnapshotObject {
     pub(super) fn at(self, stage: Stage) -> Self {
         Self { stage, ..self }
     }
-}
-
-/// A copy of a snapshot that its node is to remove.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Dropped {
-    version: u32,
-    pub(super) uid: SnapshotId,
-    pub(super) snapshot_name: String,
-    /// Since when, milliseconds since 1970.
-    pub(super) unix_ms: u64,
 }
 
 /// What a volume begins with.
@@ -534,37 +526,6 @@ impl Catalog {
             Ok(()) | Err(PutError::Conflict { current: None }) => Ok(()),
             Err(error) => Err(refuse::unwritten(&error)),
         }
-    }
-
-    /// Asks a node to remove its copy of a snapshot, now or when it is back.
-    pub(super) async fn put_dropped(
-        &self,
-        node: &NodeId,
-        uid: SnapshotId,
-        snapshot_name: &str,
-        unix_ms: u64,
-    ) -> Result<(), Status> {
-        let snapshot_name = snapshot_name.to_owned();
-        let value = encode(&Dropped { version: OBJECT_VERSION, uid, snapshot_name, unix_ms })?;
-        match self.meta.put_if(&format!("dropped/{node}/{uid}"), Expect::Absent, value).await {
-            Ok(_) | Err(PutError::Conflict { current: Some(_) }) => Ok(()),
-            Err(error) => Err(refuse::unwritten(&error)),
-        }
-    }
-
-    /// The copies of snapshots that a node is to remove.
-    pub(super) async fn dropped(&self, node: &NodeId) -> Result<Vec<Dropped>, Status> {
-        let found = self.list(&format!("dropped/{node}/")).await?;
-        Ok(found.into_iter().map(|stored| stored.value).collect())
-    }
-
-    /// A node removed its copy of a snapshot.
-    pub(super) async fn delete_dropped(
-        &self,
-        node: &NodeId,
-        uid: SnapshotId,
-    ) -> Result<(), Status> {
-        self.delete(&format!("dropped/{node}/{uid}")).await
     }
 }
 

@@ -12,7 +12,7 @@ use lockstep_core::primary::{self, Task, TaskDone};
 use lockstep_proto::v1;
 use tonic::{Code, Status};
 
-use super::catalog::{Dropped, SnapshotObject, Stage, VolumeObject};
+use super::catalog::{Dropped, SnapshotObject, Stage, Stored, VolumeObject};
 use super::moment::Seat;
 use super::peers::{DO_LIMIT, at, pass_on, plain, within};
 use super::{Admin, names, refuse};
@@ -292,6 +292,7 @@ impl Admin {
     async fn drop_copy(&self, object: &SnapshotObject, node: &NodeId) {
         let request = v1::DropSnapshotRequest { uid: object.uid.to_string() };
         let dropped = async {
+            let note = self.inner.catalog.dropped_note(node, object.uid).await?;
             if *node == self.inner.node {
                 self.drop_own_snapshot(&request).await?;
             } else {
@@ -306,7 +307,10 @@ impl Admin {
             if object.stage == Stage::Creating || object.making.contains(node) {
                 return Ok(());
             }
-            self.inner.catalog.delete_dropped(node, object.uid).await
+            match note {
+                Some(note) => self.inner.catalog.delete_dropped(node, &note).await,
+                None => Ok(()),
+            }
         };
         if let Err(status) = dropped.await {
             let (snapshot, why) = (&object.name, plain(&status));
@@ -351,19 +355,19 @@ impl Admin {
         for note in self.inner.catalog.dropped(&self.inner.node).await? {
             // One that can't be removed now is in the way of no other.
             if let Err(status) = self.remove_dropped_one(&note).await {
-                let (snapshot, why) = (&note.snapshot_name, plain(&status));
+                let (snapshot, why) = (&note.value.snapshot_name, plain(&status));
                 tracing::warn!(snapshot, why, "cannot remove a copy that is to go");
             }
         }
         Ok(())
     }
 
-    async fn remove_dropped_one(&self, note: &Dropped) -> Result<(), Status> {
+    async fn remove_dropped_one(&self, note: &Stored<Dropped>) -> Result<(), Status> {
         let (catalog, own) = (&self.inner.catalog, &self.inner.node);
-        let Dropped { uid, snapshot_name, unix_ms: since, .. } = note;
+        let Dropped { uid, snapshot_name, unix_ms: since, .. } = &note.value;
         match self.claim_of(snapshot_name, *uid).await? {
             // It was finished after all.
-            Claim::Named => return catalog.delete_dropped(own, *uid).await,
+            Claim::Named => return catalog.delete_dropped(own, note).await,
             // Whoever wrote the note has not taken it over, or given it up, yet.
             Claim::Undecided => return Ok(()),
             Claim::None => {}
@@ -372,7 +376,7 @@ impl Admin {
         let dropped = self.inner.engine.drop_snapshot(*uid).await;
         let existed = dropped.map_err(|e| refuse::engine(&e))?;
         if existed || unix_ms().saturating_sub(*since) > LATE_MS {
-            catalog.delete_dropped(own, *uid).await?;
+            catalog.delete_dropped(own, note).await?;
         }
         Ok(())
     }
