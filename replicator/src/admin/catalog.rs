@@ -229,6 +229,9 @@ pub(super) struct SnapshotObject {
     /// Blocks that no copy could give when one was made anew.
     #[serde(default)]
     pub(super) lost_blocks: u64,
+    /// Nodes whose copies lack such blocks; it was not always written down.
+    #[serde(default)]
+    pub(super) gaps_on: Vec<NodeId>,
 }
 
 impl SnapshotObject {
@@ -251,6 +254,37 @@ impl SnapshotObject {
             repl: of.repl,
             making: Vec::new(),
             lost_blocks: 0,
+            gaps_on: Vec::new(),
+        }
+    }
+
+    /// A node made a copy, in which so many blocks are missing.
+    pub(super) fn enter(&mut self, node: &NodeId, gaps: u64) {
+        self.making.retain(|n| n != node);
+        self.nodes.push(node.clone());
+        if gaps == 0 {
+            return self.forget_gaps(node);
+        }
+        self.lost_blocks = self.lost_blocks.max(gaps);
+        if !self.gaps_on.contains(node) {
+            self.gaps_on.push(node.clone());
+        }
+    }
+
+    /// A node is to have no copy, and to make none.
+    pub(super) fn forget(&mut self, node: &NodeId) {
+        // One that makes a copy had one once.
+        self.nodes.retain(|n| n != node || self.making.contains(n));
+        self.making.retain(|n| n != node);
+        self.forget_gaps(node);
+    }
+
+    /// No copy on that node lacks blocks. If no other does, none are lost.
+    fn forget_gaps(&mut self, node: &NodeId) {
+        let had = self.gaps_on.len();
+        self.gaps_on.retain(|n| n != node);
+        if self.gaps_on.is_empty() && had > 0 {
+            self.lost_blocks = 0;
         }
     }
 
@@ -548,6 +582,32 @@ mod tests {
         assert_eq!(catalog.known_node(&name).await.unwrap(), node);
         let other = NodeId::new("n2").unwrap();
         assert_eq!(catalog.known_node(&other).await.unwrap_err().code(), Code::NotFound);
+    }
+
+    #[test]
+    fn a_snapshot_lacks_blocks_for_as_long_as_one_of_its_copies_does() {
+        let wanted = serde_json::json!({
+            "version": 1, "name": "s", "uid": Uuid::nil(), "volume": "v", "volume_uid": Uuid::nil(),
+            "stage": "ready", "pool": "default", "size_bytes": 4096, "gen": 1, "created_unix_ms": 0,
+            "nodes": ["a"], "pause_us": 0, "making": ["b", "c"], "lost_blocks": 1,
+        });
+        let mut earlier: SnapshotObject = serde_json::from_value(wanted).unwrap();
+        let node = |name| NodeId::new(name).unwrap();
+        let (b, c) = (node("b"), node("c"));
+        earlier.enter(&c, 0);
+        assert_eq!(earlier.lost_blocks, 1, "nobody wrote down where");
+        let mut object = SnapshotObject { making: vec![b.clone(), c.clone()], ..earlier };
+        object.nodes = vec![node("a")];
+        object.enter(&b, 3);
+        object.enter(&c, 2);
+        assert_eq!((object.lost_blocks, object.nodes.len(), object.making.len()), (3, 3, 0));
+        object.forget(&b);
+        assert_eq!((object.lost_blocks, &object.gaps_on[..]), (3, &[c.clone()][..]));
+        // It lost its copy, and makes it anew, now of a node that had been away.
+        object.nodes.retain(|n| *n != c);
+        object.making.push(c.clone());
+        object.enter(&c, 0);
+        assert_eq!((object.lost_blocks, object.gaps_on.len(), object.nodes.len()), (0, 0, 2));
     }
 
     #[tokio::test]

@@ -124,6 +124,7 @@ impl Admin {
             copies: &snapshot.nodes,
             making: &snapshot.making,
             gaps: snapshot.lost_blocks > 0,
+            gapped: &snapshot.gaps_on,
             volume: record.is_some().then_some(Source { in_sync: &in_sync, served }),
             nodes: &nodes,
             candidates: &candidates(survey, &snapshot.pool, &spread),
@@ -146,8 +147,7 @@ impl Admin {
             }
             Verdict::GiveUp(node) | Verdict::Forget(node) => {
                 let mut next = snapshot.clone();
-                next.nodes.retain(|n| *n != node || next.making.contains(n));
-                next.making.retain(|n| *n != node);
+                next.forget(&node);
                 self.drop_from(snapshot, &next, &node).await
             }
             Verdict::Enough
@@ -274,9 +274,7 @@ impl Admin {
             if !next.making.contains(own) {
                 break;
             }
-            next.making.retain(|node| node != own);
-            next.nodes.push(own.clone());
-            next.lost_blocks = next.lost_blocks.max(made.gaps);
+            next.enter(own, made.gaps);
             match self.inner.catalog.put_snapshot(Some(found.revision), &next).await {
                 Err(status) if status.code() == Code::Aborted => {}
                 Err(status) => return Err(status),

@@ -34,6 +34,8 @@ pub struct View<'a> {
     pub making: &'a [NodeId],
     /// A copy lacks blocks that others may have.
     pub gaps: bool,
+    /// Nodes whose copies do, as far as that is known.
+    pub gapped: &'a [NodeId],
     /// The volume; none if it was deleted.
     pub volume: Option<Source<'a>>,
     /// Every node of the cluster, with what is known of its copy of the snapshot.
@@ -140,9 +142,12 @@ fn trim(view: &View<'_>, fates: &[(&NodeId, Fate)], present: usize) -> Verdict {
     if present == view.wanted {
         return Verdict::Enough;
     }
+    // While blocks are missed, any other copy may be the last one that has them.
+    let may_go = |node: &NodeId| !view.gaps || view.gapped.contains(node);
     // The one that shares least with what is beside it.
     let apart = |node: &NodeId| !view.volume.is_some_and(|v| v.in_sync.contains(node));
-    let here = fates.iter().rev().filter(|(_, fate)| *fate == Fate::Present);
+    let present = |(node, fate): &&(&NodeId, Fate)| *fate == Fate::Present && may_go(node);
+    let here = fates.iter().rev().filter(present);
     let spare = here.clone().find(|(node, _)| apart(node)).or_else(|| here.clone().next());
     spare.map_or(Verdict::Enough, |(node, _)| Verdict::Forget((*node).clone()))
 }

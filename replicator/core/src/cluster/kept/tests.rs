@@ -17,6 +17,7 @@ fn decide(world: &World, (copies, making): (&str, &str), volume: Option<Source<'
         copies: &nodes(copies),
         making: &nodes(making),
         gaps: false,
+        gapped: &[],
         volume,
         nodes: &world.nodes,
         candidates: &world.candidates,
@@ -97,13 +98,14 @@ fn without_a_volume_that_is_served_nodes_are_chosen_as_for_one() {
 
 #[test]
 fn a_silent_copy_stays_on_record_while_the_others_lack_blocks() {
-    let world = world("..S.");
+    let (world, back) = (world("..S."), world("...."));
     let (copies, in_sync) = (nodes("abcd"), nodes("abd"));
     let view = View {
         wanted: 3,
         copies: &copies,
         making: &[],
         gaps: true,
+        gapped: &[],
         volume: Some(Source { in_sync: &in_sync, served: true }),
         nodes: &world.nodes,
         candidates: &world.candidates,
@@ -115,6 +117,12 @@ fn a_silent_copy_stays_on_record_while_the_others_lack_blocks() {
     };
     assert_eq!(assess(&view), Verdict::Enough);
     assert_eq!(assess(&View { gaps: false, ..view }), Verdict::Forget(name(2)));
+    let view = View { nodes: &back.nodes, ..view };
+    assert_eq!(assess(&view), Verdict::Enough, "it is back, and may be the last to have them");
+    let gapped = nodes("b");
+    assert_eq!(assess(&View { gapped: &gapped, ..view }), Verdict::Forget(name(1)));
+    let apart = nodes("bc");
+    assert_eq!(assess(&View { gapped: &apart, ..view }), Verdict::Forget(name(2)));
 }
 
 #[test]
