@@ -189,6 +189,15 @@ impl Devices {
         Self::with_doors(config, "test", Vec::new(), Mounter::Nobody, None)
     }
 
+    /// The devices of a node with one door, which is made up.
+    #[cfg(test)]
+    pub(crate) fn with_door(
+        config: &DeviceConfig,
+        door: Box<dyn Door<VolumeHandle>>,
+    ) -> Result<Self, DevicesError> {
+        Self::with_doors(config, "test", vec![door], Mounter::Nobody, None)
+    }
+
     fn with_doors(
         config: &DeviceConfig,
         owner: &str,

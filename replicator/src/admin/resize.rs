@@ -37,7 +37,6 @@ impl Admin {
             });
             return asked.await.map_err(|status| at(node, &status));
         }
-        let attached = matches!(seat, Seat::Here(_));
         let record = self.record_of(&volume).await?;
         if names::bytes(record.blocks) != size_bytes {
             let blocks = names::blocks(size_bytes);
@@ -47,8 +46,9 @@ impl Admin {
             }
             tracing::info!(volume = name, size_bytes, "larger from now on");
         }
-        // Also if it has the size already: the device may have been missed.
-        let note = if attached { self.show_size(volume.uid, size_bytes).await } else { None };
+        // Also if it has the size already, since the device may have been missed; and if it was not
+        // attached, since somebody may have opened a device meanwhile.
+        let note = self.show_size(volume.uid, size_bytes).await;
         Ok(v1::ResizeVolumeResponse { size_bytes, note: note.unwrap_or_default() })
     }
 

@@ -22,6 +22,7 @@ mod fence;
 mod housekeeping;
 mod labels;
 mod remake;
+mod resize;
 mod snapshots;
 
 /// Longer than anything takes unless it hangs.
@@ -69,6 +70,17 @@ impl Node {
         cluster: Uuid,
         pool_dirs: &[&str],
     ) -> Self {
+        Self::with(dir, meta, cluster, pool_dirs, None).await
+    }
+
+    /// The same, with devices other than none.
+    async fn with(
+        dir: TempDir,
+        meta: Arc<Faulty>,
+        cluster: Uuid,
+        pool_dirs: &[&str],
+        devices: Option<Devices>,
+    ) -> Self {
         let store: Arc<dyn lockstep_meta::Meta> = meta.clone();
         let catalog = Catalog::new(Arc::clone(&store));
         let config = EngineConfig {
@@ -84,12 +96,8 @@ impl Node {
         let engine = Engine::start(config, store, resolver).await.unwrap();
         let addresses =
             Addresses { peer: engine.peer_addr().to_string(), admin: "127.0.0.1:1".to_owned() };
-        let wanted = DeviceConfig {
-            run_dir: dir.path().join("run"),
-            device_dir: dir.path().join("dev"),
-            door: Choice::Auto,
-        };
-        let devices = Devices::without_doors(&wanted).unwrap();
+        let without = || Devices::without_doors(&device_config(dir.path())).unwrap();
+        let devices = devices.unwrap_or_else(without);
         let admin = Admin::new(Parts {
             engine,
             catalog,
@@ -147,6 +155,10 @@ impl Node {
         let cut_off = self.admin.end(LONG).await;
         assert!(cut_off.is_empty(), "{cut_off:?} did not close");
     }
+}
+
+fn device_config(dir: &Path) -> DeviceConfig {
+    DeviceConfig { run_dir: dir.join("run"), device_dir: dir.join("dev"), door: Choice::Auto }
 }
 
 fn pool_in(dir: &Path, pool: &str) -> PoolConfig {
