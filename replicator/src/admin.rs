@@ -33,6 +33,7 @@ mod resize;
 mod resolver;
 mod scrub;
 mod service;
+mod settled;
 mod snapshots;
 mod survey;
 #[cfg(test)]

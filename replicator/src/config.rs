@@ -34,8 +34,9 @@ pub const MAX_SOCKET_PATH: usize = 103;
 pub struct Config {
     /// Name of this node, unique in the cluster.
     pub node: NodeId,
-    /// The cluster; a pool or a peer of another one is refused.
-    pub cluster: Uuid,
+    /// The cluster; a pool or a peer of another one is refused. `None`: the one that the pools
+    /// are of, or else the record store.
+    pub cluster: Option<Uuid>,
     /// Where replicas of this node are served to primaries on other nodes.
     pub peer_listen: SocketAddr,
     /// `host:port` under which others reach that; `None`: the address listened on.
@@ -67,6 +68,8 @@ pub struct Config {
     pub nbd_listen: Option<SocketAddr>,
     /// `host:port` under which clients reach that; `None`: the address listened on.
     pub nbd_address: Option<String>,
+    /// Who starts the process that keeps open what must outlive the daemon.
+    pub keeper: Keeper,
     /// How long a copy may be lost before a new one is built elsewhere.
     pub rebuild_after_ms: u64,
     /// How long a copy that is one too many, and not in sync, is kept before it is removed. The
@@ -82,6 +85,8 @@ pub struct Config {
     pub log_level: String,
     /// A file that is created once the daemon is ready.
     pub ready_file: Option<PathBuf>,
+    /// A file that is created once what this node served before is as it was.
+    pub settled_file: Option<PathBuf>,
     /// An open file descriptor that gets the line `READY` once the daemon is ready.
     pub ready_fd: Option<u32>,
 }
@@ -96,6 +101,15 @@ pub enum MetaConfig {
     /// In objects of the Kubernetes cluster that this runs in, or that `KUBECONFIG` leads to, in
     /// this namespace; `None`: in the one that this runs in.
     Kubernetes(Option<String>),
+}
+
+/// Who starts the keeper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeper {
+    /// The daemon, when it first needs one.
+    Own,
+    /// Somebody else: here processes of the daemon end with it.
+    External,
 }
 
 /// Shape of log lines.
@@ -186,7 +200,7 @@ impl Config {
             node: layers.need("node", "the name of this node", |text| {
                 NodeId::new(text).ok_or_else(|| node_rule.to_owned())
             })?,
-            cluster: layers.need("cluster", "the UUID of the cluster", |text| {
+            cluster: layers.optional("cluster", |text| {
                 Uuid::parse_str(text).map_err(|e| format!("a UUID is needed ({e})"))
             })?,
             peer_listen: layers.with_default("peer_listen", "0.0.0.0:7170", listen)?,
@@ -212,6 +226,7 @@ impl Config {
                 socket_path(text, MAX_SOCKET_PATH)
             })?,
             door: layers.with_default("door", "auto", str::parse)?,
+            keeper: layers.with_default("keeper", "own", keeper)?,
             nbd_listen: layers.optional("nbd_listen", listen)?,
             nbd_address: layers.optional("nbd_address", address)?,
             rebuild_after_ms: layers.with_default("rebuild_after_ms", "600000", milliseconds)?,
@@ -220,13 +235,10 @@ impl Config {
             direct_io: layers.with_default("direct_io", "true", |text| {
                 text.parse().map_err(|_| "allowed are true and false".to_owned())
             })?,
-            log_format: layers.with_default("log_format", "text", |text| match text {
-                "text" => Ok(LogFormat::Text),
-                "json" => Ok(LogFormat::Json),
-                _ => Err("allowed are text and json".to_owned()),
-            })?,
+            log_format: layers.with_default("log_format", "text", log_format)?,
             log_level: layers.with_default("log_level", "info", log_level)?,
             ready_file: layers.optional("ready_file", |text| Ok(PathBuf::from(text)))?,
+            settled_file: layers.optional("settled_file", |text| Ok(PathBuf::from(text)))?,
             ready_fd: layers.optional("ready_fd", |text| {
                 text.parse().map_err(|_| "the number of an open descriptor is needed".to_owned())
             })?,
@@ -285,6 +297,22 @@ fn listen(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         "an IP address and a port are needed, as in 10.0.0.1:7170 or [::]:7170".to_owned()
     })
+}
+
+fn keeper(text: &str) -> Result<Keeper, String> {
+    match text {
+        "own" => Ok(Keeper::Own),
+        "external" => Ok(Keeper::External),
+        _ => Err("allowed are own and external".to_owned()),
+    }
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("allowed are text and json".to_owned()),
+    }
 }
 
 fn milliseconds(text: &str) -> Result<u64, String> {

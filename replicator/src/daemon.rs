@@ -1,5 +1,6 @@
 //! The life of `lockstepd`: what is started in which order, and how it ends.
 
+mod cluster;
 mod listen;
 mod ready;
 
@@ -17,9 +18,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Code;
+use uuid::Uuid;
 
 use crate::admin::{Addresses, Admin, Catalog, CatalogResolver, Parts};
-use crate::config::{Config, MetaConfig};
+use crate::config::{Config, Keeper, MetaConfig};
 use crate::devices::{DeviceConfig, Devices};
 use crate::engine::{Engine, EngineConfig};
 use listen::Listeners;
@@ -37,12 +39,19 @@ const META_PAUSE: Duration = Duration::from_millis(200);
 /// If it cannot start: a pool, a socket or the record store's file cannot be used, or another
 /// daemon is this node already.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    // Left by one that was killed.
+    ready::withdraw(config.ready_file.as_deref());
+    ready::withdraw(config.settled_file.as_deref());
     let mut signals = Signals::listen()?;
     let listeners = Listeners::bind(&config).await?;
     let (meta, owned) = open_meta(&config.meta).await?;
     let catalog = Catalog::new(Arc::clone(&meta));
     let resolver = Arc::new(CatalogResolver::new(catalog.clone()));
-    let engine = Engine::start(engine_config(&config), meta, resolver).await?;
+    let cluster = tokio::select! {
+        found = cluster::find(config.cluster, &config.pools, &catalog) => found?,
+        () = signals.wait() => return Ok(()),
+    };
+    let engine = Engine::start(engine_config(&config, cluster), meta, resolver).await?;
     let addresses = Addresses {
         peer: listen::advertised(config.peer_address.as_deref(), engine.peer_addr()),
         admin: listen::advertised(config.admin_address.as_deref(), listeners.admin_addr),
@@ -55,7 +64,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         version = env!("CARGO_PKG_VERSION"),
         "started"
     );
-    let devices = devices(&config).await?;
+    let devices = devices(&config, cluster).await?;
     let admin = Admin::new(Parts {
         engine,
         catalog: catalog.clone(),
@@ -80,11 +89,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     servers.spawn(listen::serve(control, service, unix, stop.clone()));
 
     let outcome = tokio::select! {
-        started = serve(&admin, &catalog, &config) => started,
+        started = serve(&admin, &catalog, cluster, &config) => started,
         () = signals.wait() => Ok(()),
     };
     tracing::info!("stopping");
     ready::withdraw(config.ready_file.as_deref());
+    ready::withdraw(config.settled_file.as_deref());
     tokio::select! {
         () = shut_down(&admin, &stop, &servers) => {}
         () = signals.wait() => tracing::warn!("told twice to stop: stopping at once"),
@@ -94,10 +104,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// Joins the cluster and then waits for ever.
-async fn serve(admin: &Admin, catalog: &Catalog, config: &Config) -> anyhow::Result<()> {
+async fn serve(
+    admin: &Admin,
+    catalog: &Catalog,
+    cluster: Uuid,
+    config: &Config,
+) -> anyhow::Result<()> {
     let mut told: Option<String> = None;
-    while let Err(status) = join(admin, catalog).await {
-        // The name is taken by a living daemon: waiting would not help.
+    while let Err(status) = join(admin, catalog, cluster).await {
+        // The name is taken by a living daemon, or this is another cluster: waiting would not help.
         anyhow::ensure!(status.code() != Code::FailedPrecondition, "{}", status.message());
         if told.as_deref() != Some(status.message()) {
             let lost = status.code() == Code::DataLoss;
@@ -111,10 +126,16 @@ async fn serve(admin: &Admin, catalog: &Catalog, config: &Config) -> anyhow::Res
     admin.begin();
     ready::announce(config.ready_file.as_deref(), config.ready_fd)?;
     tracing::info!(node = %config.node, "ready");
+    if let Some(file) = config.settled_file.as_deref() {
+        admin.wait_until_settled().await;
+        ready::announce(Some(file), None)?;
+        tracing::info!(node = %config.node, "settled");
+    }
     std::future::pending().await
 }
 
-async fn join(admin: &Admin, catalog: &Catalog) -> Result<(), tonic::Status> {
+async fn join(admin: &Admin, catalog: &Catalog, cluster: Uuid) -> Result<(), tonic::Status> {
+    catalog.check_cluster(cluster).await?;
     catalog.ping().await?;
     admin.introduce().await
 }
@@ -153,10 +174,10 @@ async fn open_meta(config: &MetaConfig) -> anyhow::Result<OpenMeta> {
     }
 }
 
-fn engine_config(config: &Config) -> EngineConfig {
+fn engine_config(config: &Config, cluster: Uuid) -> EngineConfig {
     EngineConfig {
         incoming_resyncs: config.incoming_resyncs,
-        cluster: config.cluster,
+        cluster,
         node: config.node.clone(),
         listen: config.peer_listen,
         pools: config.pools.clone(),
@@ -166,13 +187,14 @@ fn engine_config(config: &Config) -> EngineConfig {
 }
 
 /// The doors of this node, and the devices that the daemon before this one left.
-async fn devices(config: &Config) -> anyhow::Result<Devices> {
+async fn devices(config: &Config, cluster: Uuid) -> anyhow::Result<Devices> {
     let wanted = DeviceConfig {
         run_dir: config.run_dir.clone(),
         device_dir: config.device_dir.clone(),
         door: config.door,
+        starts_keeper: config.keeper == Keeper::Own,
     };
-    let owner = format!("{}/{}", config.cluster, config.node);
+    let owner = format!("{cluster}/{}", config.node);
     let devices = tokio::task::spawn_blocking(move || Devices::new(&wanted, &owner)).await??;
     for probe in devices.probes() {
         tracing::debug!(door = %probe.kind, usable = probe.usable, why = probe.why, "probed");

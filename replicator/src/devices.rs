@@ -51,6 +51,8 @@ pub struct DeviceConfig {
     pub device_dir: PathBuf,
     /// Which door this node takes if a volume does not say.
     pub door: Choice,
+    /// Whether a keeper is started if none answers.
+    pub starts_keeper: bool,
 }
 
 /// The device that somebody wants.
@@ -168,7 +170,7 @@ async fn on<T: Send + 'static>(
 /// What this machine's kernel offers, the best first. Blocks.
 #[must_use]
 pub fn probes(run_dir: &Path) -> Vec<Probe> {
-    let keeper = door::keeper(run_dir);
+    let keeper = door::keeper(run_dir, true);
     door::all(run_dir, "", &keeper).iter().map(|door| door.probe()).collect()
 }
 
@@ -178,7 +180,7 @@ impl Devices {
     /// # Errors
     /// If what was left cannot be read.
     pub fn new(config: &DeviceConfig, owner: &str) -> Result<Self, DevicesError> {
-        let keeper = door::keeper(&config.run_dir);
+        let keeper = door::keeper(&config.run_dir, config.starts_keeper);
         let doors = door::all(&config.run_dir, owner, &keeper);
         Self::with_doors(config, owner, doors, Mounter::Process, Some(keeper))
     }

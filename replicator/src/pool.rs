@@ -55,6 +55,11 @@ pub(crate) struct Pool {
     sharing: snapshots::Sharing,
 }
 
+/// The cluster that the pool in a directory was made for; `None`: there is none.
+pub(crate) fn cluster_of(dir: &Path) -> Result<Option<Uuid>, PoolError> {
+    Ok(Identity::read(dir)?.map(|identity| identity.cluster))
+}
+
 impl Pool {
     /// Locks a pool; makes it if the directory is empty or missing.
     ///

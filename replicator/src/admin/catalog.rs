@@ -1,5 +1,6 @@
 //! What the cluster remembers of nodes and volumes: objects in the record store.
 //!
+//! - `cluster`: which cluster this is.
 //! - `node/<name>`: a node and where it is reached.
 //! - `volume/<name>`: a volume as its owner wanted it, and how far its making has come.
 //! - `record/<uid>`: the volume's record, of which the core knows the rules.
@@ -9,6 +10,7 @@
 //! - `dropped/<node>/<uid>`: a copy of a snapshot that its node is to remove.
 //! - `labels/<node>`: labels that were put on a node.
 
+mod cluster;
 mod dropped;
 mod gone;
 mod labels;

@@ -158,7 +158,12 @@ impl Node {
 }
 
 fn device_config(dir: &Path) -> DeviceConfig {
-    DeviceConfig { run_dir: dir.join("run"), device_dir: dir.join("dev"), door: Choice::Auto }
+    DeviceConfig {
+        run_dir: dir.join("run"),
+        device_dir: dir.join("dev"),
+        door: Choice::Auto,
+        starts_keeper: false,
+    }
 }
 
 fn pool_in(dir: &Path, pool: &str) -> PoolConfig {

@@ -22,7 +22,7 @@ pub struct Flags {
     /// Name of this node, unique in the cluster
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
-    /// UUID of the cluster
+    /// UUID of the cluster [default: that of the pools, or else of the record store]
     #[arg(long, value_name = "UUID")]
     pub cluster: Option<String>,
     /// Where replicas are served to other nodes [default: 0.0.0.0:7170]
@@ -68,6 +68,10 @@ pub struct Flags {
     /// How block devices are made: auto, ublk, nbd or fuse [default: auto]
     #[arg(long, value_name = "DOOR")]
     pub door: Option<String>,
+    /// Who starts the process that keeps devices while there is no daemon: own (the daemon does) or
+    /// external (`lockstepd keeper` runs already) [default: own]
+    #[arg(long, value_name = "WHO")]
+    pub keeper: Option<String>,
     /// Where attached volumes are also served over TCP [default: nowhere]
     #[arg(long, value_name = "IP:PORT")]
     pub nbd_listen: Option<String>,
@@ -95,6 +99,9 @@ pub struct Flags {
     /// Create this file once the daemon is ready
     #[arg(long, value_name = "PATH")]
     pub ready_file: Option<String>,
+    /// Create this file once devices go on and copies are in sync again, after a restart
+    #[arg(long, value_name = "PATH")]
+    pub settled_file: Option<String>,
     /// Write the line READY to this open descriptor once the daemon is ready
     #[arg(long, value_name = "FD")]
     pub ready_fd: Option<String>,
@@ -117,6 +124,7 @@ impl Flags {
             ("run_dir", &self.run_dir),
             ("device_dir", &self.device_dir),
             ("door", &self.door),
+            ("keeper", &self.keeper),
             ("nbd_listen", &self.nbd_listen),
             ("nbd_address", &self.nbd_address),
             ("rebuild_after_ms", &self.rebuild_after_ms),
@@ -126,6 +134,7 @@ impl Flags {
             ("log_format", &self.log_format),
             ("log_level", &self.log_level),
             ("ready_file", &self.ready_file),
+            ("settled_file", &self.settled_file),
             ("ready_fd", &self.ready_fd),
         ];
         all.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?))).collect()

@@ -23,6 +23,7 @@ const KEYS: &[&str] = &[
     "run_dir",
     "device_dir",
     "door",
+    "keeper",
     "nbd_listen",
     "nbd_address",
     "rebuild_after_ms",
@@ -32,6 +33,7 @@ const KEYS: &[&str] = &[
     "log_format",
     "log_level",
     "ready_file",
+    "settled_file",
     "ready_fd",
 ];
 

@@ -48,9 +48,21 @@ fn defaults_fill_what_is_not_said() {
     assert_eq!(config.log_format, LogFormat::Text);
     assert_eq!(config.nbd_listen, None);
     assert_eq!(config.zone, None);
+    assert_eq!(config.cluster.map(|uuid| uuid.to_string()).as_deref(), Some(CLUSTER));
+    assert_eq!(config.keeper, Keeper::Own);
+    assert_eq!(config.settled_file, None);
     assert_eq!(config.incoming_resyncs, lockstep_core::limits::RESYNC_ENTRIES);
     assert!(config.direct_io);
     assert!(config.pools.is_empty());
+}
+
+#[test]
+fn the_cluster_may_be_left_to_be_found() {
+    let flags: Vec<&str> =
+        least(&[]).chunks(2).filter(|pair| pair[0] != "--cluster").flatten().copied().collect();
+    assert_eq!(load(&flags, &[], None).unwrap().cluster, None);
+    // As where a file of a deployment has the key, and nothing in it.
+    assert_eq!(load(&flags, &[("LOCKSTEP_CLUSTER", "")], None).unwrap().cluster, None);
 }
 
 #[test]
@@ -171,6 +183,7 @@ fn errors_name_key_value_source_and_what_is_allowed() {
         (&["--socket", "relative"], None, &["--socket", "absolute path"]),
         (&["--rebuild-after-ms", "soon"], None, &["`soon`", "milliseconds"]),
         (&["--direct-io", "maybe"], None, &["`maybe`", "true and false"]),
+        (&["--keeper", "none"], None, &["`none`", "own and external"]),
         (&["--log-format", "xml"], None, &["`xml`", "text and json"]),
         (&["--log-level", "lockstep=loud"], None, &["lockstep=loud", "info,"]),
         (&["--pool", "x"], None, &["--pool", "`x`", "NAME=DIR"]),

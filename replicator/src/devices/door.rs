@@ -13,9 +13,9 @@ use crate::door::VolumeHandle;
 /// The program of this process: also when its file has been replaced meanwhile.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 
-/// The keeper of this node.
-pub(super) fn keeper(run_dir: &Path) -> KeeperClient {
-    KeeperClient::new(run_dir, Some(OWN_PROGRAM.into()))
+/// The keeper of this node; `starts`: if none answers, one is started.
+pub(super) fn keeper(run_dir: &Path, starts: bool) -> KeeperClient {
+    KeeperClient::new(run_dir, starts.then(|| OWN_PROGRAM.into()))
 }
 
 /// All of them, the best first. `owner` is who makes devices: a node of a cluster.

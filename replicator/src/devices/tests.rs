@@ -159,6 +159,7 @@ impl Node {
             run_dir: self.dir.path().join("run"),
             device_dir: self.dir.path().join("dev"),
             door: Choice::Auto,
+            starts_keeper: false,
         };
         let log = Arc::clone(&self.log);
         let door = Fake { log, busy: self.busy, lost: self.lost, gate: self.gate.clone() };
@@ -182,7 +183,8 @@ impl Node {
         let listens = Arc::new(tokio::sync::Notify::new());
         let (told, dir) = (Arc::clone(&listens), self.run_dir());
         let keeper = tokio::spawn(async move {
-            lockstep_attach::keeper::run(&dir, |_| told.notify_one(), std::future::pending()).await
+            lockstep_attach::keeper::run(&dir, false, |_| told.notify_one(), std::future::pending())
+                .await
         });
         listens.notified().await;
         keeper

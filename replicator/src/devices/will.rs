@@ -17,7 +17,7 @@ struct Noted {
 /// Ends every device of this node that is noted in `run_dir`, whosever it is, so that whoever
 /// waits for one gets `EIO`: a node must be able to go down though a volume is suspended.
 pub async fn end_all(run_dir: &Path) {
-    let doors = door::all(run_dir, "", &door::keeper(run_dir));
+    let doors = door::all(run_dir, "", &door::keeper(run_dir, false));
     let files = std::fs::read_dir(run_dir.join("devices")).into_iter().flatten().flatten();
     let tokens = files.filter_map(|file| {
         let text = std::fs::read(file.path()).ok()?;

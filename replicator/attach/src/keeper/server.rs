@@ -56,14 +56,15 @@ pub(super) fn detach(program: &Path, run_dir: &Path) -> io::Result<()> {
 
 const LISTENING: &str = "listening\n";
 
-/// Is the keeper of `run_dir` until nothing is kept for a while, or until `SIGTERM` or `SIGINT`:
-/// then it does `last_will` first. Returns at once if there is one already. `ready` is called when
-/// clients can call.
+/// Is the keeper of `run_dir` until nothing is kept for a while, unless it `stays`, or until
+/// `SIGTERM` or `SIGINT`: then it does `last_will` first. Returns at once if there is one already.
+/// `ready` is called when clients can call.
 ///
 /// # Errors
 /// The directory cannot be used.
 pub async fn run<F: Future<Output = ()>>(
     run_dir: &Path,
+    stays: bool,
     ready: impl FnOnce(&str),
     last_will: F,
 ) -> io::Result<()> {
@@ -87,7 +88,7 @@ pub async fn run<F: Future<Output = ()>>(
     let mut clients = JoinSet::new();
     let mut watchers = Watchers::default();
     loop {
-        let idle = clients.is_empty() && locked(&held).is_empty();
+        let idle = !stays && clients.is_empty() && locked(&held).is_empty();
         tokio::select! {
             accepted = listener.accept(), if clients.len() < CLIENTS_MAX => {
                 let (stream, _) = accepted?;
