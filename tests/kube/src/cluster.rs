@@ -105,6 +105,13 @@ impl Cluster {
         Ok(Client::try_from(self.config(User::Admin, PATIENT).await?)?)
     }
 
+    /// A file by which somebody with this token reaches it.
+    pub(crate) fn kubeconfig_with(&self, name: &str, token: &str) -> anyhow::Result<PathBuf> {
+        let path = self.dir.join(format!("{name}.kubeconfig"));
+        fs::write(&path, kubeconfig_of(&self.dir, token).to_string())?;
+        Ok(path)
+    }
+
     /// Where its files are.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
@@ -190,18 +197,30 @@ impl Cluster {
         Ok(())
     }
 
-    /// Lets [`User::Lockstep`] do with the records of a namespace what the daemon does.
+    /// Lets [`User::Lockstep`] do in a namespace what the daemon and the controller do.
     pub(crate) async fn grant(&self, namespace: &str) -> anyhow::Result<()> {
-        let role = ["--clusterrole=lockstep-records", "--user=lockstep"];
-        let flags = ["-n", namespace, "create", "rolebinding", "lockstep-records"];
-        self.kubectl(&[&flags[..], &role[..]].concat(), "").await?;
+        for role in ["lockstep-records", "lockstep-namespace"] {
+            let of = format!("--clusterrole={role}");
+            let flags = ["-n", namespace, "create", "rolebinding", role, &of, "--user=lockstep"];
+            self.kubectl(&flags, "").await?;
+        }
         Ok(())
     }
 
     /// Runs kubectl as the administrator, with something on its standard input.
     pub(crate) async fn kubectl(&self, flags: &[&str], input: &str) -> anyhow::Result<String> {
+        self.kubectl_as(&self.kubeconfig(User::Admin), flags, input).await
+    }
+
+    /// Runs kubectl as somebody.
+    pub(crate) async fn kubectl_as(
+        &self,
+        kubeconfig: &Path,
+        flags: &[&str],
+        input: &str,
+    ) -> anyhow::Result<String> {
         let mut command = Command::new(self.programs.join("kubectl"));
-        command.arg("--kubeconfig").arg(self.kubeconfig(User::Admin)).args(flags);
+        command.arg("--kubeconfig").arg(kubeconfig).args(flags);
         command.env("HOME", &self.dir).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot start kubectl")?;
@@ -218,7 +237,7 @@ impl Cluster {
 
     /// Makes what is in a manifest, and waits until the API server knows our kinds of objects.
     pub(crate) async fn apply(&self, manifest: &str) -> anyhow::Result<()> {
-        self.kubectl(&["apply", "-f", "-"], manifest).await?;
+        self.kubectl(&["apply", "--server-side", "-f", "-"], manifest).await?;
         let wait = ["wait", "--for=condition=Established", "--timeout=120s", "crd", "--all"];
         self.kubectl(&wait, "").await?;
         Ok(())
@@ -234,18 +253,7 @@ async fn prepare(dir: &Path) -> anyhow::Result<()> {
     });
     fs::write(dir.join("tokens.csv"), tokens.collect::<String>())?;
     for user in User::all() {
-        let config = serde_json::json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {
-                "server": SERVER,
-                "certificate-authority": certificate(dir),
-            }}],
-            "users": [{"name": "test", "user": {"token": user.token()}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        });
-        fs::write(kubeconfig(dir, user), config.to_string())?;
+        fs::write(kubeconfig(dir, user), kubeconfig_of(dir, &user.token()).to_string())?;
     }
     let (private, public) = (dir.join("accounts.key"), dir.join("accounts.pub"));
     let (private, public) = (private.to_string_lossy(), public.to_string_lossy());
@@ -273,6 +281,20 @@ async fn make_certificate(dir: &Path) -> anyhow::Result<()> {
     let more = ["-addext", "basicConstraints=critical,CA:FALSE", "-out", &file, "-keyout"];
     let key = key.to_string_lossy();
     openssl(&[&["req", "-x509"], &kind[..], &about[..], &more[..], &[&key]].concat()).await
+}
+
+fn kubeconfig_of(dir: &Path, token: &str) -> serde_json::Value {
+    serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "clusters": [{"name": "test", "cluster": {
+            "server": SERVER,
+            "certificate-authority": certificate(dir),
+        }}],
+        "users": [{"name": "test", "user": {"token": token}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+    })
 }
 
 async fn openssl(flags: &[&str]) -> anyhow::Result<()> {

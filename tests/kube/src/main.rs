@@ -3,6 +3,8 @@
 //! busy; and on nodes with real kubelets, volumes in pods. `tests/kube/run` starts it in namespaces
 //! of its own.
 
+mod accounts;
+mod chart;
 mod cluster;
 mod counting;
 mod daemons;
@@ -14,6 +16,7 @@ mod many;
 mod nodes;
 mod process;
 mod restarts;
+mod rights;
 mod shown;
 mod speed;
 mod stateful;
@@ -25,7 +28,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use cluster::Cluster;
 use lab::Lab;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -89,7 +92,7 @@ async fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let version: serde_json::Value = serde_json::from_str(&version)?;
     let version = version.get("gitVersion").and_then(|v| v.as_str()).unwrap_or("?").to_owned();
     say(&format!("Kubernetes {version} serves after {:.1} s", begin.elapsed().as_secs_f64()));
-    for manifest in manifests(&args.project)? {
+    for manifest in rights::manifests(&args.project)? {
         cluster.apply(&manifest).await?;
     }
     let mut run = Run { args, cluster: Arc::new(Mutex::new(cluster)), passed: 0, failed: 0 };
@@ -111,20 +114,6 @@ async fn run(args: &Args) -> anyhow::Result<ExitCode> {
         say(&line.to_string());
     }
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Our kinds of objects, and who may do what with them.
-fn manifests(project: &Path) -> anyhow::Result<Vec<String>> {
-    let mut files: Vec<PathBuf> = Vec::new();
-    for entry in std::fs::read_dir(project.join("deploy/crds")).context("reading deploy/crds")? {
-        files.push(entry?.path());
-    }
-    files.sort();
-    files.push(project.join("tests/kube/role.yaml"));
-    let read = |path: PathBuf| {
-        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
-    };
-    files.into_iter().map(read).collect()
 }
 
 /// The checks that need nodes.
@@ -152,6 +141,7 @@ impl Run<'_> {
         self.check("daemons", async || daemons::run(&mut *shared.lock().await).await).await;
         self.check("failover", async || failover::run(&*shared.lock().await).await).await;
         self.check("shown", async || shown::run(&*shared.lock().await).await).await;
+        self.charts(&shared).await;
         let figures = std::cell::RefCell::new(serde_json::Value::Null);
         self.check("speed", async || {
             let seen = speed::run(&*shared.lock().await).await?;
@@ -162,6 +152,13 @@ impl Run<'_> {
         .await;
         self.on_nodes().await;
         figures.into_inner()
+    }
+
+    /// What concerns the chart.
+    async fn charts(&mut self, shared: &Mutex<Cluster>) {
+        let project = self.args.project.clone();
+        self.check("chart", async || chart::run(&*shared.lock().await, &project).await).await;
+        self.check("accounts", async || accounts::run(&*shared.lock().await, &project).await).await;
     }
 
     /// Checks on a cluster with nodes, which is only started if one of them is wanted.

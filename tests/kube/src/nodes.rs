@@ -5,7 +5,7 @@ use crate::process::{Process, wait_a_moment};
 use anyhow::{Context as _, ensure};
 use lockstep_attach::nbd::{Client, NbdUri};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -25,13 +25,22 @@ pub(crate) struct Nodes {
 
 impl Nodes {
     pub(crate) async fn start(cluster: &Cluster, namespace: &str) -> anyhow::Result<Self> {
+        let everybody = cluster.kubeconfig(User::Lockstep);
+        Self::start_as(cluster, namespace, &|_| everybody.clone()).await
+    }
+
+    /// The same, each with a kubeconfig of its own, and finding out itself which cluster it is of.
+    pub(crate) async fn start_as(
+        cluster: &Cluster,
+        namespace: &str,
+        kubeconfig: &dyn Fn(usize) -> PathBuf,
+    ) -> anyhow::Result<Self> {
         let own = std::env::current_exe().context("finding this program's file")?;
         let programs = own.parent().map(PathBuf::from).unwrap_or_default();
         let dir = cluster.dir().join(namespace);
-        let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
         let mut nodes = Self { dir, programs, daemons: Vec::new() };
         for node in 1..=NODES {
-            let mut daemon = nodes.daemon(node, uuid.trim(), namespace, cluster)?;
+            let mut daemon = nodes.daemon(node, namespace, &kubeconfig(node))?;
             daemon.start(&[])?;
             nodes.daemons.push(daemon);
         }
@@ -59,6 +68,16 @@ impl Nodes {
         name: &str,
         more: &[&str],
     ) -> anyhow::Result<Process> {
+        self.controller_as(&cluster.kubeconfig(User::Lockstep), name, more)
+    }
+
+    /// The same as somebody.
+    pub(crate) fn controller_as(
+        &self,
+        kubeconfig: &Path,
+        name: &str,
+        more: &[&str],
+    ) -> anyhow::Result<Process> {
         let sockets: Vec<String> = (1..=NODES).map(|node| self.server(node)).collect();
         let endpoint = format!("unix://{}", self.dir.join(format!("{name}.sock")).display());
         let flags = ["controller", "--kubernetes", "--labels-every-ms", "200", "--endpoint"];
@@ -66,7 +85,7 @@ impl Nodes {
         flags.extend([endpoint, "--daemon".to_owned(), sockets.join(",")]);
         let log = self.dir.join(format!("{name}.log"));
         let mut controller = Process::new(self.programs.join("lockstep-csi"), flags, log)
-            .with("KUBECONFIG", &cluster.kubeconfig(User::Lockstep));
+            .with("KUBECONFIG", kubeconfig);
         controller.start(more)?;
         Ok(controller)
     }
@@ -79,20 +98,13 @@ impl Nodes {
         self.dir.join(format!("n{node}"))
     }
 
-    fn daemon(
-        &self,
-        node: usize,
-        uuid: &str,
-        namespace: &str,
-        cluster: &Cluster,
-    ) -> anyhow::Result<Process> {
+    fn daemon(&self, node: usize, namespace: &str, kubeconfig: &Path) -> anyhow::Result<Process> {
         let own = self.node_dir(node);
         fs::create_dir_all(own.join("pool"))?;
         fs::create_dir_all(own.join("nbd"))?;
         let path = |name: &str| own.join(name).display().to_string();
         let flags = [
             ("--node", format!("n{node}")),
-            ("--cluster", uuid.to_owned()),
             ("--peer-listen", format!("127.0.1.{node}:7170")),
             ("--admin-listen", format!("127.0.1.{node}:7171")),
             ("--socket", path("sock")),
@@ -105,7 +117,7 @@ impl Nodes {
         ];
         let flags = flags.into_iter().flat_map(|(key, value)| [key.to_owned(), value]).collect();
         let daemon = Process::new(self.programs.join("lockstepd"), flags, own.join("log"));
-        Ok(daemon.with("KUBECONFIG", &cluster.kubeconfig(User::Lockstep)))
+        Ok(daemon.with("KUBECONFIG", kubeconfig))
     }
 
     pub(crate) async fn kill(&mut self, index: usize) -> anyhow::Result<()> {
