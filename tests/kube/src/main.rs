@@ -10,6 +10,7 @@ mod counting;
 mod daemons;
 mod failover;
 mod guards;
+mod killed;
 #[allow(dead_code, reason = "checks that use the rest come by and by")]
 mod lab;
 mod many;
@@ -23,6 +24,7 @@ mod stateful;
 mod subject;
 mod throttle;
 mod wire;
+mod writers;
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -50,6 +52,9 @@ struct Args {
     /// More of what is random
     #[arg(long)]
     full: bool,
+    /// Of what is random
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
     /// No nodes are started, so the checks that need them are left out
     #[arg(long)]
     without_nodes: bool,
@@ -117,7 +122,7 @@ async fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The checks that need nodes.
-const NODE_CHECKS: [&str; 1] = ["stateful"];
+const NODE_CHECKS: [&str; 2] = ["stateful", "killed"];
 
 struct Run<'a> {
     args: &'a Args,
@@ -189,6 +194,9 @@ impl Run<'_> {
         let seconds = begin.elapsed().as_secs_f64();
         say(&format!("{} nodes with the driver are ready after {seconds:.1} s", lab::NODES));
         self.check("stateful", async || stateful::run(&mut *lab.lock().await).await).await;
+        let (rounds, seed) = (if self.args.full { 10 } else { 3 }, self.args.seed);
+        let body = async || killed::run(&mut *lab.lock().await, rounds, seed).await;
+        self.check("killed", body).await;
         if let Err(error) = lab.into_inner().finish().await {
             self.failed += 1;
             say(&format!("FAIL nodes: {error:#}"));

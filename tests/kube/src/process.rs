@@ -1,6 +1,7 @@
 //! A program that is started, killed and started again.
 
 use anyhow::{Context as _, bail};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
@@ -33,6 +34,12 @@ pub(crate) async fn wait_for(limit: Duration, is_so: impl AsyncFn() -> bool) -> 
         wait_a_moment().await;
     }
     true
+}
+
+/// The processes that a process started and that live.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let listed = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    listed.unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// A pause between two looks.
@@ -88,15 +95,20 @@ impl Process {
 
     /// The processes that it started and that live.
     pub(crate) fn children(&self) -> Vec<u32> {
-        let Some(pid) = self.child.as_ref().and_then(Child::id) else { return Vec::new() };
-        let listed = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-        listed.unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+        self.child.as_ref().and_then(Child::id).map(children).unwrap_or_default()
     }
 
-    /// `kill -9` for what it started, which ends it too; returns when it is gone.
+    /// `kill -9` for what it started, and for what that started, which ends it too; returns when it
+    /// is gone.
     pub(crate) async fn kill_inner(&mut self) -> anyhow::Result<()> {
-        for pid in self.children() {
-            kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
+        let inner = self.children();
+        // Whoever would start it again goes first.
+        let started: Vec<u32> = inner.iter().flat_map(|pid| children(*pid)).collect();
+        for pid in inner.into_iter().chain(started) {
+            match kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => return Err(errno.into()),
+            }
         }
         let Some(mut child) = self.child.take() else { return Ok(()) };
         match tokio::time::timeout(LIMIT, child.wait()).await {

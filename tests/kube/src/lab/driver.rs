@@ -111,12 +111,12 @@ fn add_plugin(node: &mut Node, own: &Path) -> anyhow::Result<()> {
     let flags = ["node", "--endpoint", &endpoint, "--node-id", &name, "--daemon", daemon];
     node.add(PLUGIN, &own.join(PLUGIN), &flags, None);
     node.start(PLUGIN)?;
-    // It ends when the kubelet refuses; as a container it would be started again.
-    let again = format!(
-        "while :; do {REGISTRAR} --csi-address={ENDPOINT} --kubelet-registration-path={ENDPOINT} \
-         --plugin-registration-path=/var/lib/kubelet/plugins_registry; sleep 1; done"
-    );
-    node.add(REGISTRAR, Path::new("sh"), &["-uc", &again], None);
+    let flags = [
+        &format!("--csi-address={ENDPOINT}"),
+        &format!("--kubelet-registration-path={ENDPOINT}"),
+        "--plugin-registration-path=/var/lib/kubelet/plugins_registry",
+    ];
+    node.add(REGISTRAR, Path::new(REGISTRAR), &flags, None);
     node.start(REGISTRAR)
 }
 

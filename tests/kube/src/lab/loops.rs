@@ -33,6 +33,8 @@ fn fuse_device(line: &str) -> Option<String> {
 async fn bound() -> BTreeMap<String, String> {
     let flags = ["--list", "--raw", "--noheadings", "--output", "NAME,BACK-MAJ:MIN"];
     let table = run(Command::new("losetup").args(flags)).await.unwrap_or_default();
+    // It pads its columns, and then writes the spaces so that they are no separators.
+    let table = table.replace(r"\x20", " ");
     let rows = table.lines().filter_map(|row| row.split_once(' '));
     rows.map(|(name, device)| (name.to_owned(), device.trim().to_owned())).collect()
 }

@@ -36,6 +36,9 @@ echo 1 >/proc/sys/net/ipv4/ip_forward
 exec bash -c 'while :; do sleep 3600 & wait $!; done'
 "#;
 
+/// Starts a program again when it ends, as the supervisor of a machine would.
+const AGAIN: &str = r#"while :; do "$0" "$@"; sleep 1; done"#;
+
 /// A node. It loses its power when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -133,9 +136,10 @@ impl Node {
         flags: &[&str],
         user: Option<&Path>,
     ) {
-        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let mut words = vec!["-uc".to_owned(), AGAIN.to_owned(), file.display().to_string()];
+        words.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let log = self.dir.join(format!("{name}.log"));
-        let mut program = Process::new(file.to_owned(), flags, log).with("PATH", &self.path);
+        let mut program = Process::new("sh".into(), words, log).with("PATH", &self.path);
         if let Some(user) = user {
             program = program.with("KUBECONFIG", user);
         }
