@@ -51,9 +51,9 @@ pub(crate) async fn run(lab: &mut Lab, rounds: usize, seed: u64) -> anyhow::Resu
     let (median, worst) = (times.get(times.len() / 2), times.last());
     let (median, worst) = (median.context("a pod moved")?, worst.context("a pod moved")?);
     Ok(format!(
-        "{rounds} nodes killed (seed {seed}), {} pods moved, all to nodes with a copy in sync; first \
-         write acknowledged {median:.1} s after the kill (median), {worst:.1} s at worst; {acked} \
-         writes acknowledged, none lost",
+        "{rounds} nodes killed (seed {seed}), {} pods moved, all to nodes with a copy in sync; \
+         first write acknowledged {median:.1} s after the kill (median), {worst:.1} s at worst; \
+         {acked} writes acknowledged, none lost",
         times.len()
     ))
 }

@@ -109,7 +109,11 @@ impl Lab {
     pub(crate) async fn boot(&mut self, number: usize) -> anyhow::Result<()> {
         let cgroups = self.cgroups.clone();
         self.node_mut(number)?.boot(&cgroups).await?;
-        self.wait_until_ready(number).await
+        self.wait_until_ready(number).await?;
+        match &self.driver {
+            Some(_) => driver::wait_for_driver(self.node(number)?).await,
+            None => Ok(()),
+        }
     }
 
     /// Gives an image to all nodes.

@@ -1,5 +1,5 @@
-//! Small writers in pods: each appends numbers to a file on its volume, and says a number once it is
-//! durable. What they said is read from the logs of containers, which outlive pods and nodes.
+//! Small writers in pods: each appends numbers to a file on its volume, and says a number once it
+//! is durable. What they said is read from the logs of containers, which outlive pods and nodes.
 
 use crate::lab::{LIMIT, Lab, pods};
 use crate::process::wait_for;

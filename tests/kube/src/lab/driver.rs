@@ -47,7 +47,7 @@ impl Driver {
             add_plugin(node, &own)?;
         }
         for node in nodes.iter() {
-            wait_for_driver(cluster, node).await?;
+            wait_for_driver(node).await?;
         }
         let socket = cluster.dir().join("csi.sock");
         let controller = controller(cluster, nodes, &own, &socket);
@@ -80,13 +80,12 @@ impl Driver {
 }
 
 /// Waits until a node's daemon is ready and its kubelet knows the driver.
-pub(crate) async fn wait_for_driver(cluster: &Cluster, node: &Node) -> anyhow::Result<()> {
+pub(crate) async fn wait_for_driver(node: &Node) -> anyhow::Result<()> {
     let is_ready = async || node.seen(READY).is_some_and(|file| file.exists());
     let name = node.name();
     ensure!(wait_for(BEGINNING, is_ready).await, "the daemon of {name} does not begin");
-    let flags = ["get", "csinode", &name, "-o", "jsonpath={.spec.drivers[*].name}"];
-    let known = async || cluster.kubectl(&flags, "").await.is_ok_and(|names| !names.is_empty());
-    ensure!(wait_for(BEGINNING, known).await, "the kubelet of {name} does not know the driver");
+    let is_known = async || node.has_said(REGISTRAR, "the kubelet has registered");
+    ensure!(wait_for(BEGINNING, is_known).await, "the kubelet of {name} does not know the driver");
     Ok(())
 }
 

@@ -49,6 +49,8 @@ pub(crate) struct Node {
     kubelet_config: PathBuf,
     holder: Process,
     programs: BTreeMap<&'static str, Process>,
+    /// How long the logs of programs were when it booted.
+    logged: BTreeMap<&'static str, usize>,
 }
 
 impl Node {
@@ -84,6 +86,7 @@ impl Node {
             path,
             dir,
             programs: BTreeMap::new(),
+            logged: BTreeMap::new(),
         };
         let config = node.own("containerd.toml");
         node.add("containerd", Path::new("containerd"), &["--config", &config], None);
@@ -174,9 +177,20 @@ impl Node {
         self.connect().await?;
         let names: Vec<&'static str> = self.programs.keys().copied().collect();
         for name in names {
+            self.logged.insert(name, self.log(name).len());
             self.start(name)?;
         }
         Ok(())
+    }
+
+    /// Whether one of its programs has said something since it booted.
+    pub(crate) fn has_said(&self, name: &str, words: &str) -> bool {
+        let before = self.logged.get(name).copied().unwrap_or_default();
+        self.log(name).get(before..).is_some_and(|log| log.contains(words))
+    }
+
+    fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.own(&format!("{name}.log"))).unwrap_or_default()
     }
 
     fn told(&self) -> String {
