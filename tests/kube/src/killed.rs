@@ -26,7 +26,7 @@ pub(crate) async fn run(lab: &mut Lab, rounds: usize, seed: u64) -> anyhow::Resu
         let mut places = BTreeMap::new();
         for pod in &writers.pods {
             let place = writers.whereabouts(lab, pod).await?;
-            wait_until_whole(lab, &place).await?;
+            wait_until_whole(lab, &place.volume, COPIES).await?;
             places.insert(pod.clone(), place);
         }
         let nodes: BTreeSet<String> = places.values().map(|place| place.node.clone()).collect();
@@ -59,15 +59,14 @@ pub(crate) async fn run(lab: &mut Lab, rounds: usize, seed: u64) -> anyhow::Resu
 }
 
 /// Waits until all copies are in sync, and exactly their nodes have the volume's label.
-async fn wait_until_whole(lab: &Lab, place: &Whereabouts) -> anyhow::Result<()> {
+pub(crate) async fn wait_until_whole(lab: &Lab, volume: &str, copies: usize) -> anyhow::Result<()> {
     let is_whole = async || {
-        let in_sync = lab.in_sync(&place.volume).await.unwrap_or_default();
-        in_sync.len() == COPIES && labelled(lab, &place.volume).await.is_ok_and(|l| l == in_sync)
+        let in_sync = lab.in_sync(volume).await.unwrap_or_default();
+        in_sync.len() == copies && labelled(lab, volume).await.is_ok_and(|l| l == in_sync)
     };
     if !wait_for(LIMIT, is_whole).await {
-        let (in_sync, labelled) = (lab.in_sync(&place.volume).await, labelled(lab, &place.volume));
-        let labelled = labelled.await;
-        anyhow::bail!("{}: in sync on {in_sync:?}, labelled {labelled:?}", place.volume);
+        let (in_sync, labelled) = (lab.in_sync(volume).await, labelled(lab, volume).await);
+        anyhow::bail!("{volume}: in sync on {in_sync:?}, labelled {labelled:?}");
     }
     Ok(())
 }
@@ -86,7 +85,7 @@ pub(crate) async fn labelled(lab: &Lab, volume: &str) -> anyhow::Result<BTreeSet
 
 /// Waits until a new pod in place of the one that was lost has a write acknowledged; returns how
 /// many seconds after the kill that was.
-async fn moved(
+pub(crate) async fn moved(
     lab: &Lab,
     writers: &Writers,
     pod: &str,
@@ -96,7 +95,7 @@ async fn moved(
     let first = || writers.acks(lab, pod).into_iter().filter(|ack| ack.uid != place.uid);
     let first = || first().filter(|ack| ack.at > killed).map(|ack| ack.at).min();
     if !wait_for(LIMIT, async || first().is_some()).await {
-        let told = lab.kubectl(&["-n", SPACE, "describe", "pod", pod]).await;
+        let told = lab.kubectl(&["-n", writers.space, "describe", "pod", pod]).await;
         anyhow::bail!("{pod} acknowledges nothing: {}", told.unwrap_or_default());
     }
     let first = first().context("it was there")?;

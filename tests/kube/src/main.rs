@@ -4,17 +4,21 @@
 //! of its own.
 
 mod accounts;
+mod away;
 mod chart;
 mod cluster;
 mod counting;
 mod daemons;
+mod exclusive;
 mod failover;
 mod guards;
 mod killed;
+mod kubelets;
 #[allow(dead_code, reason = "checks that use the rest come by and by")]
 mod lab;
 mod many;
 mod nodes;
+mod partition;
 mod process;
 mod restarts;
 mod rights;
@@ -122,7 +126,7 @@ async fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The checks that need nodes.
-const NODE_CHECKS: [&str; 2] = ["stateful", "killed"];
+const NODE_CHECKS: [&str; 6] = ["stateful", "killed", "kubelets", "away", "exclusive", "partition"];
 
 struct Run<'a> {
     args: &'a Args,
@@ -197,6 +201,10 @@ impl Run<'_> {
         let (rounds, seed) = (if self.args.full { 10 } else { 3 }, self.args.seed);
         let body = async || killed::run(&mut *lab.lock().await, rounds, seed).await;
         self.check("killed", body).await;
+        self.check("kubelets", async || kubelets::run(&mut *lab.lock().await).await).await;
+        self.check("away", async || away::run(&mut *lab.lock().await).await).await;
+        self.check("exclusive", async || exclusive::run(&mut *lab.lock().await).await).await;
+        self.check("partition", async || partition::run(&mut *lab.lock().await).await).await;
         if let Err(error) = lab.into_inner().finish().await {
             self.failed += 1;
             say(&format!("FAIL nodes: {error:#}"));

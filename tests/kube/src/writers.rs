@@ -37,7 +37,7 @@ pub(crate) struct Ack {
 /// A stateful set of writers.
 #[derive(Debug)]
 pub(crate) struct Writers {
-    space: &'static str,
+    pub(crate) space: &'static str,
     pub(crate) pods: Vec<String>,
     /// What was ever said, by pod.
     acked: BTreeMap<String, BTreeSet<u64>>,

@@ -189,6 +189,11 @@ impl Node {
         self.log(name).get(before..).is_some_and(|log| log.contains(words))
     }
 
+    /// How often its kubelet has found the driver.
+    pub(crate) fn registrations(&self) -> usize {
+        self.log("csi-node-driver-registrar").matches("the kubelet has registered").count()
+    }
+
     fn log(&self, name: &str) -> String {
         fs::read_to_string(self.own(&format!("{name}.log"))).unwrap_or_default()
     }
