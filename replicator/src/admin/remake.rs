@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use lockstep_core::cluster::kept::{Source, Verdict, View, assess};
+use lockstep_core::cluster::kept::{Failing, Source, Verdict, View, assess};
 use lockstep_core::cluster::replacement::NodeState;
 use lockstep_core::id::{NodeId, SnapshotId, Tick};
 use lockstep_proto::v1;
@@ -36,6 +36,8 @@ pub(super) struct Attempt {
     task: Option<JoinHandle<()>>,
     /// Why the last attempt failed.
     trouble: String,
+    /// The reason is one of this node.
+    own_trouble: bool,
     failures: u32,
     /// When to try again.
     again: Tick,
@@ -43,11 +45,23 @@ pub(super) struct Attempt {
     short_since: Option<Tick>,
 }
 
+/// How an attempt failed.
+#[derive(Debug)]
+struct Failure {
+    why: String,
+    /// Blocks are missed that only a silent node may have.
+    short: bool,
+    /// Another node may be able to make the copy.
+    own: bool,
+}
+
 /// What was seen at earlier looks.
 #[derive(Debug, Default)]
 struct Memory {
     /// Since when a node is silent, or lacks its copy of this snapshot.
     silent: BTreeMap<(SnapshotId, NodeId), Tick>,
+    /// Since when a node fails to make a copy of this snapshot, and when it was last heard to.
+    failing: BTreeMap<(SnapshotId, NodeId), (Tick, Tick)>,
     told: BTreeMap<SnapshotId, String>,
 }
 
@@ -118,6 +132,8 @@ impl Admin {
         let served = record.as_ref().is_some_and(|record| record.primary.is_some());
         let now = self.inner.clock.now();
         let nodes = memory.nodes(snapshot, survey, now);
+        let grace_ms = self.inner.rebuild_after_ms;
+        let failing = memory.failing(snapshot, survey, (now, grace_ms));
         let spread = volume.map_or_else(names::zone_label, |volume| volume.spread.clone());
         let verdict = assess(&View {
             wanted: wanted(snapshot, volume),
@@ -125,6 +141,8 @@ impl Admin {
             making: &snapshot.making,
             gaps: snapshot.lost_blocks > 0,
             gapped: &snapshot.gaps_on,
+            failing: &failing,
+            full: &full(survey, &snapshot.pool),
             volume: record.is_some().then_some(Source { in_sync: &in_sync, served }),
             nodes: &nodes,
             candidates: &candidates(survey, &snapshot.pool, &spread),
@@ -132,7 +150,7 @@ impl Admin {
             bytes: snapshot.size_bytes,
             pool: &snapshot.pool,
             now,
-            grace_ms: self.inner.rebuild_after_ms,
+            grace_ms,
         });
         let what = verdict.to_string();
         if memory.told.insert(snapshot.uid, what.clone()).is_none_or(|before| before != what) {
@@ -244,19 +262,23 @@ impl Admin {
         let made = match self.inner.engine.remake_snapshot(order, progress).await {
             Ok(made) => self.enter_copy(&snapshot, made).await.map_err(|status| {
                 // What was made is found by the next attempt.
-                (status.message().to_owned(), false)
+                Failure { why: status.message().to_owned(), short: false, own: false }
             }),
             Err(RemakeError::Stopped) => return,
-            Err(error) => Err((error.to_string(), matches!(error, RemakeError::Unasked { .. }))),
+            Err(error) => Err(Failure {
+                why: error.to_string(),
+                short: matches!(error, RemakeError::Unasked { .. }),
+                own: error.is_own(),
+            }),
         };
-        let Err((why, short)) = made else { return };
+        let Err(failure) = made else { return };
         let now = self.inner.clock.now();
         let mut remakes = self.remakes();
         let Some(attempt) = remakes.get_mut(&snapshot.uid) else { return };
-        if attempt.trouble != why {
-            tracing::warn!(snapshot = name, why, "a copy is not made yet");
+        if attempt.trouble != failure.why {
+            tracing::warn!(snapshot = name, why = failure.why, "a copy is not made yet");
         }
-        attempt.note_failure(now, why, short);
+        attempt.note_failure(now, failure);
     }
 
     /// Names the copy that was made here in the snapshot's object; removes it if it is not wanted
@@ -314,7 +336,8 @@ impl Admin {
         let remake = |(id, attempt): (&SnapshotId, &Attempt)| {
             let (done_bytes, total_bytes, moved_bytes) = attempt.progress.told();
             let (uid, trouble) = (id.to_string(), attempt.trouble.clone());
-            v1::LocalRemake { uid, done_bytes, total_bytes, moved_bytes, trouble }
+            let own_trouble = attempt.own_trouble;
+            v1::LocalRemake { uid, done_bytes, total_bytes, moved_bytes, trouble, own_trouble }
         };
         v1::LocalSnapshots {
             uids: uids.iter().map(ToString::to_string).collect(),
@@ -355,8 +378,9 @@ impl Attempt {
         self.task.as_ref().is_some_and(|task| !task.is_finished())
     }
 
-    fn note_failure(&mut self, now: Tick, why: String, short: bool) {
-        self.trouble = why;
+    fn note_failure(&mut self, now: Tick, failure: Failure) {
+        let Failure { why, short, own } = failure;
+        (self.trouble, self.own_trouble) = (why, own);
         self.again = now.plus_ms(BACKOFF_MS << self.failures.min(BACKOFF_DOUBLINGS));
         self.failures = self.failures.saturating_add(1);
         self.short_since = short.then(|| self.short_since.unwrap_or(now));
@@ -367,7 +391,43 @@ impl Memory {
     fn keep_only(&mut self, snapshots: &[SnapshotObject]) {
         let there = |id: &SnapshotId| snapshots.iter().any(|snapshot| snapshot.uid == *id);
         self.silent.retain(|(id, _), _| there(id));
+        self.failing.retain(|(id, _), _| there(id));
         self.told.retain(|id, _| there(id));
+    }
+
+    /// The nodes that fail to make a copy of this snapshot, or did within the grace.
+    fn failing(
+        &mut self,
+        snapshot: &SnapshotObject,
+        survey: &Survey,
+        (now, grace_ms): (Tick, u64),
+    ) -> Vec<Failing> {
+        let uid = snapshot.uid.to_string();
+        for node in &snapshot.making {
+            let status = survey.get(node.as_str()).filter(|status| status.live);
+            let kept =
+                status.and_then(|s| s.info.as_ref()).and_then(|info| info.snapshots.as_ref());
+            let remake = kept.and_then(|kept| kept.remakes.iter().find(|r| r.uid == uid));
+            let key = (snapshot.uid, node.clone());
+            match remake {
+                Some(remake) if remake.own_trouble => {
+                    self.failing.entry(key).or_insert((now, now)).1 = now;
+                }
+                Some(_) => {
+                    self.failing.remove(&key);
+                }
+                // It does not answer, or has just been told to make one.
+                None => {}
+            }
+        }
+        self.failing.retain(|_, (_, last)| now.ms_since(*last) < grace_ms);
+        let here = self.failing.iter().filter(|((id, _), _)| *id == snapshot.uid);
+        here.map(|((_, node), (since, last))| Failing {
+            node: node.clone(),
+            since: *since,
+            last: *last,
+        })
+        .collect()
     }
 
     /// The nodes as they concern this snapshot.
@@ -402,6 +462,16 @@ fn lacks(status: &v1::NodeStatus, snapshot: &SnapshotObject) -> bool {
     let uid = snapshot.uid.to_string();
     let told = info.snapshots.as_ref().is_some_and(|kept| !kept.uids.contains(&uid));
     told && info.pools.iter().any(|pool| pool.name == snapshot.pool)
+}
+
+/// The nodes whose pool is nearly full, so that no copy is made there.
+fn full(survey: &Survey, pool: &str) -> Vec<NodeId> {
+    let is_full = |status: &v1::NodeStatus| {
+        let mut pools = status.info.iter().flat_map(|info| &info.pools);
+        pools.any(|p| p.name == pool && p.free_bytes < p.capacity_bytes / 20)
+    };
+    let full = survey.iter().filter(|(_, status)| is_full(status));
+    full.filter_map(|(name, _)| NodeId::new(name)).collect()
 }
 
 /// Is there nothing to decide?
@@ -441,4 +511,67 @@ fn copy(snapshot: &SnapshotObject, node: &NodeId, survey: &Survey) -> v1::Snapsh
     let remake = remakes.and_then(|all| all.iter().find(|remake| remake.uid == uid));
     let remake = remake.filter(is_made).cloned();
     v1::SnapshotCopy { node: node.to_string(), state: state.into(), remake }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE_MS: u64 = 600_000;
+
+    fn at(ms: u64) -> Tick {
+        Tick(ms * 1000)
+    }
+
+    fn snapshot() -> SnapshotObject {
+        serde_json::from_value(serde_json::json!({
+            "version": 1, "name": "s", "uid": uuid::Uuid::nil(), "volume": "v",
+            "volume_uid": uuid::Uuid::nil(), "stage": "ready", "pool": "default",
+            "size_bytes": 4096, "gen": 1, "created_unix_ms": 0, "nodes": ["a"], "pause_us": 0,
+            "making": ["b"],
+        }))
+        .unwrap()
+    }
+
+    /// Node b with a pool that has so much of 100 bytes free, which tells of this attempt.
+    fn survey(free_bytes: u64, own_trouble: Option<bool>) -> Survey {
+        let remake = |own_trouble| v1::LocalRemake {
+            uid: uuid::Uuid::nil().to_string(),
+            own_trouble,
+            ..Default::default()
+        };
+        let remakes = own_trouble.map(remake).into_iter().collect();
+        let snapshots = Some(v1::LocalSnapshots { uids: Vec::new(), remakes });
+        let (name, capacity_bytes) = ("default".to_owned(), 100);
+        let pools = vec![v1::Pool { name, capacity_bytes, free_bytes, ..Default::default() }];
+        let info = Some(v1::Node { snapshots, pools, ..Default::default() });
+        let status = v1::NodeStatus { live: true, info, ..Default::default() };
+        Survey::from([("b".to_owned(), status)])
+    }
+
+    #[test]
+    fn a_node_fails_for_as_long_as_it_says_so_and_is_spared_afterwards() {
+        let (mut memory, mut snapshot) = (Memory::default(), snapshot());
+        let node = NodeId::new("b").unwrap();
+        let fails = |since, last| Failing { node: node.clone(), since: at(since), last: at(last) };
+        let mut look = |snapshot: &SnapshotObject, trouble, ms| {
+            memory.failing(snapshot, &survey(50, trouble), (at(ms), GRACE_MS))
+        };
+        assert_eq!(look(&snapshot, None, 0), [], "it has not begun");
+        assert_eq!(look(&snapshot, Some(true), 1), [fails(1, 1)]);
+        assert_eq!(look(&snapshot, Some(true), 20_000), [fails(1, 20_000)]);
+        assert_eq!(look(&snapshot, Some(false), 30_000), [], "others are to blame");
+        assert_eq!(look(&snapshot, Some(true), 40_000), [fails(40_000, 40_000)]);
+        snapshot.making.clear();
+        let end = 40_000 + GRACE_MS;
+        assert_eq!(look(&snapshot, None, end - 1), [fails(40_000, 40_000)]);
+        assert_eq!(look(&snapshot, None, end), []);
+    }
+
+    #[test]
+    fn a_pool_with_less_than_a_twentieth_left_is_full() {
+        assert_eq!(full(&survey(4, None), "default"), [NodeId::new("b").unwrap()]);
+        assert_eq!(full(&survey(5, None), "default"), []);
+        assert_eq!(full(&survey(4, None), "other"), []);
+    }
 }

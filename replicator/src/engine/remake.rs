@@ -103,6 +103,16 @@ pub enum RemakeError {
     Io(#[from] std::io::Error),
 }
 
+impl RemakeError {
+    /// May another node be able to make the copy?
+    pub fn is_own(&self) -> bool {
+        match self {
+            Self::NoPool(_) | Self::NearlyFull(_) | Self::Pool(_) | Self::Io(_) => true,
+            Self::Stopped | Self::NoSource(_) | Self::Unasked { .. } => false,
+        }
+    }
+}
+
 impl RemakeProgress {
     /// Bytes looked at, of how many, and moved.
     pub fn told(&self) -> (u64, u64, u64) {

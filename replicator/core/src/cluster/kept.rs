@@ -23,6 +23,17 @@ pub struct Source<'a> {
     pub served: bool,
 }
 
+/// A node that cannot make its copy, for a reason of its own: another node may be able to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failing {
+    /// The node.
+    pub node: NodeId,
+    /// Since when each attempt has failed.
+    pub since: Tick,
+    /// When that was heard last.
+    pub last: Tick,
+}
+
 /// Everything that the decision depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
@@ -36,6 +47,10 @@ pub struct View<'a> {
     pub gaps: bool,
     /// Nodes whose copies do, as far as that is known.
     pub gapped: &'a [NodeId],
+    /// Nodes that made one in vain, or do.
+    pub failing: &'a [Failing],
+    /// Nodes whose pool is too full for another.
+    pub full: &'a [NodeId],
     /// The volume; none if it was deleted.
     pub volume: Option<Source<'a>>,
     /// Every node of the cluster, with what is known of its copy of the snapshot.
@@ -108,6 +123,9 @@ pub fn assess(view: &View<'_>) -> Verdict {
     if present >= view.wanted {
         return trim(view, &fates, present);
     }
+    if let Some(node) = in_vain(view) {
+        return Verdict::GiveUp(node.clone());
+    }
     let coming = view.making.len();
     if present + coming >= view.wanted {
         return Verdict::Coming;
@@ -126,6 +144,15 @@ pub fn assess(view: &View<'_>) -> Verdict {
         return Verdict::NoSource;
     }
     place(view, &fates)
+}
+
+/// A node that does not get to make its copy, if there is another that may. Else it goes on trying:
+/// it is the first to know when it can.
+fn in_vain<'a>(view: &View<'a>) -> Option<&'a NodeId> {
+    let node = view.making.iter().find(|node| view.fails(node))?;
+    let others: Vec<NodeId> = view.making.iter().filter(|n| *n != node).cloned().collect();
+    let without = View { making: &others, ..*view };
+    matches!(assess(&without), Verdict::Make(_)).then_some(node)
 }
 
 /// There are enough: nothing is made any more, and what is lost or too many goes.
@@ -163,17 +190,19 @@ fn place(view: &View<'_>, fates: &[(&NodeId, Fate)]) -> Verdict {
             let state = view.node(node);
             let stays = state.is_some_and(|n| n.answers && !n.leaving);
             let pool = view.candidates.iter().any(|c| c.node == **node && c.pool == view.pool);
-            stays && pool && !counts(node)
+            stays && pool && !counts(node) && !view.is_unfit(node)
         };
         if let Some(node) = volume.in_sync.iter().find(fits) {
             return Verdict::Make(node.clone());
         }
-        if volume.served {
+        let stays = |node: &&NodeId| view.node(node).is_some_and(|n| n.answers && !n.leaving);
+        if volume.served && volume.in_sync.iter().filter(stays).count() < view.wanted {
             return Verdict::Follows;
         }
     }
     let leaving = view.nodes.iter().filter(|n| n.leaving).map(|n| n.node.clone());
     let silent = view.nodes.iter().filter(|n| !n.answers).map(|n| n.node.clone());
+    let unfit = view.nodes.iter().filter(|n| view.is_unfit(&n.node)).map(|n| n.node.clone());
     let beside = fates.iter().filter(|(node, _)| counts(node)).map(|(node, _)| (*node).clone());
     let want = Want {
         bytes: view.bytes,
@@ -181,7 +210,7 @@ fn place(view: &View<'_>, fates: &[(&NodeId, Fate)]) -> Verdict {
         pool: String::from(view.pool),
         prefer: None,
         beside: beside.chain(view.making.iter().cloned()).collect(),
-        exclude: leaving.chain(silent).collect(),
+        exclude: leaving.chain(silent).chain(unfit).collect(),
     };
     match placement::choose(&want, view.candidates, view.sets) {
         Err(error) => Verdict::NoRoom(error),
@@ -206,6 +235,19 @@ impl View<'_> {
     /// Can its copy be read now?
     fn has(&self, node: &NodeId) -> bool {
         self.node(node).is_some_and(|n| n.answers && !n.lacks_copy)
+    }
+
+    /// Has it failed to make a copy for as long as a lost node may take to come back, and not so
+    /// long ago that it is worth another attempt?
+    fn fails(&self, node: &NodeId) -> bool {
+        let long = |f: &&Failing| f.last.ms_since(f.since) >= self.grace_ms;
+        let mut failing = self.failing.iter().filter(|f| f.node == *node).filter(long);
+        failing.any(|f| self.now.ms_since(f.last) < self.grace_ms)
+    }
+
+    /// Can it not make a copy now?
+    fn is_unfit(&self, node: &NodeId) -> bool {
+        self.full.contains(node) || self.fails(node)
     }
 
     fn fate(&self, node: &NodeId) -> Fate {

@@ -18,6 +18,8 @@ fn decide(world: &World, (copies, making): (&str, &str), volume: Option<Source<'
         making: &nodes(making),
         gaps: false,
         gapped: &[],
+        failing: &[],
+        full: &[],
         volume,
         nodes: &world.nodes,
         candidates: &world.candidates,
@@ -106,6 +108,8 @@ fn a_silent_copy_stays_on_record_while_the_others_lack_blocks() {
         making: &[],
         gaps: true,
         gapped: &[],
+        failing: &[],
+        full: &[],
         volume: Some(Source { in_sync: &in_sync, served: true }),
         nodes: &world.nodes,
         candidates: &world.candidates,
@@ -123,6 +127,50 @@ fn a_silent_copy_stays_on_record_while_the_others_lack_blocks() {
     assert_eq!(assess(&View { gapped: &gapped, ..view }), Verdict::Forget(name(1)));
     let apart = nodes("bc");
     assert_eq!(assess(&View { gapped: &apart, ..view }), Verdict::Forget(name(2)));
+}
+
+fn failing(at: usize, since_ms: u64, last_ms: u64) -> Failing {
+    let before = |ms: u64| Tick(NOW.0 - ms * 1000);
+    Failing { node: name(at), since: before(since_ms), last: before(last_ms) }
+}
+
+#[test]
+fn a_copy_that_one_node_cannot_make_is_made_by_another_one() {
+    let (more, none_else) = (world("...."), world("..."));
+    let (copies, c, in_sync) = (nodes("ab"), nodes("c"), nodes("abc"));
+    let view = View {
+        wanted: 3,
+        copies: &copies,
+        making: &c,
+        gaps: false,
+        gapped: &[],
+        failing: &[failing(2, GRACE_MS, 0)],
+        full: &[],
+        volume: Some(Source { in_sync: &in_sync, served: true }),
+        nodes: &more.nodes,
+        candidates: &more.candidates,
+        sets: &Copysets::default(),
+        bytes: 1,
+        pool: "default",
+        now: NOW,
+        grace_ms: GRACE_MS,
+    };
+    assert_eq!(assess(&view), Verdict::GiveUp(name(2)));
+    assert_eq!(assess(&View { failing: &[failing(2, GRACE_MS - 1, 0)], ..view }), Verdict::Coming);
+    assert_eq!(assess(&View { failing: &[failing(1, GRACE_MS, 0)], ..view }), Verdict::Coming);
+    let alone = View { nodes: &none_else.nodes, candidates: &none_else.candidates, ..view };
+    assert_eq!(assess(&alone), Verdict::Coming, "nobody else could make it");
+
+    let given_up = View { making: &[], ..view };
+    assert_eq!(assess(&given_up), make(3), "not beside the volume, where it cannot be made");
+    let lately = [failing(2, 2 * GRACE_MS, GRACE_MS - 1)];
+    assert_eq!(assess(&View { failing: &lately, ..given_up }), make(3));
+    let long_ago = [failing(2, 3 * GRACE_MS, GRACE_MS)];
+    assert_eq!(assess(&View { failing: &long_ago, ..given_up }), make(2), "once more");
+    assert_eq!(assess(&View { failing: &[], full: &c, ..given_up }), make(3));
+    let full = nodes("cd");
+    let nowhere = assess(&View { failing: &[], full: &full, ..given_up });
+    assert!(matches!(nowhere, Verdict::NoRoom(_)), "{nowhere}");
 }
 
 #[test]
