@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use lockstep_core::cluster::kept::{Failing, Source, Verdict, View, assess};
 use lockstep_core::cluster::replacement::NodeState;
@@ -18,6 +19,8 @@ use super::survey::{Survey, candidates, copysets};
 use super::{Admin, names, refuse, snapshots};
 use crate::engine::{Remade, Remake, RemakeError, RemakeProgress};
 
+/// How long an attempt asks again when a node breaks off: it may have got far.
+const PATIENCE: Duration = Duration::from_secs(180);
 const LONGEST_PAUSE_MS: u64 = 15_000;
 /// Pause after an attempt that failed, doubled each time, and how often at most (to about a
 /// minute).
@@ -41,16 +44,24 @@ pub(super) struct Attempt {
     failures: u32,
     /// When to try again.
     again: Tick,
-    /// Since when blocks are missed that only a silent node may have.
-    short_since: Option<Tick>,
+    /// Nodes that may have blocks which are missed.
+    missed: BTreeMap<NodeId, Missed>,
+}
+
+/// A node that did not give what may be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Missed {
+    since: Tick,
+    /// It answers, and can't read what it has.
+    unable: bool,
 }
 
 /// How an attempt failed.
 #[derive(Debug)]
 struct Failure {
     why: String,
-    /// Blocks are missed that only a silent node may have.
-    short: bool,
+    /// Nodes that may have blocks which are missed, and whether they answer and can't read them.
+    missed: Vec<(NodeId, bool)>,
     /// Another node may be able to make the copy.
     own: bool,
 }
@@ -233,7 +244,11 @@ impl Admin {
             return Ok(());
         }
         let attempt = remakes.entry(snapshot.uid).or_default();
-        let short = attempt.short_since.is_some_and(|since| now.ms_since(since) >= grace_ms);
+        let lives = |node: &NodeId| {
+            let status = survey.get(node.as_str()).filter(|status| status.live);
+            status.is_some_and(|status| !lacks(status, snapshot))
+        };
+        let passed_over = attempt.passed_over((now, grace_ms), lives);
         attempt.progress = Arc::default();
         let order = Remake {
             id: snapshot.uid,
@@ -243,7 +258,8 @@ impl Admin {
             pool: snapshot.pool.clone(),
             sources,
             nearest: nearest(snapshot, ready, own),
-            accepts_gaps: short,
+            passed_over,
+            patience: PATIENCE,
         };
         let making =
             self.clone().remake_here(snapshot.clone(), order, Arc::clone(&attempt.progress));
@@ -262,13 +278,19 @@ impl Admin {
         let made = match self.inner.engine.remake_snapshot(order, progress).await {
             Ok(made) => self.enter_copy(&snapshot, made).await.map_err(|status| {
                 // What was made is found by the next attempt.
-                Failure { why: status.message().to_owned(), short: false, own: false }
+                Failure { why: status.message().to_owned(), missed: Vec::new(), own: false }
             }),
             Err(RemakeError::Stopped) => return,
             Err(error) => Err(Failure {
                 why: error.to_string(),
-                short: matches!(error, RemakeError::Unasked { .. }),
                 own: error.is_own(),
+                missed: match error {
+                    RemakeError::Unasked { silent, unable, .. } => {
+                        let silent = silent.into_iter().map(|node| (node, false));
+                        silent.chain(unable.into_iter().map(|node| (node, true))).collect()
+                    }
+                    _ => Vec::new(),
+                },
             }),
         };
         let Err(failure) = made else { return };
@@ -379,11 +401,31 @@ impl Attempt {
     }
 
     fn note_failure(&mut self, now: Tick, failure: Failure) {
-        let Failure { why, short, own } = failure;
+        let Failure { why, missed, own } = failure;
         (self.trouble, self.own_trouble) = (why, own);
         self.again = now.plus_ms(BACKOFF_MS << self.failures.min(BACKOFF_DOUBLINGS));
         self.failures = self.failures.saturating_add(1);
-        self.short_since = short.then(|| self.short_since.unwrap_or(now));
+        if missed.is_empty() {
+            // It did not get to ask, which tells nothing of them.
+            return;
+        }
+        let before = std::mem::take(&mut self.missed);
+        self.missed.extend(missed.into_iter().map(|(node, unable)| {
+            let since = before.get(&node).map_or(now, |missed| missed.since);
+            (node, Missed { since, unable })
+        }));
+    }
+
+    /// The nodes that were missed for the whole grace. One that showed life meanwhile may come to
+    /// answer, and is waited for as long once more.
+    fn passed_over(
+        &mut self,
+        (now, grace_ms): (Tick, u64),
+        lives: impl Fn(&NodeId) -> bool,
+    ) -> BTreeSet<NodeId> {
+        self.missed.retain(|node, missed| missed.unable || !lives(node));
+        let long = |missed: &Missed| now.ms_since(missed.since) >= grace_ms;
+        self.missed.iter().filter(|(_, missed)| long(missed)).map(|(n, _)| n.clone()).collect()
     }
 }
 
@@ -566,6 +608,30 @@ mod tests {
         let end = 40_000 + GRACE_MS;
         assert_eq!(look(&snapshot, None, end - 1), [fails(40_000, 40_000)]);
         assert_eq!(look(&snapshot, None, end), []);
+    }
+
+    #[test]
+    fn a_node_is_passed_over_when_it_was_missed_for_the_whole_grace() {
+        let mut attempt = Attempt::default();
+        let (b, c) = (NodeId::new("b").unwrap(), NodeId::new("c").unwrap());
+        let failure = |missed: &[(&NodeId, bool)]| {
+            let missed = missed.iter().map(|(node, unable)| ((*node).clone(), *unable)).collect();
+            Failure { why: "blocks are missed".to_owned(), missed, own: false }
+        };
+        let over = |attempt: &mut Attempt, ms, alive: &[&NodeId]| {
+            let passed_over = attempt.passed_over((at(ms), GRACE_MS), |node| alive.contains(&node));
+            passed_over.iter().map(NodeId::to_string).collect::<String>()
+        };
+        attempt.note_failure(at(5), failure(&[(&b, false)]));
+        attempt.note_failure(at(9), failure(&[(&b, false), (&c, true)]));
+        assert_eq!(over(&mut attempt, GRACE_MS, &[]), "");
+        assert_eq!(over(&mut attempt, GRACE_MS + 5, &[]), "b", "each by itself");
+        attempt.note_failure(at(GRACE_MS + 6), failure(&[]));
+        assert_eq!(over(&mut attempt, GRACE_MS + 9, &[&c]), "bc", "one that cannot read lives");
+        assert_eq!(over(&mut attempt, GRACE_MS + 10, &[&b]), "c", "it lives");
+        attempt.note_failure(at(GRACE_MS + 11), failure(&[(&b, false)]));
+        assert_eq!(over(&mut attempt, 2 * GRACE_MS + 10, &[]), "");
+        assert_eq!(over(&mut attempt, 2 * GRACE_MS + 11, &[]), "b");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use lockstep_core::id::{Epoch, Gen, NodeId, RegionIndex, Seq, SnapshotId, VolumeId};
+use lockstep_core::id::{Epoch, Gen, NodeId, RegionIndex, Seq, SnapshotId, Tick, VolumeId};
 use lockstep_core::limits::{MAX_OP_BLOCKS, RESYNC_SLOT_RETRY_MS, SCAN_REGIONS};
 use lockstep_core::message::{BlockDigest, Header, Message, Payload, Refusal, Reply, Request};
 use lockstep_core::range::{BLOCK_SIZE, BlockRange, BlockSet};
@@ -50,8 +50,11 @@ pub struct Remake {
     pub sources: Vec<NodeId>,
     /// Other snapshots of the volume, the nearest first.
     pub nearest: Vec<SnapshotId>,
-    /// Blocks that no node gives that answers become gaps, though others may have them.
-    pub accepts_gaps: bool,
+    /// Blocks that no other node gives become gaps, though these may have them.
+    pub passed_over: BTreeSet<NodeId>,
+    /// How long a node that answered may be silent, or fail to read, before it is asked no more;
+    /// and the last one whether it answered or not.
+    pub patience: Duration,
 }
 
 /// How far it is; shared with whoever wants to know.
@@ -88,12 +91,17 @@ pub enum RemakeError {
     #[error("none of the nodes that have it answers: {0}")]
     NoSource(String),
     /// Somebody who may have a block does not answer.
-    #[error("block {block} is bad on the nodes that answer; waiting for {nodes}")]
+    #[error(
+        "block {block} is bad on the nodes that answer; waiting for {}",
+        names(silent.iter().chain(unable))
+    )]
     Unasked {
         /// One such block.
         block: u64,
-        /// Who may have it.
-        nodes: String,
+        /// Who may have it, and does not answer.
+        silent: Vec<NodeId>,
+        /// Who may have it, and answers that it can't be read there.
+        unable: Vec<NodeId>,
     },
     /// The pool failed.
     #[error(transparent)]
@@ -147,13 +155,23 @@ pub(super) struct Remaking {
     order: Remake,
     parts: Parts,
     progress: Arc<RemakeProgress>,
+    heard: Mutex<Heard>,
+}
+
+/// What was heard from the nodes that have it.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Nodes that answered, or may do so yet, with the time since when they do not.
+    patient: BTreeMap<NodeId, Option<Tick>>,
     /// Nodes that did not answer; they are not asked again in this attempt.
-    silent: Mutex<BTreeSet<NodeId>>,
+    silent: BTreeSet<NodeId>,
+    /// Nodes that cannot read it; they are not asked again either.
+    unable: BTreeSet<NodeId>,
 }
 
 impl Remaking {
     pub(super) fn new(order: Remake, parts: Parts, progress: Arc<RemakeProgress>) -> Self {
-        Self { order, parts, progress, silent: Mutex::default() }
+        Self { order, parts, progress, heard: Mutex::default() }
     }
 
     /// Makes it, durable when this returns.
@@ -259,15 +277,14 @@ impl Remaking {
         // Who stops does not ask to the end.
         self.check_stopped()?;
         let Some(block) = gaps.blocks().next() else { return Ok(()) };
-        let silent = self.silent();
-        let names = |nodes: &BTreeSet<NodeId>| {
-            nodes.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ")
-        };
-        if silent.len() >= self.order.sources.len() {
-            return Err(RemakeError::NoSource(names(&silent)));
+        let heard = self.lock();
+        if heard.given_up().count() >= self.order.sources.len() {
+            return Err(RemakeError::NoSource(names(&self.order.sources)));
         }
-        if !silent.is_empty() && !self.order.accepts_gaps {
-            return Err(RemakeError::Unasked { block, nodes: names(&silent) });
+        if heard.given_up().any(|node| !self.order.passed_over.contains(node)) {
+            let all = |nodes: &BTreeSet<NodeId>| nodes.iter().cloned().collect();
+            let (silent, unable) = (all(&heard.silent), all(&heard.unable));
+            return Err(RemakeError::Unasked { block, silent, unable });
         }
         Ok(())
     }
@@ -311,8 +328,7 @@ impl Remaking {
                 return Ok(regions);
             }
         }
-        let nodes: Vec<&str> = self.order.sources.iter().map(NodeId::as_str).collect();
-        Err(RemakeError::NoSource(nodes.join(", ")))
+        Err(RemakeError::NoSource(names(&self.order.sources)))
     }
 
     async fn written_on(&self, node: &NodeId) -> Option<Vec<RegionIndex>> {
@@ -339,7 +355,7 @@ impl Remaking {
     /// Digests of these blocks, as far as any node that answers can give them.
     async fn digests(&self, blocks: BlockSet) -> Result<BTreeMap<u64, BlockDigest>, RemakeError> {
         let (mut found, mut left) = (BTreeMap::new(), blocks);
-        for node in self.order.sources.iter().filter(|node| !self.is_silent(node)) {
+        for node in self.order.sources.iter().filter(|node| !self.is_given_up(node)) {
             if left.is_empty() {
                 break;
             }
@@ -358,7 +374,7 @@ impl Remaking {
         let blocks: Vec<u64> = wanted.keys().copied().collect();
         for piece in blocks.chunks(MAX_OP_BLOCKS as usize) {
             let mut left: BlockSet = piece.iter().map(|block| BlockRange::new(*block, 1)).collect();
-            for node in self.order.sources.iter().filter(|node| !self.is_silent(node)) {
+            for node in self.order.sources.iter().filter(|node| !self.is_given_up(node)) {
                 if left.is_empty() {
                     break;
                 }
@@ -392,45 +408,73 @@ impl Remaking {
         }
     }
 
-    /// Asks a node. One that does not answer is not asked again; nor is one that has no such
-    /// snapshot, or can't read it.
+    /// Asks a node, again and again if it has patience with it. One that does not answer is not
+    /// asked again after that; nor is one that has no such snapshot, or can't read it.
     async fn ask(&self, node: &NodeId, body: Request) -> Option<Reply> {
         let volume = self.order.volume;
         let header = Header { volume, epoch: Epoch(0), r#gen: Gen(0), seq: Seq(0), commit: Seq(0) };
         let message = Message { header, body };
-        while !self.progress.is_stopped() && !self.is_silent(node) {
+        while !self.progress.is_stopped() && !self.is_given_up(node) {
             let asked = self.parts.fetcher.fetch_within(ANSWER, node, message.clone());
             let answer = tokio::select! {
                 () = self.progress.stop.cancelled() => return None,
                 answer = asked => answer,
             };
-            match answer.map(|message| message.body) {
-                Some(Reply::Refused(Refusal::Busy)) => {
-                    tokio::time::sleep(Duration::from_millis(RESYNC_SLOT_RETRY_MS)).await;
+            let again = match answer.map(|message| message.body) {
+                None => self.is_waited_for(node, true),
+                Some(Reply::Refused(Refusal::Io)) => self.is_waited_for(node, false),
+                Some(Reply::Refused(Refusal::Busy)) => true,
+                Some(Reply::Refused(why)) if !matches!(why, Refusal::Checksum { .. }) => {
+                    self.lock().unable.insert(node.clone());
+                    false
                 }
-                Some(Reply::Refused(refusal @ Refusal::Checksum { .. })) => {
-                    return Some(Reply::Refused(refusal));
+                Some(reply) => {
+                    self.lock().patient.insert(node.clone(), None);
+                    return Some(reply);
                 }
-                None | Some(Reply::Refused(_)) => {
-                    self.lock().insert(node.clone());
-                }
-                Some(reply) => return Some(reply),
+            };
+            if !again {
+                return None;
+            }
+            tokio::select! {
+                () = self.progress.stop.cancelled() => return None,
+                () = tokio::time::sleep(Duration::from_millis(RESYNC_SLOT_RETRY_MS)) => {}
             }
         }
         None
     }
 
-    fn is_silent(&self, node: &NodeId) -> bool {
-        self.lock().contains(node)
+    /// A node did not answer, or could not read. Is it to be asked again?
+    fn is_waited_for(&self, node: &NodeId, is_silent: bool) -> bool {
+        let (now, patience) = (self.parts.clock.now(), self.order.patience);
+        let mut heard = self.lock();
+        let is_last = heard.given_up().count() + 1 >= self.order.sources.len();
+        if is_last || heard.patient.contains_key(node) {
+            let since = *heard.patient.entry(node.clone()).or_default().get_or_insert(now);
+            if u128::from(now.ms_since(since)) < patience.as_millis() {
+                return true;
+            }
+        }
+        let nodes = if is_silent { &mut heard.silent } else { &mut heard.unable };
+        nodes.insert(node.clone());
+        false
     }
 
-    fn silent(&self) -> BTreeSet<NodeId> {
-        self.lock().clone()
+    fn is_given_up(&self, node: &NodeId) -> bool {
+        let heard = self.lock();
+        heard.silent.contains(node) || heard.unable.contains(node)
     }
 
     /// Changed by single insertions: whole even after a panic.
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<NodeId>> {
-        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Heard {
+    /// The nodes that are not asked any more.
+    fn given_up(&self) -> impl Iterator<Item = &NodeId> {
+        self.silent.union(&self.unable)
     }
 }
 
@@ -456,6 +500,10 @@ fn take(
 /// The blocks that are not of that kind.
 fn without(blocks: &BlockSet, is: impl Fn(u64) -> bool) -> BlockSet {
     blocks.blocks().filter(|block| !is(*block)).map(|block| BlockRange::new(block, 1)).collect()
+}
+
+fn names<'a>(nodes: impl IntoIterator<Item = &'a NodeId>) -> String {
+    nodes.into_iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// A snapshot's name among the volumes that want slots.

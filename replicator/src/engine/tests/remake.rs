@@ -1,5 +1,6 @@
 //! Copies of snapshots made anew, from files of nodes that have them.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -39,7 +40,8 @@ fn order(sources: &[u8]) -> Remake {
         pool: "default".into(),
         sources: sources.iter().map(|i| node(*i)).collect(),
         nearest: vec![SnapshotId(Uuid::from_u128(77))],
-        accepts_gaps: false,
+        passed_over: BTreeSet::new(),
+        patience: Duration::ZERO,
     }
 }
 
@@ -98,7 +100,14 @@ async fn s9_what_no_copy_has_is_a_gap_but_not_while_one_is_silent() {
     cluster.kill(2).await;
     let error = remake(&cluster, 3, order(&[1, 2])).await.unwrap_err();
     assert!(matches!(error, RemakeError::Unasked { block: 1, .. }), "{error}");
+    assert!(error.to_string().ends_with("waiting for node-2"), "{error}");
+    let other = Remake { passed_over: BTreeSet::from([node(1)]), ..order(&[1, 2]) };
+    let error = remake(&cluster, 3, other).await.unwrap_err();
+    assert!(matches!(error, RemakeError::Unasked { block: 1, .. }), "another is passed over");
     assert!(is_empty(&cluster, 3));
+    let lost = Remake { passed_over: BTreeSet::from([node(2)]), ..order(&[1, 2]) };
+    assert_eq!(remake(&cluster, 3, lost).await.unwrap().gaps, 1);
+    assert!(cluster.on(3).drop_snapshot(ID).await.unwrap());
     cluster.up(2).await;
     assert_eq!(remake(&cluster, 3, order(&[1, 2])).await.unwrap().gaps, 0, "node 2 has it");
     assert!(cluster.on(3).drop_snapshot(ID).await.unwrap());
@@ -147,6 +156,25 @@ async fn a_volume_is_made_of_a_copy_that_had_grown_more_than_the_others() {
         // Not on every file system files share blocks.
         Err(error) => assert!(matches!(error, EngineError::Pool(_)), "{error}"),
     }
+}
+
+#[tokio::test]
+async fn d4_the_last_node_is_waited_for_that_cannot_read_for_a_while() {
+    let cluster = Cluster::start(2).await;
+    keep(&cluster, 1);
+    let (tags, away) = (dir(&cluster, 1).join("tags"), dir(&cluster, 1).join("away"));
+    std::fs::rename(&tags, &away).unwrap();
+    let error = remake(&cluster, 2, order(&[1])).await.unwrap_err();
+    assert!(matches!(error, RemakeError::NoSource(_)), "nobody has patience: {error}");
+    let engine = cluster.on(2).clone();
+    let order = Remake { patience: LONG, ..order(&[1]) };
+    let mut making =
+        tokio::spawn(async move { engine.remake_snapshot(order, Arc::default()).await });
+    let ended = timeout(Duration::from_millis(500), &mut making).await;
+    assert!(ended.is_err(), "it goes on asking: {ended:?}");
+    std::fs::rename(&away, &tags).unwrap();
+    assert_eq!(timeout(LONG, making).await.unwrap().unwrap().unwrap().gaps, 0);
+    assert_alike(&cluster, 1, 2);
 }
 
 #[tokio::test]
