@@ -36,6 +36,9 @@ final class Verify {
         Report.line("verified", "acknowledged", counts[0], "lost", counts[1], "read", verify.read,
                 "doubled", verify.doubled, "disordered", verify.disordered, "damaged",
                 verify.damaged);
+        if (counts[1] > 0) {
+            System.err.println(counts[1] + " of " + counts[0] + " acknowledged records are lost");
+        }
         return counts[0] > 0 && counts[1] == 0
                 && verify.doubled + verify.disordered + verify.damaged == 0;
     }

@@ -69,7 +69,12 @@ impl Lab {
     /// Starts our daemons and driver on all nodes and the controller beside the control plane, as
     /// processes, and makes our classes of storage. Where a chart is installed, it is not called.
     pub(crate) async fn install_driver(&mut self) -> anyhow::Result<()> {
-        self.driver = Some(Driver::install(&self.cluster, &mut self.nodes).await?);
+        self.install_driver_with(&[]).await
+    }
+
+    /// The same with more flags for the daemons.
+    pub(crate) async fn install_driver_with(&mut self, flags: &[&str]) -> anyhow::Result<()> {
+        self.driver = Some(Driver::install(&self.cluster, &mut self.nodes, flags).await?);
         Ok(())
     }
 
@@ -156,7 +161,8 @@ impl Lab {
         Ok(())
     }
 
-    async fn is_ready(&self, number: usize) -> anyhow::Result<bool> {
+    /// Whether Kubernetes says that a node is ready.
+    pub(crate) async fn is_ready(&self, number: usize) -> anyhow::Result<bool> {
         let name = self.node(number)?.name();
         let flags = ["get", "node", &name, "-o"];
         let status = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;

@@ -15,6 +15,7 @@ mod guards;
 mod killed;
 mod kubelets;
 #[allow(dead_code, reason = "checks that use the rest come by and by")]
+mod kafka;
 mod lab;
 mod many;
 mod nodes;
@@ -34,7 +35,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use cluster::Cluster;
 use lab::Lab;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -62,6 +63,12 @@ struct Args {
     /// No nodes are started, so the checks that need them are left out
     #[arg(long)]
     without_nodes: bool,
+    /// What `tests/kube/brokers/programs` made: the figures of Kafka are taken, and nothing else
+    #[arg(long)]
+    brokers: Option<PathBuf>,
+    /// How many MiB each broker holds when its node dies; two rounds for each
+    #[arg(long, value_delimiter = ',', default_value = "64")]
+    mib: Vec<u64>,
     /// Only the checks whose names contain this
     #[arg(long, default_value = "")]
     only: String,
@@ -104,6 +111,9 @@ async fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for manifest in rights::manifests(&args.project)? {
         cluster.apply(&manifest).await?;
     }
+    if let Some(brokers) = &args.brokers {
+        return take_figures(args, brokers, cluster, &dir).await;
+    }
     let mut run = Run { args, cluster: Arc::new(Mutex::new(cluster)), passed: 0, failed: 0 };
     let figures = run.all().await;
     let line = serde_json::json!({
@@ -123,6 +133,27 @@ async fn run(args: &Args) -> anyhow::Result<ExitCode> {
         say(&line.to_string());
     }
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What the loss of a node costs Kafka.
+async fn take_figures(
+    args: &Args,
+    brokers: &Path,
+    cluster: Cluster,
+    dir: &Path,
+) -> anyhow::Result<ExitCode> {
+    let cluster = Arc::new(Mutex::new(cluster)).lock_owned().await;
+    let taken = kafka::figures(cluster, brokers, &args.mib).await;
+    if taken.is_err() || args.keep {
+        say(&format!("kept: {}", dir.display()));
+    } else {
+        std::fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
+    }
+    let line = taken?;
+    if args.json {
+        say(&line.to_string());
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The checks that need nodes.

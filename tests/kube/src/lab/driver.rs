@@ -28,7 +28,11 @@ pub(crate) struct Driver {
 
 impl Driver {
     /// Starts it all, and waits until the daemons are ready and the kubelets know the driver.
-    pub(crate) async fn install(cluster: &Cluster, nodes: &mut [Node]) -> anyhow::Result<Self> {
+    pub(crate) async fn install(
+        cluster: &Cluster,
+        nodes: &mut [Node],
+        flags: &[&str],
+    ) -> anyhow::Result<Self> {
         cluster.make_namespace(NAMESPACE).await?;
         cluster.grant(NAMESPACE).await?;
         for entry in fs::read_dir(cluster.programs().join("crds"))? {
@@ -43,7 +47,8 @@ impl Driver {
         let own = own.parent().map(PathBuf::from).unwrap_or_default();
         let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
         for node in nodes.iter_mut() {
-            add_daemon(cluster, node, &own, uuid.trim())?;
+            let flags = [&["--cluster", uuid.trim()], flags].concat();
+            add_daemon(cluster, node, &own, &flags)?;
             add_plugin(node, &own)?;
         }
         for node in nodes.iter() {
@@ -89,15 +94,16 @@ pub(crate) async fn wait_for_driver(node: &Node) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn add_daemon(cluster: &Cluster, node: &mut Node, own: &Path, uuid: &str) -> anyhow::Result<()> {
+fn add_daemon(cluster: &Cluster, node: &mut Node, own: &Path, more: &[&str]) -> anyhow::Result<()> {
     let (name, address) = (node.name(), Node::address(node.number()));
     let (peers, admin) = (format!("{address}:7170"), format!("{address}:7171"));
     let meta = format!("kubernetes:{NAMESPACE}");
-    let flags: [&[&str]; 3] = [
-        &["--node", &name, "--cluster", uuid, "--peer-listen", &peers],
+    let flags: [&[&str]; 4] = [
+        &["--node", &name, "--peer-listen", &peers],
         &["--admin-listen", &admin, "--pool", "default=/var/lib/lockstep", "--meta", &meta],
         // What is in /dev is every node's.
         &["--device-dir", "/run/lockstep/dev", "--ready-file", READY],
+        more,
     ];
     let user = cluster.kubeconfig(User::Lockstep);
     node.add(DAEMON, &own.join(DAEMON), &flags.concat(), Some(&user));
