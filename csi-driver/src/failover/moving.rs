@@ -188,8 +188,10 @@ impl Failover {
         while begin.elapsed() < WATCHED {
             tokio::time::sleep(LOOK).await;
             let Ok(pending) = self.pods.pending(&old.namespace).await else { continue };
-            let successor =
-                |pod: &Found| pod.owner == old.owner && pod.uid != old.uid && pod.node.is_some();
+            let successor = |pod: &Found| {
+                let is_like = pod.owner == old.owner && pod.claims == old.claims;
+                is_like && pod.uid != old.uid && pod.node.is_some()
+            };
             if let Some(pod) = pending.into_iter().find(|pod| successor(pod)) {
                 self.mind(&case, pod, &mut bound).await;
                 continue;

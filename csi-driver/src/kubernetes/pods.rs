@@ -36,7 +36,8 @@ pub(crate) struct Found {
     /// The node that it was given, and whether it is not there yet.
     pub(crate) node: Option<String>,
     pub(crate) pending: bool,
-    claims: Vec<String>,
+    /// Names of the claims that it uses.
+    pub(crate) claims: Vec<String>,
     ignored: bool,
     ended: bool,
     maker: Maker,

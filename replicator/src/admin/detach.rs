@@ -32,6 +32,10 @@ impl Admin {
         let found = self.inner.catalog.volume(name).await?;
         let volume = found.ok_or_else(|| refuse::no_volume(name))?.value;
         let only = request.only_node.as_deref().map(names::node).transpose()?;
+        if only.is_some() && self.is_spare(volume.uid) && !self.inner.devices.is_there(volume.uid) {
+            // Whoever clears up after an earlier attachment here has no part in this one.
+            return Ok(false);
+        }
         let here = only.as_ref().is_none_or(|node| *node == self.inner.node);
         let was_here = here && self.detach_here(&volume, request.force).await?;
         let Some(record) = self.inner.catalog.record(volume.uid).await? else {

@@ -92,7 +92,8 @@ impl Admin {
             scrub: core.scrubbed.as_ref().map(|report| scrub(report, now)),
             mended: mended(&info.core),
             device: self.device(volume),
-            spare: self.is_spare(volume),
+            // A recovery that is broken off has to be done again, with the waits that belong to it.
+            spare: core.phase == Phase::Active && self.is_spare(volume),
             copies_reason: told.map(|t| t.what).unwrap_or_default(),
         }
     }

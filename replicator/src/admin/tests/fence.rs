@@ -41,10 +41,14 @@ async fn a_volume_is_taken_from_a_lost_node_once_and_goes_to_whoever_attaches_it
     let again = fence(&node, LOST, 0).await.unwrap();
     assert_eq!(again, told, "it is not done twice");
 
+    let only_node = Some("n1".to_owned());
+    let cleared = v1::DetachRequest { name: "v".to_owned(), force: false, only_node };
+    assert!(!node.admin.detach(cleared, false).await.unwrap(), "it was not attached for anybody");
+    let uid = node.admin.inner.catalog.volume("v").await.unwrap().unwrap().value.uid;
+    assert!(node.admin.is_spare(uid), "it is kept");
     let request = v1::AttachRequest { name: "v".to_owned(), ..Default::default() };
     let attached = node.admin.attach(request).await.unwrap();
     assert_eq!((attached.epoch, epoch(&node).await), (2, 2), "what was taken is used as it is");
-    let uid = node.admin.inner.catalog.volume("v").await.unwrap().unwrap().value.uid;
     assert!(!node.admin.is_spare(uid), "nobody else may take it now");
     let alive = fence(&node, "n1", 1).await.unwrap_err();
     assert_eq!(alive.code(), Code::FailedPrecondition, "{alive}");
