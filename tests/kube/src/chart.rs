@@ -1,7 +1,7 @@
 //! The chart: what it renders is taken by a real API server, what it refuses, and that the plain
 //! manifests are what it renders.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, User};
 use crate::rights;
 use anyhow::{Context as _, bail, ensure};
 use std::path::Path;
@@ -118,6 +118,24 @@ impl<'a> Helm<'a> {
         let helm = self.cluster.programs().join("helm");
         let chart = self.project.join("deploy/chart");
         self.ask(Command::new(helm).args(command).arg(chart).args(more)).await
+    }
+
+    /// Runs a command on the chart, in the cluster.
+    pub(crate) async fn on(&self, command: &[&str], more: &[&str]) -> anyhow::Result<String> {
+        let chart = self.project.join("deploy/chart").display().to_string();
+        self.ask_cluster(&[command, &[&chart]].concat(), more).await
+    }
+
+    /// Runs a command in the cluster, as its administrator.
+    pub(crate) async fn ask_cluster(
+        &self,
+        command: &[&str],
+        more: &[&str],
+    ) -> anyhow::Result<String> {
+        let helm = self.cluster.programs().join("helm");
+        let admin = self.cluster.kubeconfig(User::Admin);
+        let flags = ["--kubeconfig", &admin.display().to_string()];
+        self.ask(Command::new(helm).args(command).args(more).args(flags)).await
     }
 
     /// What is installed in a namespace, with these flags.

@@ -12,6 +12,7 @@ mod daemons;
 mod exclusive;
 mod failover;
 mod guards;
+mod install;
 mod killed;
 mod kubelets;
 #[allow(dead_code, reason = "checks that use the rest come by and by")]
@@ -191,6 +192,7 @@ impl Run<'_> {
         })
         .await;
         self.on_nodes().await;
+        self.installed().await;
         figures.into_inner()
     }
 
@@ -240,6 +242,21 @@ impl Run<'_> {
             self.failed += 1;
             say(&format!("FAIL nodes: {error:#}"));
         }
+    }
+
+    /// The chart on a cluster with nodes that has nothing of Lockstep.
+    async fn installed(&mut self) {
+        let held = Arc::clone(&self.cluster).lock_owned().await;
+        if self.args.without_nodes {
+            return;
+        }
+        let project = self.args.project.clone();
+        self.check("install", async || {
+            let lab = Lab::start(held).await?;
+            let outcome = install::run(&lab, &project).await;
+            lab.finish().await.and(outcome)
+        })
+        .await;
     }
 
     async fn check(&mut self, name: &str, body: impl AsyncFnOnce() -> anyhow::Result<String>) {
