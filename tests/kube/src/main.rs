@@ -13,10 +13,10 @@ mod exclusive;
 mod failover;
 mod guards;
 mod install;
-mod killed;
-mod kubelets;
 #[allow(dead_code, reason = "checks that use the rest come by and by")]
 mod kafka;
+mod killed;
+mod kubelets;
 mod lab;
 mod many;
 mod nodes;
