@@ -6,7 +6,7 @@
 use crate::cluster::Cluster;
 use crate::nodes::{LIMIT, Nodes};
 use crate::process::{Process, wait_for};
-use crate::shown::make_node;
+use crate::shown::{clear, make_node};
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ const SUCCESSION: Duration = Duration::from_secs(7);
 pub(crate) async fn run(cluster: &Cluster) -> anyhow::Result<String> {
     cluster.make_namespace(NAMESPACE).await?;
     cluster.grant(NAMESPACE).await?;
+    clear(cluster).await?;
     let stage = Stage { cluster };
     stage
         .make(json!({"apiVersion": "v1", "kind": "ServiceAccount",

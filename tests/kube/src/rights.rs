@@ -34,11 +34,12 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<String> {
     fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
 }
 
+// No name of the chart's own, which checks install beside this.
 const BINDING: &str = "
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
 metadata:
-  name: lockstep-controller
+  name: lockstep-tests
 roleRef:
   apiGroup: rbac.authorization.k8s.io
   kind: ClusterRole

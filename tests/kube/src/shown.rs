@@ -12,6 +12,7 @@ const LABEL: &str = "lockstep.node-restriction.kubernetes.io/";
 pub(crate) async fn run(cluster: &Cluster) -> anyhow::Result<String> {
     cluster.make_namespace(NAMESPACE).await?;
     cluster.grant(NAMESPACE).await?;
+    clear(cluster).await?;
     for node in ["n1", "n2", "n3", "n4"] {
         make_node(cluster, node).await?;
     }
@@ -64,6 +65,11 @@ pub(crate) async fn run(cluster: &Cluster) -> anyhow::Result<String> {
     ensure!(wait_for(LIMIT, is_gone).await, "a deleted volume is still shown");
     labelled(cluster, &BTreeSet::new()).await?;
     Ok("columns, conditions and labels follow a volume through its life".to_owned())
+}
+
+/// Removes the nodes and shown volumes of other checks: they are the cluster's, not a namespace's.
+pub(crate) async fn clear(cluster: &Cluster) -> anyhow::Result<()> {
+    cluster.kubectl(&["delete", "nodes,volumes.lockstep.dev", "--all"], "").await.map(drop)
 }
 
 pub(crate) async fn make_node(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
