@@ -69,6 +69,7 @@ pub(crate) const EDGES: &[Edges] = &[
         others: None,
         never: &["tokio", "tonic", "rand"],
     },
+    Edges { package: "lockstep-floor", ours: &[], others: None, never: &["tokio"] },
     Edges {
         package: "lockstep-chaos",
         ours: &["lockstep-attach", "lockstep-proto", "lockstep-replicator"],
