@@ -3,6 +3,7 @@
 
 pub(crate) mod events;
 pub(crate) mod lease;
+mod news;
 pub(crate) mod nodes;
 pub(crate) mod pods;
 pub(crate) mod volumes;

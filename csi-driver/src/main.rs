@@ -228,14 +228,16 @@ async fn in_kubernetes(
     let lease = tokio::spawn(candidate.stand(end));
     let client = kubernetes::connect(kubernetes::ANSWER).await?;
     let watcher = kubernetes::connect(kubernetes::WATCH).await?;
-    let publisher = kubernetes::volumes::Publisher::new(Arc::clone(all), client.clone());
+    let pods = kubernetes::pods::Pods::new(client.clone());
+    let events = kubernetes::events::Events::new(client.clone(), me);
+    let (for_pods, for_events) = (pods.clone(), events.clone());
+    let publisher =
+        kubernetes::volumes::Publisher::new(Arc::clone(all), client.clone(), for_pods, for_events);
     tokio::spawn(publisher.keep(every, leader.clone()));
-    let nodes = kubernetes::nodes::OnNodes::new(client.clone(), watcher);
+    let nodes = kubernetes::nodes::OnNodes::new(client, watcher);
     let keeper = keeper::Keeper::new(Arc::clone(all), Arc::new(nodes.clone()));
     tokio::spawn(nodes.clone().watch(keeper.clone()));
     tokio::spawn(keeper.clone().keep(every, leader.clone()));
-    let pods = kubernetes::pods::Pods::new(client.clone());
-    let events = kubernetes::events::Events::new(client, me);
     let (all, keeper_too) = (Arc::clone(all), keeper.clone());
     let failover = failover::Failover::new(all, keeper_too, nodes, pods, events, leader);
     tokio::spawn(failover.keep(how.watching));

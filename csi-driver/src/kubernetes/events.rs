@@ -1,4 +1,7 @@
-//! Events on pods and claims: what people see of a failover with `kubectl describe`.
+//! Events on pods and claims: what people see with `kubectl describe` of a failover, and of how
+//! their volumes are.
+
+use super::news::News;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
@@ -9,7 +12,8 @@ use kube::api::{Api, ObjectMeta, PostParams};
 
 const CONTROLLER: &str = "lockstep.dev/controller";
 /// What happens to the object.
-const ACTION: &str = "FailOver";
+const FAIL_OVER: &str = "FailOver";
+const REPLICATE: &str = "Replicate";
 /// Longest note, in bytes.
 const LONGEST: usize = 1000;
 
@@ -26,9 +30,17 @@ impl Events {
     }
 
     /// Tells one, without waiting for it.
-    pub(crate) fn tell(&self, of: &ObjectReference, is_bad: bool, reason: &str, note: String) {
+    pub(crate) fn tell(
+        &self,
+        of: &ObjectReference,
+        is_bad: bool,
+        reason: &'static str,
+        note: String,
+    ) {
         let namespace = of.namespace.clone().unwrap_or_default();
-        let event = self.event(of, is_bad, reason, note);
+        let news = News { is_bad, reason, note };
+        let mut event = self.event(of, FAIL_OVER, news);
+        event.metadata.generate_name = Some("lockstep-".to_owned());
         let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         tokio::spawn(async move {
             if let Err(error) = events.create(&PostParams::default(), &event).await {
@@ -37,16 +49,37 @@ impl Events {
         });
     }
 
-    fn event(&self, of: &ObjectReference, is_bad: bool, reason: &str, mut note: String) -> Event {
+    /// Tells something of a volume, by an event of this name: whoever tells it again tells nothing.
+    ///
+    /// # Errors
+    /// If it may be told if it is tried again.
+    pub(super) async fn tell_once(
+        &self,
+        of: &ObjectReference,
+        name: String,
+        news: News,
+    ) -> Result<(), kube::Error> {
+        let namespace = of.namespace.clone().unwrap_or_default();
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        let mut event = self.event(of, REPLICATE, news);
+        event.metadata.name = Some(name);
+        match events.create(&PostParams::default(), &event).await {
+            // Told already; or its namespace is on its way out, and the like.
+            Err(kube::Error::Api(why)) if is_final(why.code) => {
+                tracing::debug!(why = why.message, "an event is not made");
+                Ok(())
+            }
+            outcome => outcome.map(drop),
+        }
+    }
+
+    fn event(&self, of: &ObjectReference, action: &str, news: News) -> Event {
+        let News { is_bad, reason, mut note } = news;
         let end = (0..=LONGEST).rev().find(|end| note.is_char_boundary(*end));
         note.truncate(end.unwrap_or_default());
         Event {
-            metadata: ObjectMeta {
-                generate_name: Some("lockstep-".to_owned()),
-                namespace: of.namespace.clone(),
-                ..ObjectMeta::default()
-            },
-            action: Some(ACTION.to_owned()),
+            metadata: ObjectMeta { namespace: of.namespace.clone(), ..ObjectMeta::default() },
+            action: Some(action.to_owned()),
             event_time: Some(MicroTime(Timestamp::now())),
             note: Some(note),
             reason: Some(reason.to_owned()),
@@ -57,4 +90,9 @@ impl Events {
             ..Event::default()
         }
     }
+}
+
+/// An answer that would be the same another time.
+fn is_final(code: u16) -> bool {
+    (400..500).contains(&code) && code != 429
 }

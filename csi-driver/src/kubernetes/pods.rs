@@ -188,6 +188,15 @@ impl Pods {
         Ok((uid, used))
     }
 
+    /// The claim of a volume of ours, which the persistent volume of this name tells.
+    pub(super) async fn claim_of(
+        &self,
+        volume: &str,
+    ) -> Result<Option<ObjectReference>, kube::Error> {
+        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
+        Ok(volumes.get_opt(volume).await?.and_then(|found| claim_of(volume, found)))
+    }
+
     /// Deletes a pod without waiting for its node, unless another one has its name by now.
     pub(crate) async fn delete(&self, pod: &Found) -> Result<bool, Status> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
@@ -218,6 +227,15 @@ impl Pods {
             _ => Ok(()),
         }
     }
+}
+
+/// The claim of a persistent volume, if that is this volume, and the claim is not gone.
+fn claim_of(volume: &str, found: PersistentVolume) -> Option<ObjectReference> {
+    let is_released = found.status.and_then(|status| status.phase).as_deref() == Some("Released");
+    let spec = found.spec.filter(|_| !is_released)?;
+    spec.csi.filter(|csi| csi.driver == DRIVER_NAME && csi.volume_handle == volume)?;
+    let claim = spec.claim_ref?;
+    Some(named("PersistentVolumeClaim", &claim.namespace?, &claim.name?, claim.uid))
 }
 
 /// What a claim's volume is to a failover.
@@ -270,6 +288,33 @@ mod tests {
         let noted = |value: &str| pod(json!({"/metadata/annotations": {IGNORE: value}})).ignored;
         assert!(noted("") && noted("true") && !noted("false"));
         assert!(pod(json!({"/status/phase": "Failed"})).ended);
+    }
+
+    #[test]
+    fn a_volume_leads_to_its_claim_if_it_is_ours() {
+        let volume = |changes: serde_json::Value| {
+            let mut volume = json!({
+                "metadata": {"name": "pvc-1"},
+                "spec": {"csi": {"driver": DRIVER_NAME, "volumeHandle": "pvc-1"},
+                    "claimRef": {"namespace": "shop", "name": "data", "uid": "u1"}},
+                "status": {"phase": "Bound"},
+            });
+            for (path, value) in changes.as_object().unwrap() {
+                *volume.pointer_mut(path).unwrap() = value.clone();
+            }
+            claim_of("pvc-1", serde_json::from_value(volume).unwrap())
+        };
+        let claim = named("PersistentVolumeClaim", "shop", "data", Some("u1".to_owned()));
+        assert_eq!(volume(json!({})), Some(claim));
+        for (path, value) in [
+            ("/spec/csi/driver", json!("other")),
+            ("/spec/csi/volumeHandle", json!("pvc-2")),
+            ("/spec/csi", json!(null)),
+            ("/spec/claimRef", json!(null)),
+            ("/status/phase", json!("Released")),
+        ] {
+            assert_eq!(volume(json!({ path: value })), None, "{path}");
+        }
     }
 
     #[test]

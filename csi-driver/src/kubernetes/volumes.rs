@@ -1,14 +1,17 @@
 //! An object for each volume, so that `kubectl get volumes.lockstep.dev` tells how it is. People
 //! look at them; Lockstep reads them only to know what it has said already.
 
-use super::{CHUNK, is_not_found, refused};
+use super::events::Events;
+use super::news::{News, Patience, in_sync};
+use super::pods::Pods;
+use super::{CHUNK, is_conflict, is_not_found, refused};
 use crate::daemon::Daemons;
 use crate::leader::Leader;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::api::{
-    Api, ApiResource, DeleteParams, ListParams, Object, Patch, PatchParams, PostParams,
+    Api, ApiResource, DeleteParams, ListParams, Object, ObjectMeta, Patch, PatchParams, PostParams,
     Preconditions,
 };
 use kube::core::GroupVersionKind;
@@ -18,6 +21,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use tonic::Status;
 
 type Volume = Object<Spec, Shown>;
@@ -48,17 +52,21 @@ pub(crate) struct Publisher {
     daemons: Arc<Daemons>,
     objects: Api<Volume>,
     resource: ApiResource,
+    pods: Pods,
+    events: Events,
+    patience: Patience,
 }
 
 impl Publisher {
-    pub(crate) fn new(daemons: Arc<Daemons>, client: Client) -> Self {
+    pub(crate) fn new(daemons: Arc<Daemons>, client: Client, pods: Pods, events: Events) -> Self {
         let kind = GroupVersionKind::gvk("lockstep.dev", "v1alpha1", "Volume");
         let resource = ApiResource::from_gvk_with_plural(&kind, "volumes");
-        Self { daemons, objects: Api::all_with(client, &resource), resource }
+        let objects = Api::all_with(client, &resource);
+        Self { daemons, objects, resource, pods, events, patience: Patience::default() }
     }
 
     /// Says what has changed, again and again, for ever, while it is this controller that acts.
-    pub(crate) async fn keep(self, every: Duration, mut leader: Leader) {
+    pub(crate) async fn keep(mut self, every: Duration, mut leader: Leader) {
         let mut told = None;
         loop {
             leader.wait().await;
@@ -76,9 +84,10 @@ impl Publisher {
         }
     }
 
-    async fn look(&self) -> Result<(), Status> {
+    async fn look(&mut self) -> Result<(), Status> {
         let mut there = self.there().await?;
         let (_, volumes) = self.daemons.cluster().await?;
+        self.patience.keep(&volumes.iter().map(|volume| volume.uid.as_str()).collect());
         // One that fails does not keep the others from being shown.
         let mut first = Ok(());
         let mut note = |outcome: Result<(), kube::Error>, what: String| {
@@ -117,7 +126,7 @@ impl Publisher {
     }
 
     async fn say(
-        &self,
+        &mut self,
         name: &str,
         volume: &v1::VolumeStatus,
         mut said: Option<Volume>,
@@ -127,18 +136,49 @@ impl Publisher {
         if let Some(old) = said.take_if(|object| object.spec != spec) {
             self.take_away(name, &old).await?;
         }
-        let before = match said {
-            Some(object) => object.status.unwrap_or_default(),
+        let object = match said {
+            Some(object) => object,
             None => {
                 let object = Volume::new(name, &self.resource, spec);
-                self.objects.create(&PostParams::default(), &object).await?;
-                Shown::default()
+                self.objects.create(&PostParams::default(), &object).await?
             }
         };
-        let now = shown(volume, &before.conditions, Timestamp::now());
-        if now != before {
-            let patch = Patch::Merge(json!({ "status": now }));
-            self.objects.patch_status(name, &PatchParams::default(), &patch).await?;
+        let before = object.status.unwrap_or_default();
+        let time = Timestamp::now();
+        let mut now = shown(volume, &before.conditions, time);
+        let (told, news) = self.patience.news(volume, &before.conditions, (time, Instant::now()));
+        now.conditions.extend(told);
+        if now == before {
+            return Ok(());
+        }
+        self.tell(volume, &object.metadata, news).await?;
+        // Not over what another controller has shown, and told, since.
+        let seen = json!({ "resourceVersion": object.metadata.resource_version });
+        let patch = Patch::Merge(json!({ "metadata": seen, "status": now }));
+        match self.objects.patch_status(name, &PatchParams::default(), &patch).await {
+            Err(error) if !is_conflict(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells news of a volume, whose object is as it is before it says that they are told: so they
+    /// are told again if it comes not to that, under the same names.
+    async fn tell(
+        &self,
+        volume: &v1::VolumeStatus,
+        object: &ObjectMeta,
+        news: Vec<News>,
+    ) -> Result<(), kube::Error> {
+        if news.is_empty() {
+            return Ok(());
+        }
+        let Some(claim) = self.pods.claim_of(&volume.name).await? else { return Ok(()) };
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let (uid, version) = (text(&object.uid), text(&object.resource_version));
+        for news in news {
+            let name = format!("lockstep-{uid}-{version}-{}", news.reason.to_lowercase());
+            tracing::info!(volume = volume.name, note = news.note, "told");
+            self.events.tell_once(&claim, name, news).await?;
         }
         Ok(())
     }
@@ -170,11 +210,7 @@ fn object_name(volume: &v1::VolumeStatus) -> String {
 
 /// What people are told of a volume. A condition that stays as it was keeps its time.
 fn shown(volume: &v1::VolumeStatus, before: &[Condition], now: Timestamp) -> Shown {
-    let in_sync: Vec<_> = volume
-        .replicas
-        .iter()
-        .filter(|copy| copy.state == i32::from(v1::ReplicaState::InSync) && copy.connected)
-        .collect();
+    let in_sync: Vec<_> = in_sync(volume).collect();
     let state = state(volume);
     let is_served = matches!(state, "Healthy" | "Degraded");
     let condition = |kind: &str, is_so: bool| {

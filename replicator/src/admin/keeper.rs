@@ -34,6 +34,14 @@ pub(super) struct Told {
     pub(super) what: String,
     /// When something will be done, if that is waited for.
     pub(super) until: Option<Tick>,
+    /// Something should be done, and cannot.
+    pub(super) blocked: bool,
+}
+
+impl Told {
+    fn now(what: String) -> Self {
+        Self { what, until: None, blocked: false }
+    }
 }
 
 /// A volume, and the claim by which it is attached here.
@@ -108,7 +116,7 @@ impl Admin {
                     self.told().remove(&primary.volume);
                 }
                 Ok(_) => {}
-                Err(status) => self.tell(primary.volume, peers::plain(&status), None),
+                Err(status) => self.tell(primary.volume, Told::now(peers::plain(&status))),
             }
         }
         Ok(())
@@ -181,7 +189,7 @@ impl Admin {
     ) -> Result<bool, Status> {
         if let Some(replace) = follow(view, since) {
             let what = format!("a copy is made on {}, which serves the volume", replace.node);
-            self.tell(volume.uid, what, None);
+            self.tell(volume.uid, Told::now(what));
             self.add_here(volume, Some(replace.node)).await?;
             return Ok(false);
         }
@@ -190,20 +198,20 @@ impl Admin {
     }
 
     async fn act(&self, volume: &VolumeObject, verdict: &Verdict) -> Result<(), Status> {
-        let what = verdict.to_string();
+        let told = |until| Told { what: verdict.to_string(), until, blocked: verdict.is_blocked() };
         match verdict {
             Verdict::Enough => {
                 self.told().remove(&volume.uid);
             }
             Verdict::Replace(replace) => {
-                self.tell(volume.uid, what, None);
+                self.tell(volume.uid, told(None));
                 self.add_here(volume, Some(replace.node.clone())).await?;
             }
-            Verdict::Wait { until } => self.tell(volume.uid, what, Some(*until)),
+            Verdict::Wait { until } => self.tell(volume.uid, told(Some(*until))),
             Verdict::Braked { .. }
             | Verdict::NoSource
             | Verdict::RecordFull
-            | Verdict::NoRoom(_) => self.tell(volume.uid, what, None),
+            | Verdict::NoRoom(_) => self.tell(volume.uid, told(None)),
         }
         Ok(())
     }
@@ -230,8 +238,7 @@ impl Admin {
     }
 
     /// Remembers, and logs, what is new about a volume.
-    fn tell(&self, volume: VolumeId, what: String, until: Option<Tick>) {
-        let told = Told { what, until };
+    fn tell(&self, volume: VolumeId, told: Told) {
         let before = self.told().insert(volume, told.clone());
         if before.is_none_or(|before| before.what != told.what) {
             tracing::info!(%volume, what = told.what, "copies");

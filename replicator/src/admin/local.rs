@@ -94,6 +94,7 @@ impl Admin {
             device: self.device(volume),
             // A recovery that is broken off has to be done again, with the waits that belong to it.
             spare: core.phase == Phase::Active && self.is_spare(volume),
+            copies_blocked: told.as_ref().is_some_and(|t| t.blocked),
             copies_reason: told.map(|t| t.what).unwrap_or_default(),
         }
     }

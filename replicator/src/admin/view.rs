@@ -99,6 +99,7 @@ fn join(
     if let Some(primary) = primary {
         status.counters = primary.counters;
         status.scrub = primary.scrub;
+        status.copies_blocked = primary.copies_blocked;
         status.device.clone_from(&primary.device);
         status.nbd_uri = Some(primary.nbd_uri.clone()).filter(|uri| !uri.is_empty());
         status.nbd_uri_tcp.clone_from(&primary.nbd_uri_tcp);

@@ -108,6 +108,7 @@ fn local_primary(primary: &v1::LocalPrimary) -> Value {
         "phase_reason": primary.phase_reason,
         "copies_reason": primary.copies_reason,
         "copies_wait_ms": primary.copies_wait_ms,
+        "copies_blocked": primary.copies_blocked,
         "epoch": primary.epoch,
         "gen": primary.r#gen,
         "inflight_ops": primary.inflight_ops,

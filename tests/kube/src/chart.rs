@@ -4,6 +4,8 @@
 use crate::cluster::{Cluster, User};
 use crate::rights;
 use anyhow::{Context as _, bail, ensure};
+use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use tokio::process::Command;
@@ -88,8 +90,40 @@ pub(crate) async fn run(cluster: &Cluster, project: &Path) -> anyhow::Result<Str
     for manifest in [&kept, &without_snapshots, &defaults] {
         objects += taken(cluster, manifest).await?;
     }
-    let refused = REFUSED.len();
-    Ok(format!("{objects} objects taken by the API server, {refused} bad values refused"))
+    let (examples, refused) = (examples(cluster, project, &defaults).await?, REFUSED.len());
+    Ok(format!(
+        "{objects} objects taken by the API server, and {examples} of examples; {refused} bad \
+         values refused"
+    ))
+}
+
+/// The examples are taken, and want volumes of classes that the chart makes; how many objects they
+/// have.
+async fn examples(cluster: &Cluster, project: &Path, rendered: &str) -> anyhow::Result<usize> {
+    let classes: BTreeSet<&str> = rendered
+        .split("\n---\n")
+        .filter(|object| object.lines().any(|line| line == "kind: StorageClass"))
+        .flat_map(|object| object.lines().filter_map(|line| line.strip_prefix("  name: ")))
+        .collect();
+    let mut objects = 0;
+    let dir = project.join("deploy/examples");
+    for file in fs::read_dir(&dir).with_context(|| format!("reading {}", dir.display()))? {
+        let path = file?.path();
+        let example = rights::read(&path)?;
+        let named =
+            example.lines().filter_map(|line| line.trim().strip_prefix("storageClassName: "));
+        let named: BTreeSet<&str> = named.collect();
+        let are_there = !named.is_empty() && named.is_subset(&classes);
+        ensure!(
+            are_there,
+            "{} wants volumes of {named:?}, the chart makes {classes:?}",
+            path.display()
+        );
+        let taken = taken(cluster, &example).await;
+        objects += taken.with_context(|| path.display().to_string())?;
+    }
+    ensure!(objects > 0, "there are no examples in {}", dir.display());
+    Ok(objects)
 }
 
 /// Has the API server look at a manifest as if it were to be applied; how many objects it has.

@@ -1,9 +1,11 @@
-//! What people and the scheduler are shown: an object for each volume, labels on nodes.
+//! What people and the scheduler are shown: an object for each volume, events on its claim, labels
+//! on nodes.
 
 use crate::cluster::Cluster;
 use crate::nodes::{LIMIT, Nodes};
 use crate::process::wait_for;
 use anyhow::{Context as _, ensure};
+use serde_json::json;
 use std::collections::BTreeSet;
 
 const NAMESPACE: &str = "shown";
@@ -17,8 +19,9 @@ pub(crate) async fn run(cluster: &Cluster) -> anyhow::Result<String> {
         make_node(cluster, node).await?;
     }
     let mut nodes = Nodes::start(cluster, NAMESPACE).await?;
-    let _controller = nodes.controller(cluster)?;
+    let mut controller = nodes.controller(cluster)?;
     nodes.lockstep(&["volume", "create", "v", "--size", "64MiB", "--repl", "2"]).await?;
+    let claim = claim(cluster).await?;
     row(cluster, &["v", "64Mi", "2/2", "Healthy"]).await?;
     let copies = copies(cluster).await?;
     ensure!(copies.len() == 2, "two copies are on {copies:?}");
@@ -53,7 +56,17 @@ pub(crate) async fn run(cluster: &Cluster) -> anyhow::Result<String> {
     labelled(cluster, &left).await?;
     let flags = ["get", "lsv", "v", "-o", "jsonpath={.status.conditions[*].status}"];
     let conditions = cluster.kubectl(&flags, "").await?;
-    ensure!(conditions == "True False", "available and redundant: {conditions}");
+    ensure!(conditions.starts_with("True False"), "available and redundant: {conditions}");
+
+    let warned = ["Warning CopiesMissing volume v has 1 of 2 copies in sync: "];
+    told(cluster, &claim, &warned).await?;
+    // Another controller finds what this one has told.
+    controller.kill().await?;
+    let _other = nodes.controller_named(cluster, "other", &[])?;
+    nodes.start_again(index)?;
+    row(cluster, &["v", "64Mi", "2/2", "n2", "Healthy"]).await?;
+    let all_well = "Normal Redundant volume v has all 2 copies in sync again";
+    told(cluster, &claim, &[all_well, warned[0]]).await?;
 
     drop(client);
     nodes.lockstep(&["detach", "v"]).await?;
@@ -64,7 +77,45 @@ pub(crate) async fn run(cluster: &Cluster) -> anyhow::Result<String> {
     };
     ensure!(wait_for(LIMIT, is_gone).await, "a deleted volume is still shown");
     labelled(cluster, &BTreeSet::new()).await?;
-    Ok("columns, conditions and labels follow a volume through its life".to_owned())
+    told(cluster, &claim, &[all_well, warned[0]]).await?;
+    Ok("columns, conditions, events and labels follow a volume through its life".to_owned())
+}
+
+/// Makes a claim of volume `v`, as if it were bound to it; returns its UID.
+async fn claim(cluster: &Cluster) -> anyhow::Result<String> {
+    let (modes, size) = (json!(["ReadWriteOnce"]), json!({"storage": "64Mi"}));
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "data", "namespace": NAMESPACE},
+        "spec": {"accessModes": modes, "resources": {"requests": size},
+            "storageClassName": "", "volumeName": "v"}});
+    let flags = ["create", "-o", "jsonpath={.metadata.uid}", "-f", "-"];
+    let uid = cluster.kubectl(&flags, &claim.to_string()).await?;
+    let volume = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "v"},
+        "spec": {"accessModes": modes, "capacity": size,
+            "claimRef": {"namespace": NAMESPACE, "name": "data", "uid": uid},
+            "csi": {"driver": "csi.lockstep.dev", "volumeHandle": "v"}}});
+    cluster.kubectl(&["create", "-f", "-"], &volume.to_string()).await?;
+    Ok(uid)
+}
+
+/// Waits until there are so many events about the claim, which begin so, in their order as text.
+async fn told(cluster: &Cluster, uid: &str, wanted: &[&str]) -> anyhow::Result<()> {
+    let of = format!("involvedObject.uid={uid}");
+    let line = "jsonpath={range .items[*]}{.type} {.reason} {.message}{\"\\n\"}{end}";
+    let flags = ["-n", NAMESPACE, "get", "events", "--field-selector", &of, "-o", line];
+    let seen = async || -> anyhow::Result<Vec<String>> {
+        let said = cluster.kubectl(&flags, "").await?;
+        let mut lines: Vec<String> = said.lines().map(str::to_owned).collect();
+        lines.sort();
+        Ok(lines)
+    };
+    let is_so = |seen: &[String]| {
+        let begins = |(seen, wanted): (&String, &&str)| seen.starts_with(wanted);
+        seen.len() == wanted.len() && seen.iter().zip(wanted).all(begins)
+    };
+    let is_told = async || seen().await.is_ok_and(|seen| is_so(&seen));
+    ensure!(wait_for(LIMIT, is_told).await, "wanted {wanted:?}, told is {:?}", seen().await?);
+    Ok(())
 }
 
 /// Removes the nodes and shown volumes of other checks: they are the cluster's, not a namespace's.
@@ -73,7 +124,7 @@ pub(crate) async fn clear(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn make_node(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
-    let node = serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
     cluster.kubectl(&["create", "-f", "-"], &node.to_string()).await.map(drop)
 }
 

@@ -256,6 +256,17 @@ impl View<'_> {
     }
 }
 
+impl Verdict {
+    /// Is a new copy needed that cannot be made?
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        match self {
+            Self::Braked { .. } | Self::NoSource | Self::RecordFull | Self::NoRoom(_) => true,
+            Self::Enough | Self::Wait { .. } | Self::Replace(_) => false,
+        }
+    }
+}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

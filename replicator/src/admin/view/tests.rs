@@ -174,3 +174,20 @@ fn a_damaged_copy_is_told_with_what_is_wrong_though_it_cannot_tell_its_id() {
     let seen = volume(&object, Some(&record), &survey, 5000);
     expect(&seen, v1::Health::Degraded, &["n3 cannot be used: both superblocks are damaged"]);
 }
+
+#[test]
+fn a_volume_tells_that_a_copy_cannot_be_made_anew_as_its_primary_does() {
+    let (object, record) = setting();
+    let record = attached(&record, 1);
+    let mut survey = survey(object.uid, &[1, 2]);
+    serve(&mut survey, &record, 1, &[1, 2]);
+    assert!(!volume(&object, Some(&record), &survey, 5000).copies_blocked);
+    let info = survey.get_mut("n1").and_then(|n| n.info.as_mut()).unwrap();
+    for primary in &mut info.primaries {
+        primary.copies_blocked = true;
+        primary.copies_reason = "no node for a new copy".to_owned();
+    }
+    let seen = volume(&object, Some(&record), &survey, 5000);
+    assert!(seen.copies_blocked);
+    expect(&seen, v1::Health::Degraded, &["no node for a new copy"]);
+}

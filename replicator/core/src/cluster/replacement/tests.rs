@@ -149,7 +149,9 @@ fn a_full_cluster_says_why_there_is_no_node() {
     let record = record(3, &[IN, IN, OUT]);
     let mut world = world("..S.");
     world.candidates[3].free_bytes = 1 << 29;
-    let text = assess(&world.view(&record)).to_string();
+    let verdict = assess(&world.view(&record));
+    assert!(verdict.is_blocked() && !on(3, &[2]).is_blocked() && !Verdict::Enough.is_blocked());
+    let text = verdict.to_string();
     let why = "d: pool default has 512 MiB free, 1.0 GiB needed";
     assert!(text.starts_with("no node for a new copy: 1 copy is wanted"), "{text}");
     assert!(text.ends_with(why), "{text}");
