@@ -79,7 +79,8 @@ fn refusal(volumes: &[String]) -> String {
     format!(
         "Lockstep has {} volumes in this cluster: {named}. Pods that use them would lose them, so \
          nothing is removed. Delete their claims first; or, to keep the data on the nodes for a \
-         later install, stop the pods and run `helm uninstall --no-hooks`.",
+         later install, stop the pods and run `helm uninstall --no-hooks`. To go on as before, run \
+         `helm rollback` with the name of the release: until then Helm refuses to upgrade it.",
         volumes.len()
     )
 }
@@ -111,6 +112,6 @@ mod tests {
         assert!(
             said.contains("30 volumes") && said.contains("pv-9, ...") && !said.contains("pv-10")
         );
-        assert!(said.contains("--no-hooks"));
+        assert!(said.contains("--no-hooks") && said.contains("helm rollback"));
     }
 }

@@ -47,3 +47,15 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- define "lockstep.accounts" -}}
 system:serviceaccount:{{ .root.Release.Namespace }}:{{ include "lockstep.name" .root }}-{{ .part }}
 {{- end }}
+
+{{/* What no patch of the controller's changes of any object. */}}
+{{- define "lockstep.kept" -}}
+- expression: >-
+    (has(object.metadata.finalizers) ? object.metadata.finalizers : []) ==
+    (has(oldObject.metadata.finalizers) ? oldObject.metadata.finalizers : [])
+  message: Lockstep's controller changes no finalizers of {{ . }}
+- expression: >-
+    (has(object.metadata.ownerReferences) ? object.metadata.ownerReferences : []) ==
+    (has(oldObject.metadata.ownerReferences) ? oldObject.metadata.ownerReferences : [])
+  message: Lockstep's controller changes no owners of {{ . }}
+{{- end }}

@@ -124,6 +124,18 @@ impl Tries<'_> {
         let foreign = record_of("node/stranger", "{}");
         let create = ["-n", NAMESPACE, "create", "-f", "-"];
         self.refused(first, &create, &foreign, elsewhere).await?;
+        let hidden = self.changed("record/", |text| {
+            text.replace("\"primary\":{\"node\":\"n3\"", "\"primary\" :{\"node\":\"n2\"")
+        });
+        let strange = "this is not how a daemon writes it";
+        self.refused(first, &replace, &hidden.await?, strange).await?;
+        let twice = self.changed("node/n1", |text| {
+            let more = "{\"more\":{\"admin_address\":\"evil\"},";
+            text.replacen('{', more, 1)
+        });
+        self.refused(second, &replace, &twice.await?, strange).await?;
+        let bytes = in_base64(&self.changed("record/", |text| format!("{text} ")).await?)?;
+        self.refused(first, &replace, &bytes, strange).await?;
         // The same by who it concerns, so that it is not refused for something else.
         self.cluster.kubectl_as(first, &replace, &moved).await.context("its own address")?;
 
@@ -142,9 +154,49 @@ impl Tries<'_> {
         let cordon = ["patch", "node", "n1", "--patch", r#"{"spec": {"unschedulable": true}}"#];
         self.refused(self.controller, &cordon, "", only).await?;
         self.refused(self.controller, &["annotate", "node", "n1", "a=b"], "", only).await?;
+        for (what, path) in [("owners", "ownerReferences"), ("finalizers", "finalizers")] {
+            let patch = match what {
+                "owners" => json!([{"apiVersion": "v1", "kind": "Node", "name": "x", "uid": "x"}]),
+                _ => json!(["example.com/x"]),
+            };
+            let patch = json!({"metadata": {path: patch}}).to_string();
+            let flags = ["patch", "node", "n1", "--type=merge", "--patch", &patch];
+            self.refused(self.controller, &flags, "", &format!("changes no {what}")).await?;
+        }
         let ours = ["label", "node", "n1", &format!("{OURS}=replica")];
         self.cluster.kubectl_as(self.controller, &ours, "").await.context("a label of its own")?;
-        Ok(14)
+        Ok(19 + self.pods().await?)
+    }
+
+    /// What the controller may do with somebody's pod.
+    async fn pods(&self) -> anyhow::Result<usize> {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "somebodys", "namespace": NAMESPACE, "labels": {"app": "x"}},
+            "spec": {"automountServiceAccountToken": false, "serviceAccountName": "lockstep-node",
+                "containers": [{"name": "main", "image": "localhost/x:1"}]}});
+        self.cluster.kubectl(&["apply", "-f", "-"], &pod.to_string()).await?;
+        let only = "changes only its annotation of pods";
+        let image =
+            json!({"spec": {"containers": [{"name": "main", "image": "localhost/evil:1"}]}});
+        let tries = [
+            (image, only),
+            (json!({"metadata": {"labels": {"app": "y"}}}), only),
+            (json!({"metadata": {"annotations": {"a": "b"}}}), only),
+            (json!({"metadata": {"finalizers": ["example.com/x"]}}), "changes no finalizers"),
+        ];
+        let patch = ["-n", NAMESPACE, "patch", "pod", "somebodys", "--patch"];
+        for (change, wanted) in &tries {
+            let change = change.to_string();
+            let flags = [&patch[..], &[&change]].concat();
+            self.refused(self.controller, &flags, "", wanted).await?;
+        }
+        let nudge = json!({"metadata": {"annotations": {"lockstep.dev/nudged": "1"}}}).to_string();
+        let flags = [&patch[..], &[&nudge]].concat();
+        self.cluster.kubectl_as(self.controller, &flags, "").await.context("a nudge")?;
+        self.cluster
+            .kubectl(&["-n", NAMESPACE, "delete", "pod", "somebodys", "--force"], "")
+            .await?;
+        Ok(tries.len())
     }
 
     /// Sees that somebody is refused something, and with these words.
@@ -177,6 +229,16 @@ impl Tries<'_> {
         record["spec"]["text"] = json!(after);
         Ok(record.to_string())
     }
+}
+
+/// The same record with its value as bytes.
+fn in_base64(record: &str) -> anyhow::Result<String> {
+    let mut record: Value = serde_json::from_str(record)?;
+    let text = record["spec"]["text"].as_str().unwrap_or_default().as_bytes().to_vec();
+    record["spec"]["base64"] = json!(k8s_openapi::ByteString(text));
+    let spec = record["spec"].as_object_mut().context("it has a specification")?;
+    spec.remove("text");
+    Ok(record.to_string())
 }
 
 /// A record as nobody has made it.

@@ -10,6 +10,8 @@ use k8s_openapi::jiff::{Timestamp, ToSpan as _};
 const SPACE: &str = "away";
 /// Longer than any lease in the cluster.
 const AWAY_SECONDS: i64 = 15;
+/// For so long a write may wait meanwhile, in seconds, on a machine with all nodes.
+const PAUSE: f64 = 5.0;
 
 pub(crate) async fn run(lab: &mut Lab) -> anyhow::Result<String> {
     let mut writers = Writers::start(lab, SPACE, 1, "lockstep-3").await?;
@@ -27,6 +29,7 @@ pub(crate) async fn run(lab: &mut Lab) -> anyhow::Result<String> {
     let steps = times.iter().zip(times.iter().skip(1)).map(|(a, b)| a.until(*b));
     let seconds = steps.filter_map(|step| step.ok()?.total(k8s_openapi::jiff::Unit::Second).ok());
     let longest = seconds.fold(0.0, f64::max);
+    ensure!(longest < PAUSE, "with the control plane away a write waited for {longest:.1} s");
 
     lab.cluster.start_etcd()?;
     lab.cluster.start_api(&[]).await?;

@@ -138,6 +138,9 @@ fn arguments(round: usize) -> Vec<String> {
         "listeners=BROKER://:9092,CONTROLLER://:9093",
         "listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "offsets.topic.replication.factor=3",
+        // Until then Kafka does not let the successor of a broker in. By itself it waits for 9 s.
+        "broker.session.timeout.ms=6000",
+        "broker.heartbeat.interval.ms=1000",
         // Not where the file system has its own directory of things lost.
         "log.dirs=/data/log",
     ];
