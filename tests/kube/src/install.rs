@@ -35,7 +35,7 @@ const MADE_OTHERWISE: [&str; 13] = [
 /// How long all programs may take to be replaced on all nodes, one after the other.
 const ROLLOUT: &str = "--timeout=6m";
 
-/// For so long writes may wait for a daemon to be replaced, in seconds, on a machine with all nodes.
+/// So long may writes wait for a daemon to be replaced, in seconds, on a machine with all nodes.
 const PAUSE: f64 = 30.0;
 
 /// Writes numbers, each durable before the next, and says when. Goes on after an error, says so.
