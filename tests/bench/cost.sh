@@ -16,25 +16,6 @@ events=/sys/kernel/tracing/events
 calls=(io_uring_enter epoll_wait futex read write readv writev recvfrom recvmsg sendto sendmsg
     pread64 pwrite64 preadv pwritev fdatasync)
 
-copies=$(mktemp -d "${POOLS_IN:-${TMPDIR:-/tmp}}/lockstep-cost.XXXXXX") || exit 1
-ON_CLEANUP+=(copies_away)
-copies_away() {
-    local i
-    for i in "${!NODE_PID[@]}"; do node_stop "$i"; done
-    [ -n "${POOLS_IN:-}" ] || umount -l "$copies"
-    rm -rf "$copies"
-}
-[ -n "${POOLS_IN:-}" ] || mount -t tmpfs -o mode=700 lockstep-cost "$copies" ||
-    skip "no memory to mount"
-node_pool() { echo "$copies/n$1"; }
-
-# job WORD…: what fio says, in its terse form.
-job() {
-    fio --name=cost --ioengine=nbd --uri="$uri" --size="${mib}m" --randrepeat=0 --norandommap \
-        --minimal "$@" 2>"$CLUSTER_DIR/fio.err" | grep '^3;' ||
-        die "fio: $(cat "$CLUSTER_DIR/fio.err")"
-}
-
 # count DEPTH: counts of each daemon while fio writes.
 count() {
     local i name list=task-clock,context-switches,raw_syscalls:sys_enter counting=()
@@ -45,7 +26,8 @@ count() {
         counting+=($!)
         until_true 20 counts $! || die "perf does not count: $(cat "$CLUSTER_DIR/count$i")"
     done
-    job --rw=randwrite --bs=4k --iodepth="$1" --time_based --runtime="$each" >"$CLUSTER_DIR/job"
+    job --uri="$uri" --size="${mib}m" --rw=randwrite --bs=4k --iodepth="$1" --time_based \
+        --runtime="$each" >"$CLUSTER_DIR/job"
     for i in "${counting[@]}"; do kill -INT "$i"; done
     wait "${counting[@]}"
     echo
@@ -55,22 +37,24 @@ count() {
 # counts PID: whether that perf has its counters.
 counts() { ls -l "/proc/$1/fd" 2>/dev/null | grep -q 'perf_event'; }
 
+pools_in_memory cost
 cluster_up 3
 lockstep volume create v --size "${mib}MiB" --repl 3 >/dev/null || die "no volume"
 uri=$(lockstep attach v --node n1 2>/dev/null) || die "the volume was not attached"
 all_in_sync() { in_sync v 3; }
 until_true 30 all_in_sync || die "the copies are not in sync"
 # Nothing is measured of making room in a file.
-job --rw=write --bs=1m --iodepth=4 >/dev/null || exit 1
+job --uri="$uri" --size="${mib}m" --rw=write --bs=1m --iodepth=4 >/dev/null || exit 1
 
-echo "Linux $(uname -r), $(nproc) processors, load $(cut -d' ' -f1 /proc/loadavg), $each s each"
+echo "$(machine), $each s each"
 for depth in 1 32; do count $depth; done
 
 perf record -q -g -e cpu-clock -F 2000 -o "$CLUSTER_DIR/samples" \
     -p "$(IFS=,; echo "${NODE_PID[*]}")" >"$CLUSTER_DIR/record" 2>&1 &
 recording=$!
 until_true 20 counts $recording || die "perf does not record: $(cat "$CLUSTER_DIR/record")"
-job --rw=randwrite --bs=4k --iodepth=32 --time_based --runtime="$each" >/dev/null || exit 1
+job --uri="$uri" --size="${mib}m" --rw=randwrite --bs=4k --iodepth=32 --time_based \
+    --runtime="$each" >/dev/null || exit 1
 kill -INT $recording
 wait $recording
 report() {

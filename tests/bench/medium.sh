@@ -94,16 +94,6 @@ start_qemu() {
     uri_of[qemu]="nbd+unix:///disk?socket=$base/qemu.sock"
 }
 
-# used SYSTEM: ticks of the processors, and context switches, of all its processes so far.
-used() {
-    local pid files=()
-    for pid in ${pids_of[$1]}; do files+=("/proc/$pid/stat" "/proc/$pid/task"/*/status); done
-    # A thread may end meanwhile.
-    awk 'FILENAME ~ /stat$/ { sub(/.*\) /, ""); ticks += $12 + $13 }
-        /ctxt_switches/ { switches += $2 }
-        END { print ticks, switches }' "${files[@]}" 2>/dev/null
-}
-
 # The words of fio for each cell.
 cells=("write 1" "write 32" "flush 1" "read 1" "read 32" "stream 4")
 words() {
@@ -116,23 +106,22 @@ words() {
     echo "--iodepth=${1#* } --time_based --runtime=$SECONDS_EACH"
 }
 
-# job SYSTEM WORD…: what fio says, in its terse form.
-job() {
+# on SYSTEM WORD…: fio on it.
+on() {
     local system=$1
     shift
-    fio --name=compare --ioengine=nbd --uri="${uri_of[$system]}" --size="${SIZE_MIB}m" \
-        --randrepeat=0 --norandommap --lat_percentiles=1 --clat_percentiles=0 --minimal "$@" \
-        2>"$base/fio.err" | grep '^3;' ||
-        die "fio failed on $system: $(cat "$base/fio.err")"
+    job --uri="${uri_of[$system]}" --size="${SIZE_MIB}m" "$@"
 }
 
 # measure SYSTEM CELL ROUND
 measure() {
     local before after line
-    before=$(used "$1")
+    # shellcheck disable=SC2086 # the ids are words
+    before=$(used ${pids_of[$1]})
     # shellcheck disable=SC2046 # the words are options
-    line=$(job "$1" $(words "$2")) || { echo "$line"; exit 1; }
-    after=$(used "$1")
+    line=$(on "$1" $(words "$2")) || { echo "$line"; exit 1; }
+    # shellcheck disable=SC2086
+    after=$(used ${pids_of[$1]})
     echo "$line" | awk -F';' -v before="$before" -v after="$after" -v head="$medium;$1;$2;$3" \
         -v tick_us=$((1000000 / $(getconf CLK_TCK))) -v at="$([[ $2 = read* ]] && echo 0 || echo 41)" '{
             split(before, b, " "); split(after, a, " ")
@@ -147,7 +136,7 @@ measure() {
 for system in $SYSTEMS; do
     "start_$system"
     # Nothing is measured of making room in a file.
-    job "$system" --rw=write --bs=1m --iodepth=4 >/dev/null || exit 1
+    on "$system" --rw=write --bs=1m --iodepth=4 >/dev/null || exit 1
 done
 for ((round = 1; round <= ROUNDS; round++)); do
     for cell in "${cells[@]}"; do
