@@ -6,9 +6,10 @@
 # memory; those on the disk begin with "disk_".
 #
 # floor: the simplest replicator there can be (tests/bench/floor). single: one local copy behind the
-# same door. qemu: QEMU's quorum driver over three qemu-nbd. Ceph and GlusterFS are not driven yet.
+# same door. qemu: QEMU's quorum driver over three qemu-nbd. ceph: RBD over three OSDs (see ceph.sh).
+# GlusterFS is not driven yet.
 #
-# ROUNDS (5), SECONDS_EACH (3), SIZE_MIB (256; times 10 in memory), MEDIA ("memory disk"), DISK_DIR
+# ROUNDS (5), SECONDS_EACH (3), SIZE_MIB (256; times 16 in memory), MEDIA ("memory disk"), DISK_DIR
 # (/var/tmp), LOCKSTEP_BIN_DIR.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -35,7 +36,13 @@ for peer in ${peers//,/ }; do
         qemu)
             if command -v qemu-nbd >/dev/null; then systems+=" qemu"
             else echo "left out: qemu: qemu-nbd is not installed (Debian: qemu-utils)"; fi ;;
-        ceph | gluster) echo "left out: $peer: this benchmark does not drive it yet" ;;
+        ceph)
+            if ! command -v ceph-mon >/dev/null || ! command -v ceph-osd >/dev/null; then
+                echo "left out: ceph: it is not installed (Debian: ceph-mon ceph-osd ceph-common)"
+            elif ! fio --enghelp 2>/dev/null | grep -qw rbd; then
+                echo "left out: ceph: this fio has no engine rbd"
+            else systems+=" ceph"; fi ;;
+        gluster) echo "left out: gluster: this benchmark does not drive it yet" ;;
         *) echo "tests/bench/run: no peer '$peer'; there are floor, qemu, ceph and gluster" >&2; usage ;;
     esac
 done

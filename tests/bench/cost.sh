@@ -26,7 +26,7 @@ count() {
         counting+=($!)
         until_true 20 counts $! || die "perf does not count: $(cat "$CLUSTER_DIR/count$i")"
     done
-    job --uri="$uri" --size="${mib}m" --rw=randwrite --bs=4k --iodepth="$1" --time_based \
+    job --ioengine=nbd --uri="$uri" --size="${mib}m" --rw=randwrite --bs=4k --iodepth="$1" --time_based \
         --runtime="$each" >"$CLUSTER_DIR/job"
     for i in "${counting[@]}"; do kill -INT "$i"; done
     wait "${counting[@]}"
@@ -44,7 +44,7 @@ uri=$(lockstep attach v --node n1 2>/dev/null) || die "the volume was not attach
 all_in_sync() { in_sync v 3; }
 until_true 30 all_in_sync || die "the copies are not in sync"
 # Nothing is measured of making room in a file.
-job --uri="$uri" --size="${mib}m" --rw=write --bs=1m --iodepth=4 >/dev/null || exit 1
+job --ioengine=nbd --uri="$uri" --size="${mib}m" --rw=write --bs=1m --iodepth=4 >/dev/null || exit 1
 
 echo "$(machine), $each s each"
 for depth in 1 32; do count $depth; done
@@ -53,7 +53,7 @@ perf record -q -g -e cpu-clock -F 2000 -o "$CLUSTER_DIR/samples" \
     -p "$(IFS=,; echo "${NODE_PID[*]}")" >"$CLUSTER_DIR/record" 2>&1 &
 recording=$!
 until_true 20 counts $recording || die "perf does not record: $(cat "$CLUSTER_DIR/record")"
-job --uri="$uri" --size="${mib}m" --rw=randwrite --bs=4k --iodepth=32 --time_based \
+job --ioengine=nbd --uri="$uri" --size="${mib}m" --rw=randwrite --bs=4k --iodepth=32 --time_based \
     --runtime="$each" >/dev/null || exit 1
 kill -INT $recording
 wait $recording

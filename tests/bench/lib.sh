@@ -38,9 +38,9 @@ memory_away() {
     rm -rf "$POOLS"
 }
 
-# job WORD…: what fio says, in its terse form. The words say what to do where.
+# job WORD…: what fio says, in its terse form. The words say what to do where, by which engine.
 job() {
-    fio --name=bench --ioengine=nbd --randrepeat=0 --norandommap --minimal \
+    fio --name=bench --randrepeat=0 --norandommap --minimal \
         --lat_percentiles=1 --clat_percentiles=0 "$@" 2>"$CLUSTER_DIR/fio.err" | grep '^3;' ||
         die "fio: $(cat "$CLUSTER_DIR/fio.err")" >&2
 }

@@ -18,7 +18,7 @@ for i in 1 2 3 4 5 6 7 8; do
     all_in_sync() { in_sync "v$i" 3; }
     until_true 30 all_in_sync || die "the copies of v$i are not in sync"
     # Nothing is measured of making room in a file.
-    job --uri="$uri" --size="${mib}m" --rw=write --bs=1m --iodepth=4 >/dev/null || exit 1
+    job --ioengine=nbd --uri="$uri" --size="${mib}m" --rw=write --bs=1m --iodepth=4 >/dev/null || exit 1
 done
 
 load=(--size="${mib}m" --rw=randwrite --bs=4k --iodepth=32 --time_based --runtime="$each")
@@ -28,7 +28,7 @@ at_once() {
     for ((i = 1; i < $1; i++)); do
         words+=(--name="v$i" --ioengine=nbd --uri="${uris[i]}" --randrepeat=0 --norandommap "${load[@]}")
     done
-    job --thread --uri="${uris[0]}" "${load[@]}" "${words[@]}" | cut -d';' -f49 | sum
+    job --thread --ioengine=nbd --uri="${uris[0]}" "${load[@]}" "${words[@]}" | cut -d';' -f49 | sum
 }
 for ((round = 1; round <= rounds; round++)); do
     for n in $COUNTS; do at_once "$n" >>"$CLUSTER_DIR/result$n" || exit 1; done

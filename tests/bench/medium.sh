@@ -9,8 +9,9 @@
 readonly medium=$1 base=$2 results=$3
 set --
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/ceph.sh"
 
-declare -A uri_of=() pids_of=()
+declare -A target_of=() pids_of=()  # by system: words for fio, its processes
 declare -a started=()
 ON_CLEANUP+=(stop_started)
 stop_started() {
@@ -30,7 +31,7 @@ start() {
 await() {
     local what=$1 log=$2
     shift 2
-    until_true 20 "$@" || die "$what did not start: $(cat "$log.err")"
+    until_true 60 "$@" || die "$what did not start: $(cat "$log.err")"
 }
 
 # The copies are on what is measured; sockets, logs and records, which no write waits for, are not.
@@ -38,7 +39,8 @@ node_pool() { echo "$base/n$1"; }
 start_lockstep() {
     cluster_up 3
     lockstep volume create v --size "${SIZE_MIB}MiB" --repl 3 >/dev/null || die "no volume"
-    uri_of[lockstep]=$(lockstep attach v --node n1 2>"$base/attach.err") || die "the volume was not attached"
+    uri=$(lockstep attach v --node n1 2>"$base/attach.err") || die "the volume was not attached"
+    target_of[lockstep]="--ioengine=nbd --uri=$uri"
     all_in_sync() { in_sync v 3; }
     until_true 30 all_in_sync || die "the copies are not in sync"
     pids_of[lockstep]="${NODE_PID[*]}"
@@ -62,7 +64,7 @@ start_door() {
     start "$system" "$base/$system.log" "$BIN_DIR/lockstep-floor" \
         door "$base/$system.sock" "$file" $((SIZE_MIB << 20)) "$@"
     await "the door of $system" "$base/$system.log" [ -S "$base/$system.sock" ]
-    uri_of[$system]="nbd+unix:///disk?socket=$base/$system.sock"
+    target_of[$system]="--ioengine=nbd --uri=nbd+unix:///disk?socket=$base/$system.sock"
 }
 # Reads take the first copy that answers, as with the others, instead of comparing all three. Before
 # 8.1, qemu-nbd lets answers on TCP wait for each other (no TCP_NODELAY), which is not what is to be
@@ -91,7 +93,7 @@ start_qemu() {
     start qemu "$base/qemu.log" qemu-nbd --persistent --shared=4 --socket="$base/qemu.sock" \
         --pid-file="$base/qemu.pid" --export-name=disk --image-opts "$quorum"
     await "the quorum" "$base/qemu.log" [ -s "$base/qemu.pid" ]
-    uri_of[qemu]="nbd+unix:///disk?socket=$base/qemu.sock"
+    target_of[qemu]="--ioengine=nbd --uri=nbd+unix:///disk?socket=$base/qemu.sock"
 }
 
 # The words of fio for each cell.
@@ -110,7 +112,8 @@ words() {
 on() {
     local system=$1
     shift
-    job --uri="${uri_of[$system]}" --size="${SIZE_MIB}m" "$@"
+    # shellcheck disable=SC2086 # they are words
+    job ${target_of[$system]} --size="${SIZE_MIB}m" "$@"
 }
 
 # measure SYSTEM CELL ROUND

@@ -15,7 +15,7 @@ uri=$(lockstep attach v --node n1 2>/dev/null) || die "the volume was not attach
 two() { copies v 2 && in_sync v 2; }
 three() { in_sync v 3; }
 until_true 30 two || die "the copies are not in sync"
-job --uri="$uri" --size="${mib}m" --rw=write --bs=1m --iodepth=4 --refill_buffers >/dev/null || exit 1
+job --ioengine=nbd --uri="$uri" --size="${mib}m" --rw=write --bs=1m --iodepth=4 --refill_buffers >/dev/null || exit 1
 
 # The words of fio.
 writes=(--name=writes --ioengine=nbd --uri="$uri" --size="${mib}m" --rw=randwrite --bs=4k --iodepth=1
