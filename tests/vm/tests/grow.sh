@@ -16,7 +16,7 @@ grow() {
     told=$(lockstep volume resize "$1" --size "$3MiB") || fail "not larger: $told"
     if grep -q '^but:' <<<"$told"; then
         check "a ublk device that stays as it is says so" grep -q ublk <<<"$told"
-        until_true 20 not process_alive $load || fail "the writer does not end"
+        until_true 90 not process_alive $load || fail "the writer does not end"
         check "unmounted" lockstep detach "$1"
         check "mounted again" lockstep_on 1 attach "$1" --node n1 --door "$door" --mount "$2"
     fi
@@ -67,7 +67,7 @@ often() {
     load=$!
     disown $load
     # A fio that is told to end before it has begun prints nothing, or does not end.
-    until_true 30 has_answered $((before + 100)) || fail "$door: the load does not begin"
+    until_true 60 has_answered $((before + 100)) || fail "$door: the load does not begin"
     while [ "$told" = resized ] && [ $mib -lt $most ]; do
         mib=$((mib + 1))
         order "resize $((mib << 20))" || told=nothing
@@ -77,10 +77,10 @@ often() {
     check "$door: it grows as often as it is told while it is used" test "$told" = resized
     result "$door: $mib MiB, $told"
     kill -INT $load
-    until_true 20 not process_alive $load || fail "$door: the load does not end"
+    until_true 60 not process_alive $load || fail "$door: the load does not end"
     check "$door: the load met no error" grep -q 'err= 0' /tmp/load
     check "$door: it is closed" kill -TERM $SERVER
-    until_true 20 not process_alive $SERVER || fail "$door: its server does not end"
+    until_true 60 not process_alive $SERVER || fail "$door: its server does not end"
 }
 
 list=$(doors)

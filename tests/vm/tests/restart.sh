@@ -55,7 +55,7 @@ one() {
     check "fio still runs, so it has met no error" process_alive $fio
     check "so does the prober" process_alive $probe
     kill -INT $fio
-    check "fio ends" until_true 60 not process_alive $fio
+    check "fio ends" until_true 180 not process_alive $fio
     check "fio has verified and found nothing" grep -q 'err= 0' /tmp/fio
     kill $probe
     until_true 10 not process_alive $probe
