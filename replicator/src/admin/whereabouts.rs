@@ -48,6 +48,7 @@ impl Scene<'_> {
             volume: Some(self.status.clone()),
             nodes: self.nodes(),
             placement: self.placement(),
+            label: self.label().unwrap_or_default(),
             next,
             next_ms,
         }
@@ -145,7 +146,7 @@ impl Scene<'_> {
         parts.join("; ")
     }
 
-    /// How the copies were placed, and where pods run.
+    /// How the copies were placed.
     fn placement(&self) -> Vec<String> {
         let nodes = self.nodes();
         let wanted = match self.status.repl {
@@ -168,7 +169,6 @@ impl Scene<'_> {
                 ),
             });
         }
-        all.extend(self.pods(&nodes));
         all
     }
 
@@ -191,21 +191,6 @@ impl Scene<'_> {
         } else {
             format!("{spread}; new ones go to {} first", free.join(", "))
         }
-    }
-
-    fn pods(&self, nodes: &[v1::ExplainedNode]) -> Option<String> {
-        let label = self.label()?;
-        let labelled: Vec<&str> =
-            nodes.iter().filter(|node| node.labelled).map(|node| node.node.as_str()).collect();
-        let follows = if self.object.follow {
-            "; they may run anywhere, and a copy follows a volume that stays"
-        } else {
-            ""
-        };
-        Some(match labelled.as_slice() {
-            [] => format!("no controller has put the label {label} on a node{follows}"),
-            some => format!("pods run on {}, by the label {label}{follows}", some.join(", ")),
-        })
     }
 
     /// What happens next with its copies, and in how many milliseconds if that is known.

@@ -46,7 +46,11 @@ async fn explained(
     let (mut volume, mut nodes) = (None, Vec::new());
     if let Bound::Volume(name) = &claim.bound {
         let request = v1::ExplainVolumeRequest { name: name.clone() };
-        let answer = server.control().await?.explain_volume(request).await?.into_inner();
+        let mut answer = server.control().await?.explain_volume(request).await?.into_inner();
+        if !answer.label.is_empty() {
+            let labelled = cluster.labelled(&answer.label).await?;
+            explain::mark(&mut answer, &labelled);
+        }
         for node in answer.nodes.iter().filter(|node| node.labelled) {
             nodes.push((node.node.clone(), cluster.not_for_pods(&node.node).await?));
         }

@@ -1,10 +1,13 @@
 //! Pods of a Kubernetes cluster, and which of our volumes they use.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Event, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ListParams};
 use kube::{Client, Config};
+use lockstep_core::cluster::locality::LABEL_VALUE;
 
 use super::failure::Failure;
 
@@ -88,6 +91,14 @@ impl Cluster {
         Ok(all)
     }
 
+    /// The nodes that have a label of ours, which leads pods there.
+    pub(super) async fn labelled(&self, label: &str) -> Result<BTreeSet<String>, Failure> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let wanted = ListParams::default().labels(&format!("{label}={LABEL_VALUE}"));
+        let found = nodes.list_metadata(&wanted).await.map_err(|error| refused(&error))?;
+        Ok(found.items.into_iter().filter_map(|node| node.metadata.name).collect())
+    }
+
     /// Why pods can't be placed on a node, if so.
     pub(super) async fn not_for_pods(&self, node: &str) -> Result<Option<&'static str>, Failure> {
         let nodes: Api<Node> = Api::all(self.client.clone());
@@ -146,11 +157,10 @@ impl Cluster {
     }
 }
 
-/// When an event was last seen, as far as it says so; as text, in which times are in their order.
-fn when(event: &Event) -> String {
-    let micro = event.event_time.as_ref().map(|time| format!("{:?}", time.0));
-    let last = event.last_timestamp.as_ref().map(|time| format!("{:?}", time.0));
-    last.or(micro).unwrap_or_default()
+/// When an event was last seen, as far as it says so.
+fn when(event: &Event) -> Option<Timestamp> {
+    let last = event.last_timestamp.as_ref().map(|time| time.0);
+    last.or(event.event_time.as_ref().map(|time| time.0))
 }
 
 fn told(event: &Event) -> String {
@@ -216,6 +226,27 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(claim_names(&pod), ["data-db-0", "db-0-scratch"]);
+    }
+
+    #[test]
+    fn the_newest_of_events_is_the_one_that_was_last_seen() {
+        let event = |name: &str, times: serde_json::Value| -> Event {
+            let mut event = json!({"metadata": {"name": name}, "involvedObject": {}});
+            event.as_object_mut().unwrap().extend(times.as_object().unwrap().clone());
+            serde_json::from_value(event).unwrap()
+        };
+        let mut events = [
+            event("third", json!({"eventTime": "2030-01-01T00:00:07.500000Z"})),
+            event("first", json!({})),
+            event(
+                "second",
+                json!({"lastTimestamp": "2030-01-01T00:00:07Z",
+                "eventTime": "2030-01-01T00:00:09.000000Z"}),
+            ),
+        ];
+        events.sort_by_key(when);
+        let names: Vec<_> = events.iter().filter_map(|e| e.metadata.name.as_deref()).collect();
+        assert_eq!(names, ["first", "second", "third"]);
     }
 
     #[test]

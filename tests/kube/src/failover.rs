@@ -5,6 +5,7 @@
 
 use crate::cluster::Cluster;
 use crate::nodes::{LIMIT, Nodes};
+use crate::objects;
 use crate::process::{Process, wait_for};
 use crate::shown::{clear, make_node};
 use anyhow::{Context as _, ensure};
@@ -182,35 +183,21 @@ impl Stage<'_> {
 
     /// A volume and the claim that has it.
     async fn volume(&self, name: &str, driver: &str) -> anyhow::Result<()> {
-        let (modes, size) = (json!(["ReadWriteOnce"]), json!({"storage": "16Mi"}));
-        let claim = json!({"name": name, "namespace": NAMESPACE});
-        self.make(json!({"apiVersion": "v1", "kind": "PersistentVolume",
-            "metadata": {"name": format!("{NAMESPACE}-{name}")},
-            "spec": {"accessModes": modes, "capacity": size, "claimRef": claim,
-                "csi": {"driver": driver, "volumeHandle": name}}}))
-            .await?;
-        self.make(json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
-            "metadata": {"name": name},
-            "spec": {"accessModes": modes, "resources": {"requests": size},
-                "storageClassName": "", "volumeName": format!("{NAMESPACE}-{name}")}}))
-            .await
+        let (by, volume) =
+            (json!({"name": name, "namespace": NAMESPACE}), format!("{NAMESPACE}-{name}"));
+        self.make(objects::volume(&volume, &by, driver, name)).await?;
+        self.make(objects::claim(NAMESPACE, name, Some(&volume))).await
     }
 
     async fn pod(&self, name: &str, on: &str, uses: &[&str], left: bool) -> anyhow::Result<()> {
         let note = if left { json!({"lockstep.dev/ignore-failover": "true"}) } else { json!({}) };
         let set = name.trim_end_matches("-0");
-        let volumes: Vec<Value> = uses
-            .iter()
-            .map(|claim| {
-                json!({
-            "name": claim, "persistentVolumeClaim": {"claimName": claim}})
-            })
-            .collect();
         self.make(json!({"apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": name, "annotations": note, "ownerReferences": [
                 {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": set, "uid": set,
                     "controller": true}]},
-            "spec": {"nodeName": on, "volumes": volumes, "automountServiceAccountToken": false,
+            "spec": {"nodeName": on, "volumes": objects::uses(uses),
+                "automountServiceAccountToken": false,
                 "containers": [{"name": "main", "image": "none"}]}}))
             .await
     }

@@ -10,6 +10,7 @@ mod cluster;
 mod counting;
 mod daemons;
 mod exclusive;
+mod explained;
 mod failover;
 mod guards;
 mod install;
@@ -20,6 +21,7 @@ mod kubelets;
 mod lab;
 mod many;
 mod nodes;
+mod objects;
 mod partition;
 mod process;
 mod restarts;
@@ -182,6 +184,7 @@ impl Run<'_> {
         self.check("daemons", async || daemons::run(&mut *shared.lock().await).await).await;
         self.check("failover", async || failover::run(&*shared.lock().await).await).await;
         self.check("shown", async || shown::run(&*shared.lock().await).await).await;
+        self.check("explained", async || explained::run(&*shared.lock().await).await).await;
         self.charts(&shared).await;
         let figures = std::cell::RefCell::new(serde_json::Value::Null);
         self.check("speed", async || {

@@ -139,6 +139,21 @@ impl Nodes {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Runs `lockstep` as somebody of a Kubernetes cluster; how it ends, and what it prints.
+    pub(crate) async fn lockstep_as(
+        &self,
+        kubeconfig: &Path,
+        flags: &[&str],
+    ) -> anyhow::Result<(i32, String)> {
+        let mut command = Command::new(self.programs.join("lockstep"));
+        command.env("LOCKSTEP_SERVER", self.server(2)).env("KUBECONFIG", kubeconfig);
+        command.args(flags).kill_on_drop(true);
+        let output = timeout(LIMIT, command.output()).await.context("lockstep does not end")??;
+        let said = [output.stdout, output.stderr].concat();
+        let code = output.status.code().context("lockstep was killed")?;
+        Ok((code, String::from_utf8_lossy(&said).into_owned()))
+    }
+
     /// Attaches the volume on a node, and connects to it.
     pub(crate) async fn attach(&self, node: &str) -> anyhow::Result<Client> {
         let said = self.lockstep(&["attach", "v", "--node", node, "--wait", "60"]).await?;

@@ -3,6 +3,7 @@
 
 use crate::cluster::Cluster;
 use crate::nodes::{LIMIT, Nodes};
+use crate::objects;
 use crate::process::wait_for;
 use anyhow::{Context as _, ensure};
 use serde_json::json;
@@ -83,17 +84,11 @@ pub(crate) async fn run(cluster: &Cluster) -> anyhow::Result<String> {
 
 /// Makes a claim of volume `v`, as if it were bound to it; returns its UID.
 async fn claim(cluster: &Cluster) -> anyhow::Result<String> {
-    let (modes, size) = (json!(["ReadWriteOnce"]), json!({"storage": "64Mi"}));
-    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "data", "namespace": NAMESPACE},
-        "spec": {"accessModes": modes, "resources": {"requests": size},
-            "storageClassName": "", "volumeName": "v"}});
+    let claim = objects::claim(NAMESPACE, "data", Some("v"));
     let flags = ["create", "-o", "jsonpath={.metadata.uid}", "-f", "-"];
     let uid = cluster.kubectl(&flags, &claim.to_string()).await?;
-    let volume = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "v"},
-        "spec": {"accessModes": modes, "capacity": size,
-            "claimRef": {"namespace": NAMESPACE, "name": "data", "uid": uid},
-            "csi": {"driver": "csi.lockstep.dev", "volumeHandle": "v"}}});
+    let by = json!({"namespace": NAMESPACE, "name": "data", "uid": uid});
+    let volume = objects::volume("v", &by, "csi.lockstep.dev", "v");
     cluster.kubectl(&["create", "-f", "-"], &volume.to_string()).await?;
     Ok(uid)
 }
