@@ -194,6 +194,25 @@ impl Daemons {
         self.ask(ASK, call).await
     }
 
+    /// Has a node's copies moved elsewhere, or not any more (`undo`).
+    pub(crate) async fn evacuate(&self, node: &NodeId, undo: bool) -> Result<(), Status> {
+        let call = |mut client: Client| {
+            let request = v1::EvacuateNodeRequest { node: node.to_string(), undo };
+            async move { client.evacuate_node(request).await }
+        };
+        self.ask(ASK, call).await.map(drop)
+    }
+
+    /// Forgets a node that is gone. FAILED_PRECONDITION if it is not, or if it has the last copy of
+    /// something.
+    pub(crate) async fn remove_node(&self, node: &NodeId) -> Result<Vec<String>, Status> {
+        let call = |mut client: Client| {
+            let request = v1::RemoveNodeRequest { node: node.to_string(), force: false };
+            async move { client.remove_node(request).await }
+        };
+        Ok(self.ask(ASK, call).await?.volumes)
+    }
+
     /// All nodes and all volumes, also those that are being made or removed.
     pub(crate) async fn cluster(
         &self,

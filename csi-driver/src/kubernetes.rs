@@ -2,6 +2,7 @@
 //! people. And what is learned there: what it says of nodes, and which pods use volumes.
 
 pub(crate) mod events;
+pub(crate) mod guards;
 pub(crate) mod lease;
 mod news;
 pub(crate) mod nodes;

@@ -6,6 +6,7 @@
 mod capability;
 mod controller;
 mod daemon;
+mod drain;
 mod endpoint;
 mod failover;
 mod identity;
@@ -102,7 +103,7 @@ struct Args {
 /// How controllers of a Kubernetes cluster share the work, and watch its nodes.
 #[derive(Clone, Debug, clap::Args)]
 struct Cluster {
-    /// Namespace of the lease by which one of several controllers acts.
+    /// Namespace of the lease by which one of several controllers acts, and of guards.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     lease_namespace: String,
 
@@ -118,6 +119,9 @@ struct Cluster {
 
     #[command(flatten)]
     watching: failover::Watching,
+
+    #[command(flatten)]
+    draining: drain::Draining,
 }
 
 /// CSI allows 256 bytes.
@@ -234,10 +238,20 @@ async fn in_kubernetes(
     let publisher =
         kubernetes::volumes::Publisher::new(Arc::clone(all), client.clone(), for_pods, for_events);
     tokio::spawn(publisher.keep(every, leader.clone()));
+    let guards = how.draining.guards(&client, &how.lease_namespace)?;
     let nodes = kubernetes::nodes::OnNodes::new(client, watcher);
     let keeper = keeper::Keeper::new(Arc::clone(all), Arc::new(nodes.clone()));
     tokio::spawn(nodes.clone().watch(keeper.clone()));
     tokio::spawn(keeper.clone().keep(every, leader.clone()));
+    let drains = drain::Drains::new(
+        Arc::clone(all),
+        nodes.clone(),
+        events.of_drains(),
+        leader.clone(),
+        &how.draining,
+        guards,
+    );
+    tokio::spawn(drains.keep(every));
     let (all, keeper_too) = (Arc::clone(all), keeper.clone());
     let failover = failover::Failover::new(all, keeper_too, nodes, pods, events, leader);
     tokio::spawn(failover.keep(how.watching));

@@ -1,5 +1,5 @@
-//! Events on pods and claims: what people see with `kubectl describe` of a failover, and of how
-//! their volumes are.
+//! Events on pods, claims and nodes: what people see with `kubectl describe` of a failover, of a
+//! drain, and of how their volumes are.
 
 use super::news::News;
 
@@ -14,6 +14,9 @@ const CONTROLLER: &str = "lockstep.dev/controller";
 /// What happens to the object.
 const FAIL_OVER: &str = "FailOver";
 const REPLICATE: &str = "Replicate";
+const DRAIN: &str = "Drain";
+/// Where events on what is in no namespace are.
+const NOWHERE: &str = "default";
 /// Longest note, in bytes.
 const LONGEST: usize = 1000;
 
@@ -22,11 +25,17 @@ const LONGEST: usize = 1000;
 pub(crate) struct Events {
     client: Client,
     me: String,
+    action: &'static str,
 }
 
 impl Events {
     pub(crate) fn new(client: Client, me: String) -> Self {
-        Self { client, me }
+        Self { client, me, action: FAIL_OVER }
+    }
+
+    /// The same for those of drains.
+    pub(crate) fn of_drains(&self) -> Self {
+        Self { action: DRAIN, ..self.clone() }
     }
 
     /// Tells one, without waiting for it.
@@ -37,9 +46,9 @@ impl Events {
         reason: &'static str,
         note: String,
     ) {
-        let namespace = of.namespace.clone().unwrap_or_default();
+        let namespace = of.namespace.clone().unwrap_or_else(|| NOWHERE.to_owned());
         let news = News { is_bad, reason, note };
-        let mut event = self.event(of, FAIL_OVER, news);
+        let mut event = self.event(of, self.action, news);
         event.metadata.generate_name = Some("lockstep-".to_owned());
         let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! Labels on the Node objects of the cluster.
+//! Labels on the Node objects of the cluster, and what these say of their nodes.
 
 use super::{CHUNK, is_not_found, refused};
 use crate::keeper::Keeper;
@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio_stream::StreamExt as _;
 use tonic::{Status, async_trait};
 
@@ -23,6 +24,17 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The taint by which people declare that a node is shut down.
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
+/// The taints by which programs declare that they are about to empty a node, without cordoning it.
+const LEAVING: [&str; 3] = [
+    "node.kubernetes.io/unschedulable",
+    "ToBeDeletedByClusterAutoscaler",
+    "karpenter.sh/disrupted",
+];
+
+/// The annotation by which people have all copies of a node moved elsewhere: `true`, or `false` to
+/// stop that.
+const EVACUATE: &str = "lockstep.dev/evacuate";
+
 /// Labels where the scheduler looks for them. The nodes of Lockstep are called as those of
 /// Kubernetes.
 #[derive(Clone)]
@@ -30,6 +42,29 @@ pub(crate) struct OnNodes {
     nodes: Api<Node>,
     watched: Api<Node>,
     words: Arc<Mutex<Option<Words>>>,
+    changed: Arc<Notify>,
+}
+
+/// A Node object, as far as drains are concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) uid: String,
+    /// It gets no new pods, so that it can be drained.
+    pub(crate) cordoned: bool,
+    pub(crate) wish: Wish,
+}
+
+/// What people want to become of a node's copies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// They say nothing.
+    None,
+    /// All are moved elsewhere.
+    Evacuate,
+    /// They stay, and are no longer moved.
+    Stay,
+    /// Something that means nothing.
+    Unclear(String),
 }
 
 /// What Kubernetes says of each node.
@@ -44,7 +79,28 @@ impl fmt::Debug for OnNodes {
 impl OnNodes {
     /// `watcher` waits longer for answers than `client`.
     pub(crate) fn new(client: Client, watcher: Client) -> Self {
-        Self { nodes: Api::all(client), watched: Api::all(watcher), words: Arc::default() }
+        let (words, changed) = Default::default();
+        Self { nodes: Api::all(client), watched: Api::all(watcher), words, changed }
+    }
+
+    /// All Node objects as they are now.
+    pub(crate) async fn known(&self) -> Result<BTreeMap<NodeId, Known>, Status> {
+        let mut all = BTreeMap::new();
+        let mut wanted = ListParams::default().limit(CHUNK);
+        loop {
+            let chunk = self.nodes.list(&wanted).await;
+            let chunk = chunk.map_err(|error| refused("nodes cannot be listed", &error))?;
+            all.extend(chunk.items.iter().filter_map(|node| Some((name_of(node)?, known(node)))));
+            wanted.continue_token = chunk.metadata.continue_.filter(|token| !token.is_empty());
+            if wanted.continue_token.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Waits until something that concerns drains has changed on a Node object.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     async fn patch(&self, node: &NodeId, labels: &Value) -> Result<(), kube::Error> {
@@ -97,16 +153,17 @@ impl OnNodes {
         let events = self.watched.watch(&WatchParams::default(), &from).await?;
         tokio::pin!(events);
         while let Some(event) = events.next().await {
-            let node = match event? {
+            let (known, node) = match event? {
                 WatchEvent::Added(node) | WatchEvent::Modified(node) => {
                     self.note(&node);
-                    node.metadata
+                    (known(&node), node.metadata)
                 }
                 WatchEvent::Deleted(node) => {
                     if let (Some(words), Some(name)) = (self.lock().as_mut(), name_of(&node)) {
                         words.remove(&name);
                     }
                     seen.remove(&node.metadata.name);
+                    self.changed.notify_one();
                     continue;
                 }
                 WatchEvent::Bookmark(_) => continue,
@@ -114,10 +171,14 @@ impl OnNodes {
             };
             // Kubelets write to their Node every few seconds.
             let placements: Vec<PlacementId> = placements(&node).collect();
-            if seen.get(&node.name) != Some(&placements) {
-                seen.insert(node.name, placements);
+            let before = seen.get(&node.name);
+            if before.is_none_or(|(seen, _)| *seen != placements) {
                 keeper.look_soon();
             }
+            if before.is_none_or(|(_, seen)| *seen != known) {
+                self.changed.notify_one();
+            }
+            seen.insert(node.name, (placements, known));
         }
         Ok(())
     }
@@ -139,6 +200,24 @@ fn word(node: &Node) -> Word {
         Word::Well
     } else {
         Word::NotReady
+    }
+}
+
+/// What drains have to know of a node.
+fn known(node: &Node) -> Known {
+    let spec = node.spec.as_ref();
+    let taints = spec.into_iter().flat_map(|spec| spec.taints.iter().flatten());
+    let is_tainted = taints.map(|taint| taint.key.as_str()).any(|key| LEAVING.contains(&key));
+    let note = node.metadata.annotations.as_ref().and_then(|all| all.get(EVACUATE));
+    Known {
+        uid: node.metadata.uid.clone().unwrap_or_default(),
+        cordoned: is_tainted || spec.is_some_and(|spec| spec.unschedulable == Some(true)),
+        wish: match note.map(String::as_str) {
+            None => Wish::None,
+            Some("true") => Wish::Evacuate,
+            Some("false") => Wish::Stay,
+            Some(other) => Wish::Unclear(other.to_owned()),
+        },
     }
 }
 
@@ -226,6 +305,19 @@ mod tests {
             (node("b"), json!({ label("p-1"): null })),
         ]);
         assert_eq!(patches(&labels, &Value::Null), wanted);
+    }
+
+    #[test]
+    fn a_node_is_cordoned_by_itself_or_by_a_taint() {
+        let of = |node| known(&serde_json::from_value(node).unwrap());
+        assert!(!of(json!({})).cordoned);
+        assert!(of(json!({"spec": {"unschedulable": true}})).cordoned);
+        let taint = |key: &str| json!({"spec": {"taints": [{"key": key, "effect": "NoSchedule"}]}});
+        assert!(of(taint("karpenter.sh/disrupted")).cordoned && !of(taint("gpu")).cordoned);
+        let wish = |value: &str| of(json!({"metadata": {"annotations": {EVACUATE: value}}})).wish;
+        assert_eq!(of(json!({})).wish, Wish::None);
+        assert_eq!([wish("true"), wish("false")], [Wish::Evacuate, Wish::Stay]);
+        assert_eq!(wish("yes"), Wish::Unclear("yes".to_owned()));
     }
 
     #[test]

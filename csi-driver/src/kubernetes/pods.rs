@@ -99,7 +99,12 @@ impl Found {
     }
 }
 
-fn named(kind: &str, namespace: &str, name: &str, uid: Option<String>) -> ObjectReference {
+pub(super) fn named(
+    kind: &str,
+    namespace: &str,
+    name: &str,
+    uid: Option<String>,
+) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some(kind.to_owned()),

@@ -16,8 +16,12 @@ pub(crate) async fn run(cluster: &Cluster, project: &Path) -> anyhow::Result<Str
     if cluster.kubectl(&["get", "namespace", NAMESPACE], "").await.is_err() {
         cluster.make_namespace(NAMESPACE).await?;
     }
-    let rights = rights(&helm.template(NAMESPACE, &[]).await?);
-    cluster.kubectl(&["apply", "-f", "-"], &rights).await?;
+    let rendered = helm.template(NAMESPACE, &[]).await?;
+    cluster.kubectl(&["apply", "-f", "-"], &rights(&rendered)).await?;
+    // Which a real cluster makes by itself.
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": "default", "namespace": NAMESPACE}});
+    cluster.kubectl(&["apply", "-f", "-"], &account.to_string()).await?;
     let mut daemons = Vec::new();
     for node in ["n1", "n2", "n3"] {
         let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}});
@@ -27,7 +31,7 @@ pub(crate) async fn run(cluster: &Cluster, project: &Path) -> anyhow::Result<Str
     let controller = token(cluster, "controller", None).await?;
     in_force(cluster, &controller).await?;
 
-    let told = works(cluster, &daemons, &controller).await?;
+    let told = works(cluster, &daemons, &controller, &guard(&rendered)?).await?;
     let tries = Tries { cluster, daemons: &daemons, controller: &controller };
     let refused = tries.all().await?;
     Ok(format!("{told}; {refused} misuses refused"))
@@ -37,11 +41,21 @@ pub(crate) async fn run(cluster: &Cluster, project: &Path) -> anyhow::Result<Str
 fn rights(rendered: &str) -> String {
     let kinds = ["ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"];
     let policies = ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
+    let policies = [&policies[..], &["PodDisruptionBudget"]].concat();
     let wanted = |object: &&str| {
         let kind = object.lines().find_map(|line| line.strip_prefix("kind: ")).unwrap_or_default();
         kinds.contains(&kind) || policies.contains(&kind)
     };
     rendered.split("\n---\n").filter(wanted).collect::<Vec<_>>().join("\n---\n")
+}
+
+/// What the chart tells the controller that guards are like.
+fn guard(rendered: &str) -> anyhow::Result<String> {
+    let mut lines = rendered.lines().skip_while(|line| !line.ends_with("- name: DRAIN_GUARD"));
+    let line = lines.nth(1).and_then(|line| line.trim().strip_prefix("value: "));
+    // Of YAML in double quotes it has nothing that JSON has not.
+    serde_json::from_str(line.context("the controller is told of no guards")?)
+        .context("reading what guards are like")
 }
 
 /// How somebody with a token of a service account reaches the cluster.
@@ -68,15 +82,24 @@ async fn in_force(cluster: &Cluster, controller: &Path) -> anyhow::Result<()> {
         !took
     };
     ensure!(wait_for(LIMIT, is_refused).await, "the policies do not come into force");
+    let dry = ["-n", NAMESPACE, "create", "--dry-run=server", "-f", "-"];
+    let bad = pod("lockstep-drain-guard-x", &json!({"hostNetwork": true}));
+    let is_refused = async || cluster.kubectl_as(controller, &dry, &bad).await.is_err();
+    ensure!(wait_for(LIMIT, is_refused).await, "the policy for pods does not come into force");
     Ok(())
 }
 
-/// A volume is made, served, shown, and taken over.
-async fn works(cluster: &Cluster, daemons: &[PathBuf], at: &Path) -> anyhow::Result<String> {
+/// A volume is made, served, guarded, shown, and taken over.
+async fn works(
+    cluster: &Cluster,
+    daemons: &[PathBuf],
+    at: &Path,
+    guard: &str,
+) -> anyhow::Result<String> {
     let kubeconfig = |node: usize| daemons.get(node - 1).cloned().unwrap_or_default();
     let mut nodes = Nodes::start_as(cluster, NAMESPACE, &kubeconfig).await?;
-    let leases = ["--lease-namespace", NAMESPACE];
-    let _controller = nodes.controller_as(at, "csi", &leases)?;
+    let more = ["--lease-namespace", NAMESPACE, "--drain-guard", guard];
+    let _controller = nodes.controller_as(at, "csi", &more)?;
     nodes.lockstep(&["volume", "create", "v", "--size", "64MiB", "--repl", "2"]).await?;
     let client = nodes.attach("n1").await?;
     client.write(0, vec![7; 4096].into(), true).await?;
@@ -88,13 +111,20 @@ async fn works(cluster: &Cluster, daemons: &[PathBuf], at: &Path) -> anyhow::Res
         primary == "n1" && labels.contains("lockstep.node-restriction.kubernetes.io/")
     };
     ensure!(wait_for(LIMIT, shown).await, "the controller shows or labels nothing");
+    let guarded = async || {
+        let flags = ["-n", NAMESPACE, "get", "pods", "-l", "lockstep.dev/drain-guard=stands"];
+        let named = cluster.kubectl(&[&flags[..], &["-o", "name"]].concat(), "").await;
+        named.is_ok_and(|named| named.lines().count() == 2)
+    };
+    ensure!(wait_for(LIMIT, guarded).await, "no guards stand where the two copies are");
     // `lockstep` is answered by the second one.
     nodes.kill(0).await?;
     drop(client);
     let client = nodes.attach("n3").await?;
     let read = client.read(0, 4096).await?;
     ensure!(read.iter().all(|byte| *byte == 7), "what was written is gone");
-    Ok("a volume made, served, shown and taken over with the chart's own accounts".to_owned())
+    Ok("a volume made, served, guarded, shown and taken over with the chart's own accounts"
+        .to_owned())
 }
 
 struct Tries<'a> {
@@ -165,7 +195,7 @@ impl Tries<'_> {
         }
         let ours = ["label", "node", "n1", &format!("{OURS}=replica")];
         self.cluster.kubectl_as(self.controller, &ours, "").await.context("a label of its own")?;
-        Ok(19 + self.pods().await?)
+        Ok(19 + self.pods().await? + self.guards().await?)
     }
 
     /// What the controller may do with somebody's pod.
@@ -175,7 +205,7 @@ impl Tries<'_> {
             "spec": {"automountServiceAccountToken": false, "serviceAccountName": "lockstep-node",
                 "containers": [{"name": "main", "image": "localhost/x:1"}]}});
         self.cluster.kubectl(&["apply", "-f", "-"], &pod.to_string()).await?;
-        let only = "changes only its annotation of pods";
+        let only = "changes only its annotations of pods";
         let image =
             json!({"spec": {"containers": [{"name": "main", "image": "localhost/evil:1"}]}});
         let tries = [
@@ -197,6 +227,31 @@ impl Tries<'_> {
             .kubectl(&["-n", NAMESPACE, "delete", "pod", "somebodys", "--force"], "")
             .await?;
         Ok(tries.len())
+    }
+
+    /// What the controller must not do to hold up drains; how much that is.
+    async fn guards(&self) -> anyhow::Result<usize> {
+        let (create, name) = (["-n", NAMESPACE, "create", "-f", "-"], "lockstep-drain-guard-x");
+        let only = "makes only guards";
+        let root = json!({"securityContext": {"runAsNonRoot": false}});
+        let disk = json!({"volumes": [{"name": "root", "hostPath": {"path": "/"}}]});
+        let bad = [pod(name, &json!({"hostPID": true})), pod(name, &root), pod(name, &disk)];
+        for bad in bad.iter().chain([&pod("other", &json!({}))]) {
+            self.refused(self.controller, &create, bad, only).await?;
+        }
+        let elsewhere = ["-n", "default", "create", "-f", "-"];
+        let good = pod(name, &json!({}));
+        self.refused(self.controller, &elsewhere, &good, "forbidden").await?;
+        self.cluster.kubectl_as(self.controller, &create, &good).await.context("a guard")?;
+        let patch = ["-n", NAMESPACE, "annotate", "pod", name];
+        for note in ["lockstep.dev/held=why", "lockstep.dev/held-"] {
+            let flags = [&patch[..], &[note]].concat();
+            self.cluster.kubectl_as(self.controller, &flags, "").await.context("a reason")?;
+        }
+        let open = ["-n", NAMESPACE, "patch", "pdb", "lockstep-drain-guard", "--type=merge", "-p"];
+        let open = [&open[..], &[r#"{"spec": {"maxUnavailable": 9}}"#]].concat();
+        self.refused(self.controller, &open, "", "forbidden").await?;
+        Ok(6)
     }
 
     /// Sees that somebody is refused something, and with these words.
@@ -239,6 +294,29 @@ fn in_base64(record: &str) -> anyhow::Result<String> {
     let spec = record["spec"].as_object_mut().context("it has a specification")?;
     spec.remove("text");
     Ok(record.to_string())
+}
+
+/// A pod that the controller may make, but for these parts of its specification.
+fn pod(name: &str, changes: &Value) -> String {
+    let mut pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {
+            "nodeName": "n2",
+            "automountServiceAccountToken": false,
+            "securityContext": {"runAsNonRoot": true},
+            "containers": [{
+                "name": "guard",
+                "image": "none",
+                "securityContext": {"allowPrivilegeEscalation": false},
+            }],
+        },
+    });
+    for (key, value) in changes.as_object().into_iter().flatten() {
+        pod["spec"][key.as_str()] = value.clone();
+    }
+    pod.to_string()
 }
 
 /// A record as nobody has made it.

@@ -49,8 +49,13 @@ const ALL_OPTIONS: &[&str] = &[
 ];
 
 /// What must not be found there: it was switched off.
-const NOT_THERE: &[&str] =
-    &["ValidatingAdmissionPolicy", "lockstep-csi-guard", "--enable-capacity", "/var/lib/kubelet"];
+const NOT_THERE: &[&str] = &[
+    "ValidatingAdmissionPolicy",
+    "lockstep-csi-guard",
+    "drain-guard",
+    "--enable-capacity",
+    "/var/lib/kubelet",
+];
 
 pub(crate) async fn run(cluster: &Cluster, project: &Path) -> anyhow::Result<String> {
     let helm = Helm::new(cluster, project)?;

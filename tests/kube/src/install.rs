@@ -17,19 +17,21 @@ const SPACE: &str = "installed";
 const SHOP: &str = "shop";
 const RELEASE: &str = "lockstep";
 /// What other checks make, which may be called as the chart calls its own.
-const MADE_OTHERWISE: [&str; 13] = [
+const MADE_OTHERWISE: [&str; 15] = [
     "clusterrole/lockstep-guard",
     "clusterrolebinding/lockstep-guard",
     "validatingadmissionpolicybinding/lockstep-controller-labels",
     "validatingadmissionpolicybinding/lockstep-controller-pods",
     "validatingadmissionpolicybinding/lockstep-daemon-records",
+    "validatingadmissionpolicybinding/lockstep-controller-guards",
+    "validatingadmissionpolicy/lockstep-controller-pods",
     "clusterrole/lockstep-controller",
     "clusterrolebinding/lockstep-controller",
     "csidriver/csi.lockstep.dev",
     "storageclass/lockstep-2",
     "volumesnapshotclass/lockstep",
     "validatingadmissionpolicy/lockstep-controller-labels",
-    "validatingadmissionpolicy/lockstep-controller-pods",
+    "validatingadmissionpolicy/lockstep-controller-guards",
     "validatingadmissionpolicy/lockstep-daemon-records",
 ];
 /// How long all programs may take to be replaced on all nodes, one after the other.
@@ -106,7 +108,18 @@ impl Installed<'_> {
         let volume = self.lab.volume_of(SHOP, "data").await?;
         let copies = self.copies(&volume).await?;
         ensure!(copies.contains(&node), "the pod is on {node}, copies are on {copies:?}");
+        let guarded = async || self.guarded().await.is_ok_and(|guarded| guarded == copies);
+        let is_so = wait_for(LIMIT, guarded).await;
+        ensure!(is_so, "copies on {copies:?}, guards on {:?}", self.guarded().await);
         Ok(())
+    }
+
+    /// The nodes where a guard runs.
+    async fn guarded(&self) -> anyhow::Result<BTreeSet<String>> {
+        let nodes = "jsonpath={.items[?(@.status.phase==\"Running\")].spec.nodeName}";
+        let flags = ["-n", SPACE, "get", "pods", "-l", "lockstep.dev/drain-guard", "-o", nodes];
+        let said = self.lab.kubectl(&flags).await?;
+        Ok(said.split_whitespace().map(str::to_owned).collect())
     }
 
     /// The nodes with a copy, as the object for people says.

@@ -11,6 +11,7 @@ mod loops;
 mod node;
 pub(crate) mod pods;
 
+pub(crate) use driver::{GUARD, NAMESPACE};
 pub(crate) use node::Node;
 
 use crate::cluster::{Cluster, User};

@@ -9,6 +9,7 @@ mod chart;
 mod cluster;
 mod counting;
 mod daemons;
+mod drained;
 mod exclusive;
 mod explained;
 mod failover;
@@ -160,7 +161,8 @@ async fn take_figures(
 }
 
 /// The checks that need nodes.
-const NODE_CHECKS: [&str; 6] = ["stateful", "killed", "kubelets", "away", "exclusive", "partition"];
+const NODE_CHECKS: [&str; 7] =
+    ["stateful", "killed", "kubelets", "drained", "away", "exclusive", "partition"];
 
 struct Run<'a> {
     args: &'a Args,
@@ -238,6 +240,7 @@ impl Run<'_> {
         let body = async || killed::run(&mut *lab.lock().await, rounds, seed).await;
         self.check("killed", body).await;
         self.check("kubelets", async || kubelets::run(&mut *lab.lock().await).await).await;
+        self.check("drained", async || drained::run(&mut *lab.lock().await).await).await;
         self.check("away", async || away::run(&mut *lab.lock().await).await).await;
         self.check("exclusive", async || exclusive::run(&mut *lab.lock().await).await).await;
         self.check("partition", async || partition::run(&mut *lab.lock().await).await).await;

@@ -14,12 +14,14 @@ pub(crate) fn manifests(project: &Path) -> anyhow::Result<Vec<String>> {
     }
     kinds.sort();
     let mut all: Vec<String> = kinds.iter().map(|path| read(path)).collect::<Result<_, _>>()?;
-    for (role, file) in [
-        ("lockstep-records", "daemon.yaml"),
-        ("lockstep-controller", "controller.yaml"),
-        ("lockstep-namespace", "namespace.yaml"),
-    ] {
-        let rules = read(&chart.join("rules").join(file))?;
+    let roles: [(&str, &[&str]); 3] = [
+        ("lockstep-records", &["daemon.yaml"]),
+        ("lockstep-controller", &["controller.yaml"]),
+        ("lockstep-namespace", &["namespace.yaml", "drain.yaml"]),
+    ];
+    for (role, files) in roles {
+        let rules = files.iter().map(|file| read(&chart.join("rules").join(file)));
+        let rules: String = rules.collect::<Result<_, _>>()?;
         all.push(format!(
             "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata:\n  \
              name: {role}\nrules:\n{rules}"

@@ -16,6 +16,11 @@ const PLUGIN: &str = "lockstep-csi";
 const REGISTRAR: &str = "csi-node-driver-registrar";
 const ENDPOINT: &str = "/var/lib/kubelet/plugins/csi.lockstep.dev/csi.sock";
 const READY: &str = "/run/lockstep/ready";
+/// Name of the budget of guards; with that of a node, of each of them.
+pub(crate) const GUARD: &str = "lockstep-drain-guard";
+
+/// After how long a node is forgotten that is deleted and does not answer.
+const FORGET_MS: u32 = 5000;
 
 /// What runs beside the control plane.
 #[derive(Debug)]
@@ -43,6 +48,7 @@ impl Driver {
             }
         }
         cluster.kubectl(&["apply", "-f", "-"], &classes().to_string()).await?;
+        cluster.kubectl(&["apply", "-f", "-"], &budget().to_string()).await?;
         let own = std::env::current_exe().context("finding this program's file")?;
         let own = own.parent().map(PathBuf::from).unwrap_or_default();
         let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
@@ -134,6 +140,9 @@ fn controller(cluster: &Cluster, nodes: &[Node], own: &Path, socket: &Path) -> P
         format!("--endpoint=unix://{}", socket.display()),
         format!("--daemon={}", daemons.join(",")),
         "--labels-every-ms=1000".to_owned(),
+        format!("--lease-namespace={NAMESPACE}"),
+        format!("--drain-guard={}", guard()),
+        format!("--forget-ms={FORGET_MS}"),
     ];
     let log = cluster.dir().join("csi.log");
     Process::new(own.join(PLUGIN), flags, log)
@@ -160,6 +169,36 @@ fn sidecars(cluster: &Cluster, socket: &Path) -> Vec<Process> {
         Process::new(cluster.programs().join(name), flags, log)
     };
     all.into_iter().map(sidecar).collect()
+}
+
+/// What guards are like, as the chart has it, with an image that is there.
+fn guard() -> serde_json::Value {
+    json!({
+        "metadata": {"name": GUARD},
+        "spec": {
+            "automountServiceAccountToken": false,
+            "priorityClassName": "system-node-critical",
+            "terminationGracePeriodSeconds": 0,
+            "tolerations": [{"operator": "Exists"}],
+            "containers": [{
+                "name": "guard",
+                "image": super::images::BUSYBOX,
+                "imagePullPolicy": "Never",
+                "command": ["sleep", "2147483647"],
+            }],
+        },
+    })
+}
+
+/// What keeps them from being evicted.
+fn budget() -> serde_json::Value {
+    let guards = json!([{"key": "lockstep.dev/drain-guard", "operator": "Exists"}]);
+    json!({
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": GUARD, "namespace": NAMESPACE},
+        "spec": {"selector": {"matchExpressions": guards}},
+    })
 }
 
 /// What people make claims with.

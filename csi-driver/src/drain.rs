@@ -1,0 +1,400 @@
+//! Holds up whoever drains a node until all volumes with a copy there can lose it; empties nodes
+//! that people want emptied, and forgets those that Kubernetes has no more.
+//!
+//! The core decides. What it decides from is read anew at each look: a guard that stands on each
+//! node with copies, and on a node that is cordoned its absence says that the node may be down at
+//! any moment. So the next controller goes on where the one before it was.
+
+mod facts;
+mod gone;
+
+use crate::daemon::Daemons;
+use crate::kubernetes::events::Events;
+use crate::kubernetes::guards::{Budget, Found, Guards};
+use crate::kubernetes::nodes::{Known, OnNodes, Wish};
+use crate::leader::Leader;
+use facts::Unused;
+use gone::Gone;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
+use lockstep_core::cluster::drain::{Guard, Hold, Node, Verdict, Volume, decide};
+use lockstep_core::id::NodeId;
+use lockstep_proto::v1;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
+use tonic::Status;
+
+/// Pause between looks while a node is cordoned that has a guard.
+const SOON: Duration = Duration::from_secs(1);
+/// Reasons that are told of a node.
+const TOLD: usize = 3;
+
+/// What is done about nodes that go.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Draining {
+    /// What the guards are like that hold up whoever drains a node while a volume would suffer: the
+    /// JSON of a Pod. The PodDisruptionBudget of the same name, in the namespace of the lease, is
+    /// for these. Without it drains are not held up.
+    #[arg(long, env = "DRAIN_GUARD")]
+    drain_guard: Option<String>,
+
+    /// A node whose Node object was deleted is forgotten once its daemon is silent for so long, in
+    /// milliseconds, so that its copies are made elsewhere.
+    #[arg(long, env = "FORGET_MS", default_value_t = 30_000,
+        value_parser = clap::value_parser!(u64).range(1000..=86_400_000))]
+    forget_ms: u64,
+}
+
+impl Draining {
+    /// Who makes guards in a namespace, if they are wanted.
+    ///
+    /// # Errors
+    /// If what they are to be like is no pod.
+    pub(crate) fn guards(&self, client: &Client, space: &str) -> anyhow::Result<Option<Guards>> {
+        self.drain_guard.as_deref().map(|like| Guards::new(client, space, like)).transpose()
+    }
+}
+
+/// Who does it.
+pub(crate) struct Drains {
+    daemons: Arc<Daemons>,
+    nodes: OnNodes,
+    guards: Option<Guards>,
+    events: Events,
+    leader: Leader,
+    forget: Duration,
+}
+
+/// What looks have left for the next; nothing of it counts for long.
+#[derive(Debug, Default)]
+struct Seen {
+    /// What was said of each node last.
+    told: BTreeMap<NodeId, String>,
+    unused: Unused,
+    gone: Gone,
+}
+
+/// What a look found.
+struct Look {
+    known: BTreeMap<NodeId, Known>,
+    nodes: Vec<v1::NodeStatus>,
+    volumes: Vec<Volume>,
+    snapshots: BTreeMap<NodeId, usize>,
+}
+
+impl Drains {
+    pub(crate) fn new(
+        daemons: Arc<Daemons>,
+        nodes: OnNodes,
+        events: Events,
+        leader: Leader,
+        how: &Draining,
+        guards: Option<Guards>,
+    ) -> Self {
+        let forget = Duration::from_millis(how.forget_ms);
+        Self { daemons, nodes, guards, events, leader, forget }
+    }
+
+    /// Looks again and again, for ever, while it is this controller that acts.
+    pub(crate) async fn keep(mut self, every: Duration) {
+        let mut seen = Seen::default();
+        let mut told = None;
+        loop {
+            if !self.leader.acts() {
+                seen = Seen::default();
+                self.leader.wait().await;
+            }
+            let outcome = self.look(&mut seen).await;
+            let pause = if matches!(outcome, Ok(false)) { every } else { every.min(SOON) };
+            let why = outcome.err().map(|status| status.message().to_owned());
+            // Once for each reason: it is tried again and again.
+            match &why {
+                Some(why) if told.as_ref() != Some(why) => {
+                    tracing::warn!(why, "drains cannot be looked after now, and wait");
+                }
+                None if told.is_some() => tracing::info!("drains are looked after again"),
+                _ => {}
+            }
+            told = why;
+            // Whichever is first.
+            let _ = timeout(pause, self.nodes.changed()).await;
+        }
+    }
+
+    /// Does what is to be done now. Returns whether somebody waits.
+    async fn look(&self, seen: &mut Seen) -> Result<bool, Status> {
+        let known = self.nodes.known().await?;
+        let guards = match &self.guards {
+            Some(guards) => {
+                let budget = guards.budget().await?;
+                let found = guards.all(&budget).await?;
+                Some((guards, budget, found))
+            }
+            None => None,
+        };
+        let (nodes, volumes) = self.daemons.cluster().await?;
+        let volumes = facts::volumes(&volumes, &mut seen.unused, Instant::now());
+        let mut look = Look { known, nodes, volumes, snapshots: BTreeMap::new() };
+        let evacuated = self.evacuate(&look, seen).await;
+        if look.nodes.iter().any(|node| look.is_emptied(node)) {
+            look.snapshots = facts::snapshots(&self.daemons.snapshots("", "").await?);
+        }
+        let waits = match guards {
+            Some((guards, budget, found)) => {
+                self.guard(seen, &look, guards, &budget, &found).await?
+            }
+            None => false,
+        };
+        self.forget(seen, &look).await;
+        evacuated.map(|()| waits)
+    }
+
+    /// Begins and ends to empty nodes, as their annotation says.
+    async fn evacuate(&self, look: &Look, seen: &mut Seen) -> Result<(), Status> {
+        let mut first = Ok(());
+        for (status, node, known) in look.both() {
+            let undo = match &known.wish {
+                Wish::Evacuate if !status.evacuating => false,
+                Wish::Stay if status.evacuating => true,
+                Wish::Unclear(value) => {
+                    let why = format!(
+                        "the annotation lockstep.dev/evacuate is {value:?}; it may be `true`, to \
+                         have all copies moved elsewhere, or `false`, to stop that"
+                    );
+                    self.tell(seen, look, &node, true, "BadAnnotation", why);
+                    continue;
+                }
+                _ => continue,
+            };
+            if let Err(status) = self.daemons.evacuate(&node, undo).await {
+                first = first.and(Err(status));
+                continue;
+            }
+            let (reason, what) = match undo {
+                false => ("Evacuating", "its copies are moved elsewhere"),
+                true => ("Stays", "its copies are not moved elsewhere any more"),
+            };
+            tracing::info!(%node, undo, "{what}");
+            self.events.tell(&look.reference(&node), false, reason, what.to_owned());
+        }
+        first
+    }
+
+    /// Puts guards where they should be, and takes others away. Returns whether somebody waits.
+    async fn guard(
+        &self,
+        seen: &mut Seen,
+        look: &Look,
+        guards: &Guards,
+        budget: &Budget,
+        found: &[Found],
+    ) -> Result<bool, Status> {
+        let standing: BTreeMap<&NodeId, &Found> =
+            found.iter().filter(|guard| !guard.stale).map(|guard| (&guard.node, guard)).collect();
+        let nodes = look.facts(&standing);
+        let verdicts = decide(&look.volumes, &nodes);
+        let lacks = |node: &Node, verdict: &Verdict| match verdict {
+            Verdict::InService => node.guard == Guard::None,
+            Verdict::Held(_) => node.guard == Guard::None && !node.silent,
+            Verdict::Free | Verdict::MayGo => false,
+        };
+        let puts = nodes.iter().filter_map(|(name, node)| {
+            let verdict = verdicts.get(name)?;
+            lacks(node, verdict).then_some((name, node.cordoned))
+        });
+        let puts: Vec<(&NodeId, bool)> = puts.collect();
+        // One node that gives trouble does not keep others from being drained.
+        let mut first = Ok(());
+        for stale in found.iter().filter(|guard| guard.stale || !nodes.contains_key(&guard.node)) {
+            first = first.and(guards.take(stale).await.map(drop));
+        }
+        for (node, late) in puts {
+            tracing::info!(%node, late, "a guard is put");
+            first = first.and(guards.put(budget, node, late).await);
+        }
+        let mut waits = false;
+        for (name, verdict) in &verdicts {
+            let guard = standing.get(name).copied();
+            waits |= matches!(verdict, Verdict::Held(_));
+            first = first.and(self.carry_out(seen, look, guards, name, verdict, guard).await);
+        }
+        seen.told.retain(|node, _| nodes.contains_key(node));
+        first.map(|()| waits)
+    }
+
+    /// Does what a verdict says about a guard that stands, and tells it.
+    async fn carry_out(
+        &self,
+        seen: &mut Seen,
+        look: &Look,
+        guards: &Guards,
+        node: &NodeId,
+        verdict: &Verdict,
+        guard: Option<&Found>,
+    ) -> Result<(), Status> {
+        match (verdict, guard) {
+            (Verdict::MayGo | Verdict::Free, Some(guard)) => {
+                // Whoever is slow must not let a node go after another controller did.
+                if !self.leader.acts() || !guards.take(guard).await? {
+                    return Ok(());
+                }
+                let why = match verdict {
+                    Verdict::Free => "no copy is left here: its guard is taken away",
+                    _ => "every volume can do without this node now: its guard is taken away",
+                };
+                self.tell(seen, look, node, false, "MayGo", why.to_owned());
+            }
+            (Verdict::InService, Some(guard)) => {
+                // One that came late is replaced.
+                if guard.late {
+                    guards.take(guard).await?;
+                } else {
+                    guards.note(guard, "").await?;
+                }
+                seen.told.remove(node);
+            }
+            (Verdict::Held(holds), guard) => {
+                let why = told(holds);
+                if let Some(guard) = guard {
+                    guards.note(guard, &why).await?;
+                }
+                let (space, name) = (&guards.namespace, guards.name_on(node));
+                let why = format!(
+                    "a drain of this node waits: {why}. To have it go all the same: kubectl -n \
+                     {space} delete pod {name}"
+                );
+                if self.tell(seen, look, node, true, "DrainWaits", why.clone())
+                    && let Some(guard) = guard
+                {
+                    self.events.tell(&guards.reference(guard), true, "DrainWaits", why);
+                }
+            }
+            (Verdict::MayGo | Verdict::Free | Verdict::InService, None) => {}
+        }
+        Ok(())
+    }
+
+    /// Tells something of a node, if it is news.
+    fn tell(
+        &self,
+        seen: &mut Seen,
+        look: &Look,
+        node: &NodeId,
+        is_bad: bool,
+        reason: &'static str,
+        what: String,
+    ) -> bool {
+        if seen.told.get(node) == Some(&what) {
+            return false;
+        }
+        tracing::info!(%node, reason, what);
+        self.events.tell(&look.reference(node), is_bad, reason, what.clone());
+        seen.told.insert(node.clone(), what);
+        true
+    }
+}
+
+/// The first reasons, in words.
+fn told(holds: &[Hold]) -> String {
+    let first: Vec<String> = holds.iter().take(TOLD).map(ToString::to_string).collect();
+    let more = match holds.len().saturating_sub(TOLD) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    format!("{}{more}", first.join("; "))
+}
+
+impl Look {
+    /// The nodes that both Lockstep and Kubernetes have.
+    fn both(&self) -> impl Iterator<Item = (&v1::NodeStatus, NodeId, &Known)> {
+        self.nodes.iter().filter_map(|status| {
+            let node = NodeId::new(&status.name)?;
+            let known = self.known.get(&node)?;
+            Some((status, node, known))
+        })
+    }
+
+    fn is_emptied(&self, status: &v1::NodeStatus) -> bool {
+        let known = NodeId::new(&status.name).and_then(|node| self.known.get(&node));
+        match known.map(|known| &known.wish) {
+            Some(Wish::Evacuate) => true,
+            Some(Wish::Stay) => false,
+            Some(Wish::None | Wish::Unclear(_)) | None => status.evacuating,
+        }
+    }
+
+    /// The nodes, for a decision.
+    fn facts(&self, standing: &BTreeMap<&NodeId, &Found>) -> BTreeMap<NodeId, Node> {
+        let node = |(status, name, known): (&v1::NodeStatus, NodeId, &Known)| {
+            let guard = match standing.get(&name) {
+                None => Guard::None,
+                Some(guard) if guard.late => Guard::Late,
+                Some(_) => Guard::Stands,
+            };
+            let node = Node {
+                cordoned: known.cordoned,
+                guard,
+                silent: status.info.is_none(),
+                emptied: self.is_emptied(status),
+                snapshots: self.snapshots.get(&name).copied().unwrap_or_default(),
+            };
+            (name, node)
+        };
+        self.both().map(node).collect()
+    }
+
+    /// How events name a node.
+    fn reference(&self, node: &NodeId) -> ObjectReference {
+        ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Node".to_owned()),
+            name: Some(node.to_string()),
+            uid: self.known.get(node).map(|known| known.uid.clone()),
+            ..ObjectReference::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_reasons_are_told_of_many() {
+        let holds: Vec<Hold> = ["a", "b", "c", "d", "e"].map(|v| Hold::Copy(v.to_owned())).into();
+        let said = told(&holds);
+        assert!(said.contains("volume c is") && said.ends_with("; and 2 more"), "{said}");
+        assert!(!said.contains("volume d"));
+        assert_eq!(told(&holds[..1]), "a copy of volume a is still there");
+    }
+
+    #[test]
+    fn an_annotation_is_followed_before_daemons_say_so() {
+        let node = |name: &str| NodeId::new(name).unwrap();
+        let known = |wish| Known { uid: "u".to_owned(), cordoned: true, wish };
+        let status = |name: &str, evacuating| v1::NodeStatus {
+            name: name.to_owned(),
+            evacuating,
+            info: Some(v1::Node::default()),
+            ..Default::default()
+        };
+        let look = Look {
+            known: BTreeMap::from([
+                (node("a"), known(Wish::Evacuate)),
+                (node("b"), known(Wish::Stay)),
+                (node("c"), known(Wish::None)),
+                (node("x"), known(Wish::None)),
+            ]),
+            nodes: vec![status("a", false), status("b", true), status("c", true)],
+            volumes: Vec::new(),
+            snapshots: BTreeMap::from([(node("c"), 3)]),
+        };
+        let facts = look.facts(&BTreeMap::new());
+        let emptied: Vec<bool> = facts.values().map(|node| node.emptied).collect();
+        assert_eq!(emptied, [true, false, true], "and x is none of ours");
+        assert_eq!(facts[&node("c")].snapshots, 3);
+        assert!(facts.values().all(|node| node.cordoned && !node.silent));
+    }
+}

@@ -1,0 +1,260 @@
+//! Guards: pods that stand on nodes and do nothing. A PodDisruptionBudget allows no eviction of
+//! them, so whoever drains a node by evictions, and so asks for leave, waits for its guard.
+
+use super::{CHUNK, is_conflict, is_not_found, refused};
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::Client;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use lockstep_core::id::NodeId;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use tonic::Status;
+
+/// Label of guards, by which the budget finds them; its value says when the guard came.
+const GUARD: &str = "lockstep.dev/drain-guard";
+const STANDS: &str = "stands";
+/// The node was cordoned already.
+const LATE: &str = "late";
+/// Annotation of a guard: why its node may not go.
+const HELD: &str = "lockstep.dev/held";
+/// Longest name of a pod, in bytes.
+const LONGEST: usize = 253;
+
+/// Makes guards, and takes them away.
+#[derive(Clone)]
+pub(crate) struct Guards {
+    pods: Api<Pod>,
+    budgets: Api<PodDisruptionBudget>,
+    pub(crate) namespace: String,
+    /// What all of them are like. Its name is the budget's as well.
+    like: Pod,
+    name: String,
+}
+
+/// A guard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) name: String,
+    uid: String,
+    pub(crate) node: NodeId,
+    pub(crate) late: bool,
+    /// It holds up nobody: it has ended, or belongs to an installation that is gone.
+    pub(crate) stale: bool,
+    leaving: bool,
+    held: String,
+}
+
+/// The budget, by its id.
+#[derive(Clone, Debug)]
+pub(crate) struct Budget(String);
+
+impl Guards {
+    /// Guards in a namespace that are all like a pod, told as JSON.
+    ///
+    /// # Errors
+    /// If that is no pod with a name and a specification.
+    pub(crate) fn new(client: &Client, namespace: &str, like: &str) -> anyhow::Result<Self> {
+        let (like, name) = read(like)?;
+        Ok(Self {
+            pods: Api::namespaced(client.clone(), namespace),
+            budgets: Api::namespaced(client.clone(), namespace),
+            namespace: namespace.to_owned(),
+            like,
+            name,
+        })
+    }
+
+    /// The budget, which is made when Lockstep is installed.
+    pub(crate) async fn budget(&self) -> Result<Budget, Status> {
+        let what =
+            || format!("the PodDisruptionBudget {}/{} cannot be read", self.namespace, self.name);
+        let found = self.budgets.get(&self.name).await.map_err(|e| refused(&what(), &e))?;
+        Ok(Budget(found.metadata.uid.unwrap_or_default()))
+    }
+
+    /// All guards.
+    pub(crate) async fn all(&self, budget: &Budget) -> Result<Vec<Found>, Status> {
+        let mut all = Vec::new();
+        let mut wanted = ListParams::default().labels(GUARD).limit(CHUNK);
+        loop {
+            let chunk = self.pods.list(&wanted).await;
+            let chunk = chunk.map_err(|e| refused("guards cannot be listed", &e))?;
+            all.extend(chunk.items.into_iter().filter_map(|pod| found(pod, budget)));
+            wanted.continue_token = chunk.metadata.continue_.filter(|token| !token.is_empty());
+            if wanted.continue_token.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Puts a guard on a node.
+    pub(crate) async fn put(
+        &self,
+        budget: &Budget,
+        node: &NodeId,
+        late: bool,
+    ) -> Result<(), Status> {
+        let pod = guard(&self.like, &self.name, budget, node, late);
+        match self.pods.create(&PostParams::default(), &pod).await {
+            // It is there already, or one is that is about to go.
+            Err(error) if !is_conflict(&error) => {
+                Err(refused(&format!("no guard can be put on node {node}"), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a guard away. Returns whether it was there.
+    pub(crate) async fn take(&self, guard: &Found) -> Result<bool, Status> {
+        if guard.leaving {
+            return Ok(false);
+        }
+        let preconditions = Preconditions { uid: Some(guard.uid.clone()), resource_version: None };
+        let how = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(preconditions),
+            ..DeleteParams::default()
+        };
+        match self.pods.delete(&guard.name, &how).await {
+            Ok(_) => Ok(true),
+            Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(false),
+            Err(error) => Err(refused(&format!("the guard {} stays", guard.name), &error)),
+        }
+    }
+
+    /// Notes on a guard why its node may not go; nothing: it may.
+    pub(crate) async fn note(&self, guard: &Found, why: &str) -> Result<(), Status> {
+        if guard.held == why {
+            return Ok(());
+        }
+        let value = Some(why).filter(|why| !why.is_empty());
+        let patch = json!({ "metadata": { "uid": guard.uid, "annotations": { HELD: value } } });
+        let how = PatchParams::default();
+        match self.pods.patch_metadata(&guard.name, &how, &Patch::Merge(patch)).await {
+            Err(error) if !is_not_found(&error) && !is_conflict(&error) => {
+                Err(refused(&format!("the guard {} cannot be annotated", guard.name), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How events name a guard.
+    pub(crate) fn reference(&self, guard: &Found) -> ObjectReference {
+        super::pods::named("Pod", &self.namespace, &guard.name, Some(guard.uid.clone()))
+    }
+
+    /// What a guard is called.
+    pub(crate) fn name_on(&self, node: &NodeId) -> String {
+        name_on(&self.name, node)
+    }
+}
+
+fn read(like: &str) -> anyhow::Result<(Pod, String)> {
+    let what = "--drain-guard is the JSON of a Pod with a name and a specification";
+    let pod: Pod = serde_json::from_str(like).context(what)?;
+    let has_containers = pod.spec.as_ref().is_some_and(|spec| !spec.containers.is_empty());
+    let name = pod.metadata.name.clone().filter(|_| has_containers).context(what)?;
+    Ok((pod, name))
+}
+
+/// Names of nodes may be as long as those of pods.
+fn name_on(name: &str, node: &NodeId) -> String {
+    let full = format!("{name}-{node}");
+    if full.len() <= LONGEST {
+        return full;
+    }
+    let sum = Sha256::digest(node.as_str().as_bytes());
+    let sum: String = sum.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    format!("{name}-{sum}")
+}
+
+fn found(pod: Pod, budget: &Budget) -> Option<Found> {
+    let (meta, spec) = (pod.metadata, pod.spec?);
+    let phase = pod.status.and_then(|status| status.phase).unwrap_or_default();
+    let label = meta.labels.as_ref().and_then(|labels| labels.get(GUARD));
+    let note = meta.annotations.as_ref().and_then(|notes| notes.get(HELD));
+    let owned = meta.owner_references.iter().flatten().any(|owner| owner.uid == budget.0);
+    let leaving = meta.deletion_timestamp.is_some();
+    Some(Found {
+        late: label.is_some_and(|value| value == LATE),
+        stale: leaving || !owned || matches!(phase.as_str(), "Succeeded" | "Failed"),
+        held: note.cloned().unwrap_or_default(),
+        node: NodeId::new(spec.node_name.as_deref()?)?,
+        name: meta.name?,
+        uid: meta.uid?,
+        leaving,
+    })
+}
+
+/// A guard for a node. It goes with the budget, so that none stays after an uninstall.
+fn guard(like: &Pod, name: &str, budget: &Budget, node: &NodeId, late: bool) -> Pod {
+    let mut pod = like.clone();
+    let when = if late { LATE } else { STANDS };
+    pod.metadata.labels.get_or_insert_default().insert(GUARD.to_owned(), when.to_owned());
+    pod.metadata.name = Some(name_on(name, node));
+    pod.metadata.owner_references = Some(vec![OwnerReference {
+        api_version: "policy/v1".to_owned(),
+        kind: "PodDisruptionBudget".to_owned(),
+        name: name.to_owned(),
+        uid: budget.0.clone(),
+        // Who drains leaves pods alone that nobody would make again.
+        controller: Some(true),
+        block_owner_deletion: None,
+    }]);
+    if let Some(spec) = &mut pod.spec {
+        spec.node_name = Some(node.to_string());
+    }
+    pod
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIKE: &str = r#"{"metadata": {"name": "guard", "labels": {"a": "b"}},
+        "spec": {"containers": [{"name": "guard", "image": "i"}]}}"#;
+
+    fn budget(uid: &str) -> Budget {
+        Budget(uid.to_owned())
+    }
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    #[test]
+    fn a_guard_is_found_again() {
+        let (like, name) = read(LIKE).unwrap();
+        let mut pod = guard(&like, &name, &budget("b1"), &node("n1"), true);
+        pod.metadata.uid = Some("u1".to_owned());
+        assert_eq!(pod.metadata.labels.as_ref().unwrap()["a"], "b");
+        let seen = found(pod.clone(), &budget("b1")).unwrap();
+        assert_eq!((seen.name.as_str(), seen.node.as_str()), ("guard-n1", "n1"));
+        assert!(seen.late && !seen.stale && !seen.leaving);
+        assert!(found(pod.clone(), &budget("b2")).unwrap().stale, "of another installation");
+        pod.status.get_or_insert_default().phase = Some("Failed".to_owned());
+        assert!(found(pod.clone(), &budget("b1")).unwrap().stale);
+        pod.spec.as_mut().unwrap().node_name = None;
+        assert_eq!(found(pod, &budget("b1")), None);
+    }
+
+    #[test]
+    fn a_guard_of_a_node_with_a_long_name_has_a_shorter_one() {
+        let long = |last: &str| node(&format!("{}.{last}", ["a"; 30].join(".")));
+        assert_eq!(name_on("guard", &node("n1.zone")), "guard-n1.zone");
+        let prefix = "g".repeat(220);
+        let names = [long("a"), long("b")].map(|node| name_on(&prefix, &node));
+        assert!(names.iter().all(|name| name.len() <= LONGEST) && names[0] != names[1]);
+    }
+
+    #[test]
+    fn what_is_no_pod_is_refused() {
+        for bad in ["", "{}", r#"{"metadata": {"name": "x"}}"#, r#"{"spec": {"containers": []}}"#] {
+            let refused = read(bad).unwrap_err().to_string();
+            assert!(refused.contains("--drain-guard"), "{refused}");
+        }
+    }
+}
