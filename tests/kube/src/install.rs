@@ -196,10 +196,21 @@ impl Installed<'_> {
         Ok(())
     }
 
+    /// Waits until no node serves the volume: a kubelet unstages it after its pod is gone, and takes
+    /// it for staged if the driver goes before.
+    async fn wait_until_closed(&self) -> anyhow::Result<()> {
+        let volume = self.lab.volume_of(SHOP, "data").await?;
+        let flags = ["get", "lsv", &volume, "-o", "jsonpath={.status.primary}"];
+        let closed = async || self.lab.kubectl(&flags).await.is_ok_and(|node| node.is_empty());
+        ensure!(wait_for(LIMIT, closed).await, "{volume} is served without a pod");
+        Ok(())
+    }
+
     /// Uninstalls without the guard, installs again; how many numbers the pod finds.
     async fn reinstall(&self) -> anyhow::Result<usize> {
         let last = self.written().await?.len();
         self.lab.kubectl(&["-n", SHOP, "delete", "pod", "writer", "--wait"]).await?;
+        self.wait_until_closed().await?;
         let flags = ["--namespace", SPACE, "--no-hooks", "--wait", "--timeout=3m"];
         self.helm.ask_cluster(&["uninstall", RELEASE], &flags).await?;
         let gone = async || {
