@@ -196,8 +196,8 @@ impl Installed<'_> {
         Ok(())
     }
 
-    /// Waits until no node serves the volume: a kubelet unstages it after its pod is gone, and takes
-    /// it for staged if the driver goes before.
+    /// Waits until no node serves the volume: a kubelet unstages it after its pod is gone, and
+    /// takes it for staged if the driver goes before.
     async fn wait_until_closed(&self) -> anyhow::Result<()> {
         let volume = self.lab.volume_of(SHOP, "data").await?;
         let flags = ["get", "lsv", &volume, "-o", "jsonpath={.status.primary}"];
