@@ -78,6 +78,8 @@ node_kill "${other#n}"
 check "it says what is waited for" until_true 10 says "waiting for a silent node" explain v
 check "a copy is built elsewhere, and pods run there" until_true 40 pods_on v "n2, $third"
 check "the label is the same" says "$key" explain v
+# A copy that comes back before that may stay instead of the new one.
+check "the lost copy is forgotten" until_true 20 copies v 2
 node_start "${other#n}" --label "rack=$(rack "${other#n}")"
 check "the node that is back has no copy" until_true 20 no_copies_on "${other#n}"
 check "and no label" pods_on v "n2, $third"

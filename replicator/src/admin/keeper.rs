@@ -101,8 +101,8 @@ impl Admin {
         let wanted: BTreeMap<VolumeId, Wanted> =
             volumes.iter().map(|v| (v.uid, wanted_of(v))).collect();
         let calm = |p: &PrimaryInfo| memory.is_calm(key_of(p), wanted.get(&p.volume));
-        let ailing: Vec<_> =
-            primaries.iter().filter(|p| needs_a_look(p, &evacuated) || !calm(p)).collect();
+        let due = |p: &&PrimaryInfo| works(p) && (needs_a_look(p, &evacuated) || !calm(p));
+        let ailing: Vec<_> = primaries.iter().filter(due).collect();
         if ailing.is_empty() {
             return Ok(());
         }
@@ -122,7 +122,8 @@ impl Admin {
         Ok(())
     }
 
-    /// Does what can be done about a volume now. Returns whether nothing is left.
+    /// Does what can be done about a volume now. Returns whether it was seen that nothing is left:
+    /// of one that is not what it was a moment ago nothing is known.
     async fn mend(
         &self,
         primary: &PrimaryInfo,
@@ -130,16 +131,13 @@ impl Admin {
         memory: &mut Memory,
     ) -> Result<bool, Status> {
         let uid = primary.volume;
-        if !works(primary) {
-            return Ok(true);
-        }
         // Read afresh: the primary may not have seen yet what was changed a moment ago.
-        let Some(record) = self.inner.catalog.record(uid).await? else { return Ok(true) };
+        let Some(record) = self.inner.catalog.record(uid).await? else { return Ok(false) };
         let record = record.value;
         let claims = record.primary.as_ref().map(|p| p.instance);
-        let Some(volume) = self.volume_of(uid).await? else { return Ok(true) };
+        let Some(volume) = self.volume_of(uid).await? else { return Ok(false) };
         if claims != Some(primary.instance) {
-            return Ok(true);
+            return Ok(false);
         }
         if primary.core.record.as_ref() != Some(&record) {
             self.inner.engine.record_changed(uid);
@@ -278,11 +276,9 @@ fn lacks(status: &v1::NodeStatus, entry: &ReplicaEntry) -> bool {
         && info.replicas.iter().all(|replica| replica.rid != rid)
 }
 
-/// Whether anything about the volume's copies is not as it should be.
+/// Whether anything about the copies of a volume at work is not as it should be.
 fn needs_a_look(primary: &PrimaryInfo, evacuated: &BTreeSet<NodeId>) -> bool {
-    let Some(record) = primary.core.record.as_ref().filter(|_| works(primary)) else {
-        return false;
-    };
+    let Some(record) = primary.core.record.as_ref() else { return false };
     let unwell = |r: &ReplicaEntry| r.state != ReplicaState::InSync || !reached(primary, &r.rid);
     record.replicas.len() != usize::from(record.repl)
         || record.replicas.iter().any(unwell)

@@ -29,15 +29,15 @@ mod snapshots;
 const LONG: Duration = Duration::from_secs(30);
 
 /// One node, not served over the network: it is the only one there is.
-struct Node {
-    admin: Admin,
+pub(super) struct Node {
+    pub(super) admin: Admin,
     meta: Arc<Faulty>,
     dir: TempDir,
     cluster: Uuid,
 }
 
 impl Node {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let meta = Arc::new(Faulty::over_memory());
         Self::up(TempDir::new().unwrap(), meta, Uuid::new_v4()).await
     }
@@ -115,7 +115,7 @@ impl Node {
         Self { admin, meta, dir, cluster }
     }
 
-    async fn create(&self) -> Result<v1::VolumeStatus, Status> {
+    pub(super) async fn create(&self) -> Result<v1::VolumeStatus, Status> {
         let request = v1::CreateVolumeRequest {
             name: "v".to_owned(),
             size_bytes: 1 << 20,
@@ -125,7 +125,7 @@ impl Node {
         self.admin.create_for(request, &CancellationToken::new()).await
     }
 
-    async fn attach(&self, force: bool) -> Result<v1::AttachResponse, Status> {
+    pub(super) async fn attach(&self, force: bool) -> Result<v1::AttachResponse, Status> {
         let request = v1::AttachRequest { name: "v".to_owned(), force, ..Default::default() };
         self.admin.attach(request).await
     }
@@ -151,7 +151,7 @@ impl Node {
         self.admin.inner.engine.list_replicas().await.len()
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         let cut_off = self.admin.end(LONG).await;
         assert!(cut_off.is_empty(), "{cut_off:?} did not close");
     }

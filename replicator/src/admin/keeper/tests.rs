@@ -2,11 +2,15 @@
 
 use lockstep_core::cluster::trim::Wanted;
 use lockstep_core::id::{InstanceId, VolumeId};
+use lockstep_core::primary::Phase;
 use uuid::Uuid;
 
-use super::{Attachment, Memory};
+use super::super::tests::Node;
+use super::{Attachment, Memory, key_of};
+use crate::engine::PrimaryInfo;
 
 const WANTED: Wanted = Wanted { repl: 3, min_in_sync: 2 };
+const ONE: Wanted = Wanted { repl: 1, min_in_sync: 1 };
 
 fn attachment(volume: u128, instance: u128) -> Attachment {
     (VolumeId(Uuid::from_u128(volume)), InstanceId(Uuid::from_u128(instance)))
@@ -52,4 +56,25 @@ fn volumes_that_are_not_attached_here_any_more_are_forgotten() {
     let mut memory = calm();
     memory.forget_all_but(&[]);
     assert!(!memory.is_calm(attachment(1, 10), Some(&WANTED)));
+}
+
+/// A look may come between its being attached and its being at work.
+#[tokio::test]
+async fn a_volume_that_was_not_looked_at_yet_is_not_calm() {
+    let node = Node::start().await;
+    node.create().await.unwrap();
+    node.attach(false).await.unwrap();
+    let there = node.admin.inner.engine.list_primaries().await.remove(0);
+    let mut claiming = there.clone();
+    claiming.core.phase = Phase::Claiming;
+    let instance = InstanceId(Uuid::from_u128(10));
+    let other = PrimaryInfo { instance, ..there.clone() };
+    let mut memory = Memory::default();
+    for early in [claiming, other] {
+        node.admin.look_after(std::slice::from_ref(&early), &mut memory).await.unwrap();
+        assert!(!memory.is_calm(key_of(&early), Some(&ONE)), "{early:?}");
+    }
+    node.admin.look_after(std::slice::from_ref(&there), &mut memory).await.unwrap();
+    assert!(memory.is_calm(key_of(&there), Some(&ONE)));
+    node.stop().await;
 }
