@@ -109,6 +109,9 @@ async fn request_is_lost(
     let is_honest = matches!(outcome, Err(PutError::Unavailable(_)));
     ensure!(is_honest, "a request without a connection: {outcome:?}");
     mode.send_replace(Mode::Cut);
+    // All but the listener have a look at the mode as long as their connection lasts.
+    let is_cut = wait_for(SEEN, async || mode.receiver_count() == 1).await;
+    ensure!(is_cut, "{} connections are not cut", mode.receiver_count());
     mode.send_replace(Mode::Pass);
     let found = direct.get(KEY).await?.context("the record is gone")?;
     ensure!(found.revision == second, "a lost request was made: {found:?}");
