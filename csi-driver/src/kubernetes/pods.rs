@@ -2,7 +2,9 @@
 
 use super::{CHUNK, is_conflict, is_not_found, refused};
 use crate::identity::DRIVER_NAME;
-use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{
+    ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod, Volume,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
@@ -38,6 +40,8 @@ pub(crate) struct Found {
     pub(crate) pending: bool,
     /// Names of the claims that it uses.
     pub(crate) claims: Vec<String>,
+    /// Names of volumes of other storage systems that it names itself, without a claim.
+    foreign: Vec<String>,
     ignored: bool,
     ended: bool,
     maker: Maker,
@@ -64,6 +68,8 @@ impl Found {
                 (None, None) => None,
             })
             .collect();
+        let volumes = spec.volumes.iter().flatten();
+        let foreign = volumes.filter(|volume| is_foreign(volume)).map(|v| v.name.clone()).collect();
         let note = |key| meta.annotations.as_ref().and_then(|all| all.get(key));
         let owners = meta.owner_references.as_deref().unwrap_or_default();
         let owner = owners.iter().find(|owner| owner.controller == Some(true));
@@ -80,16 +86,18 @@ impl Found {
             uid: meta.uid?,
             name,
             claims,
+            foreign,
         })
     }
 
     /// The same with what it uses, for a decision.
     pub(crate) fn facts(&self, claims: &[Claim]) -> failover::Pod {
+        let foreign = self.foreign.iter().map(|name| Used::Foreign(format!("volume {name}")));
         failover::Pod {
             ignored: self.ignored,
             ended: self.ended,
             maker: self.maker,
-            volumes: claims.iter().map(|claim| claim.used.clone()).collect(),
+            volumes: claims.iter().map(|claim| claim.used.clone()).chain(foreign).collect(),
         }
     }
 
@@ -243,18 +251,38 @@ fn claim_of(volume: &str, found: PersistentVolume) -> Option<ObjectReference> {
     Some(named("PersistentVolumeClaim", &claim.namespace?, &claim.name?, claim.uid))
 }
 
+/// Whether a volume that a pod names without a claim is of a storage system outside of its node, to
+/// which one node at a time should write. Of a kind that is not known it may be.
+fn is_foreign(volume: &Volume) -> bool {
+    let by_claim = volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some();
+    let of_node = volume.empty_dir.is_some()
+        || volume.host_path.is_some()
+        || volume.image.is_some()
+        || volume.git_repo.is_some()
+        // Made for the pod, and gone with it.
+        || volume.csi.is_some();
+    let told = volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.projected.is_some()
+        || volume.downward_api.is_some();
+    let for_many = volume.nfs.is_some();
+    !(by_claim || of_node || told || for_many)
+}
+
 /// What a claim's volume is to a failover.
 fn used(claim: &str, volume: PersistentVolume) -> Used {
     let spec = volume.spec.unwrap_or_default();
     if let Some(csi) = spec.csi.as_ref().filter(|csi| csi.driver == DRIVER_NAME) {
         return Used::Ours(csi.volume_handle.clone());
     }
-    let is_shared = |mode: &String| mode == "ReadWriteMany" || mode == "ReadOnlyMany";
     let modes = spec.access_modes.unwrap_or_default();
-    if spec.node_affinity.is_none() && modes.iter().any(is_shared) {
+    let is_written = modes.iter().any(|mode| mode == "ReadWriteMany");
+    // It may be read by many and written by one as well.
+    let is_read = !modes.is_empty() && modes.iter().all(|mode| mode == "ReadOnlyMany");
+    if spec.node_affinity.is_none() && (is_written || is_read) {
         Used::Shared(claim.to_owned())
     } else {
-        Used::Foreign(claim.to_owned())
+        Used::Foreign(format!("claim {claim}"))
     }
 }
 
@@ -323,15 +351,55 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_that_a_pod_names_itself_is_not_overlooked() {
+        let holds = |source: serde_json::Value| {
+            let mut volume = json!({"name": "disk"});
+            volume.as_object_mut().unwrap().extend(source.as_object().unwrap().clone());
+            let seen = pod(json!({"/spec/volumes": [volume]})).facts(&[]).volumes;
+            seen == [Used::Foreign("volume disk".to_owned())]
+        };
+        for source in [
+            json!({"iscsi": {"iqn": "i", "lun": 0, "targetPortal": "p"}}),
+            json!({"fc": {"lun": 0}}),
+            json!({"rbd": {"image": "i", "monitors": []}}),
+            json!({"cephfs": {"monitors": []}}),
+            json!({"awsElasticBlockStore": {"volumeID": "v"}}),
+            json!({"flexVolume": {"driver": "d"}}),
+            json!({"ofALaterVersion": {}}),
+        ] {
+            assert!(holds(source.clone()), "{source}");
+        }
+        for source in [
+            json!({"emptyDir": {}}),
+            json!({"hostPath": {"path": "/"}}),
+            json!({"configMap": {"name": "c"}}),
+            json!({"secret": {"secretName": "s"}}),
+            json!({"projected": {"sources": []}}),
+            json!({"downwardAPI": {}}),
+            json!({"image": {"reference": "r"}}),
+            json!({"nfs": {"path": "/", "server": "s"}}),
+            json!({"csi": {"driver": "secrets.example"}}),
+            json!({"persistentVolumeClaim": {"claimName": "c"}}),
+            json!({"ephemeral": {}}),
+        ] {
+            assert!(!holds(source.clone()), "{source}");
+        }
+    }
+
+    #[test]
     fn a_volume_of_others_holds_a_pod_unless_many_nodes_may_use_it() {
         let volume = |spec| serde_json::from_value(json!({"spec": spec})).unwrap();
         let seen = |spec| used("data", volume(spec));
-        let (shared, foreign) = (Used::Shared("data".into()), Used::Foreign("data".into()));
+        let (shared, foreign) = (Used::Shared("data".into()), Used::Foreign("claim data".into()));
         let csi = |driver: &str| json!({"driver": driver, "volumeHandle": "v"});
         assert_eq!(seen(json!({"csi": csi(DRIVER_NAME)})), Used::Ours("v".to_owned()));
         let many = json!({"csi": csi("other"), "accessModes": ["ReadWriteMany"]});
         assert_eq!(seen(many.clone()), shared);
         assert_eq!(seen(json!({"csi": csi("other"), "accessModes": ["ReadWriteOnce"]})), foreign);
+        let modes = |modes: &[&str]| json!({"csi": csi("other"), "accessModes": modes});
+        assert_eq!(seen(modes(&["ReadOnlyMany"])), shared);
+        assert_eq!(seen(modes(&["ReadWriteOnce", "ReadOnlyMany"])), foreign, "it may be written");
+        assert_eq!(seen(modes(&[])), foreign);
         let mut tied = many;
         tied["nodeAffinity"] = json!({"required": {"nodeSelectorTerms": []}});
         assert_eq!(seen(tied), foreign);

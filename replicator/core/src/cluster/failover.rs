@@ -123,7 +123,7 @@ pub enum Used {
     Ours(String),
     /// Somebody else's, that several nodes may use at once.
     Shared(String),
-    /// Somebody else's, that the lost node may still be writing to, by its claim.
+    /// Somebody else's, that the lost node may still be writing to, as people call it.
     Foreign(String),
     /// One that is not known, by its claim.
     Unknown(String),
@@ -153,7 +153,7 @@ pub enum Stays {
     NoMaker,
     /// See [`Maker::Node`].
     OfNode,
-    /// It uses another volume that cannot be fenced, by its claim.
+    /// It uses another volume that cannot be fenced, as people call it.
     Foreign(String),
     /// It uses another volume of which nothing is known, by its claim.
     Unknown(String),
@@ -182,7 +182,7 @@ pub fn moves(pod: &Pod) -> Result<BTreeSet<&str>, Stays> {
     }
     for volume in &pod.volumes {
         match volume {
-            Used::Foreign(claim) => return Err(Stays::Foreign(claim.clone())),
+            Used::Foreign(volume) => return Err(Stays::Foreign(volume.clone())),
             Used::Unknown(claim) => return Err(Stays::Unknown(claim.clone())),
             Used::Ours(_) | Used::Shared(_) => {}
         }
@@ -209,9 +209,9 @@ impl fmt::Display for Stays {
             Self::Ignored => write!(f, "it is annotated to be left alone"),
             Self::NoMaker => write!(f, "no controller would make it again"),
             Self::OfNode => write!(f, "it belongs to its node"),
-            Self::Foreign(claim) => write!(
+            Self::Foreign(volume) => write!(
                 f,
-                "claim {claim} is of another storage system, to which the lost node may still be \
+                "{volume} is of another storage system, to which the lost node may still be \
                  writing"
             ),
             Self::Unknown(claim) => write!(f, "claim {claim} is not bound to a volume"),
