@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use lockstep_core::id::NodeId;
+use lockstep_core::limits::SESSION_DEAD_MS;
 use lockstep_core::primary::{Phase, Status as Primary};
 use lockstep_core::record::Record;
 use lockstep_proto::v1;
@@ -14,6 +15,7 @@ use tonic::{Code, Status};
 
 use super::attach::{Standing, is_over};
 use super::catalog::VolumeObject;
+use super::liveness::LOOK_LIMIT;
 use super::peers::{ASK_LIMIT, at, pass_on, within};
 use super::{Admin, names};
 use crate::engine::VolumeHandle;
@@ -27,6 +29,9 @@ const PROMISE_LIMIT: Duration = Duration::from_secs(5);
 const PROMISE_PAUSE: Duration = Duration::from_millis(10);
 /// How long the node itself may take to deny that it is lost, once others have not heard of it.
 const OWN_WORD_LIMIT: Duration = Duration::from_millis(150);
+/// How long a node must be silent of which no copy can tell, and the pause between two questions.
+const SILENT_LONG: Duration = Duration::from_millis(SESSION_DEAD_MS);
+const SILENCE_PAUSE: Duration = Duration::from_millis(100);
 /// How long the recovery may take, and how long the volume is kept afterwards for whoever wants it:
 /// longer than a scheduler and a kubelet take.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(30);
@@ -50,7 +55,7 @@ impl Admin {
             return Ok(answer(&volume, &record));
         }
         if passed_on {
-            return self.fence_here(&volume, &lost, wait).await;
+            return self.fence_here(&volume, &record, &lost, wait).await;
         }
         let mut refusal = Status::failed_precondition(format!(
             "no other node than {lost} has all data of volume {}",
@@ -58,7 +63,7 @@ impl Admin {
         ));
         for node in by(&record, &lost, &self.inner.node) {
             let asked = if node == self.inner.node {
-                self.fence_here(&volume, &lost, wait).await
+                self.fence_here(&volume, &record, &lost, wait).await
             } else {
                 self.fence_there(&node, &request, wait).await
             };
@@ -94,6 +99,7 @@ impl Admin {
     async fn fence_here(
         &self,
         volume: &VolumeObject,
+        record: &Record,
         lost: &NodeId,
         wait: Duration,
     ) -> Result<v1::FenceVolumeResponse, Status> {
@@ -103,13 +109,49 @@ impl Admin {
         }
         let attached = self.inner.engine.attached(volume.uid);
         if attached.is_none_or(|handle| is_over(*handle.phase().borrow())) {
-            self.wait_until_free(volume, Instant::now() + wait, OWN_WORD_LIMIT).await?;
+            let deadline = Instant::now() + wait;
+            if record.primary.is_none() {
+                self.wait_until_silent(volume, lost, deadline).await?;
+            }
+            self.wait_until_free(volume, deadline, OWN_WORD_LIMIT).await?;
         }
         let (handle, _) = self.claim(volume, Standing::Spare)?;
         self.inner.tasks.spawn(self.clone().keep_spare(volume.clone(), handle.clone()));
         let record = wait_for_promise(&volume.name, &handle).await?;
         tracing::info!(volume = volume.name, %lost, epoch = record.epoch.0, "fenced");
         Ok(answer(volume, &record))
+    }
+
+    /// Waits until a node has been silent for as long as a primary would have to be. By its record
+    /// nobody has the volume, so that no copy can tell of the node: a pod there may only read a view
+    /// of it, or wait for the next daemon with its device.
+    async fn wait_until_silent(
+        &self,
+        volume: &VolumeObject,
+        lost: &NodeId,
+        deadline: Instant,
+    ) -> Result<(), Status> {
+        let Some(object) = self.inner.catalog.node(lost).await? else { return Ok(()) };
+        let (name, begin) = (&volume.name, Instant::now());
+        loop {
+            if self.ask_briefly(&object, LOOK_LIMIT).await.live {
+                return Err(Status::failed_precondition(format!(
+                    "node {lost} answers, and may be about to serve volume {name}"
+                )));
+            }
+            let silent = begin.elapsed();
+            if silent >= SILENT_LONG {
+                return Ok(());
+            }
+            if Instant::now() + SILENCE_PAUSE >= deadline {
+                return Err(Status::unavailable(format!(
+                    "node {lost}, which may be about to serve volume {name}, has been silent for \
+                     {} ms only",
+                    silent.as_millis()
+                )));
+            }
+            tokio::time::sleep(SILENCE_PAUSE).await;
+        }
     }
 
     /// Ends an attachment again that nobody wanted within a while.
@@ -136,13 +178,12 @@ impl Admin {
     }
 }
 
-/// Whether no write of a node can be acknowledged any more, by the record alone: the volume was
-/// closed in good order, or a primary elsewhere has opened it since.
+/// Whether no write of a node can be acknowledged any more, by the record alone: a primary elsewhere
+/// has opened the volume since. One that was closed in good order can be opened again by anybody: so
+/// a daemon leaves it that is told to stop, and the next one serves the devices that wait.
 fn is_fenced(record: &Record, lost: &NodeId) -> bool {
-    match &record.primary {
-        None => record.clean,
-        Some(primary) => primary.node != *lost && record.open_epoch == record.epoch,
-    }
+    let opened = record.open_epoch == record.epoch;
+    record.primary.as_ref().is_some_and(|primary| primary.node != *lost && opened)
 }
 
 /// The nodes that can fence a volume, the best first: one that is at it already, this one, others.
@@ -238,7 +279,7 @@ mod tests {
         assert!(!is_fenced(&claimed(&served, 2, false), &name(1)), "no copy may have promised");
         assert!(is_fenced(&claimed(&served, 2, true), &name(1)));
         let out = |clean| Record { primary: None, clean, ..served.clone() };
-        assert!(is_fenced(&out(true), &name(1)));
+        assert!(!is_fenced(&out(true), &name(1)), "a device may wait for its next daemon");
         assert!(!is_fenced(&out(false), &name(1)), "it may not know");
     }
 

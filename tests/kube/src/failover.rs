@@ -77,7 +77,17 @@ async fn alive(stage: &Stage<'_>, nodes: &Nodes) -> anyhow::Result<()> {
     let mut controller = nodes.controller_named(stage.cluster, "alive", FLAGS)?;
     wait(async || stage.labelled("n1").await, "no label comes").await?;
     let before = stage.epoch(nodes, "v").await?;
+    // So it looks while its daemon is being replaced: closed in good order, and wanted again.
+    for volume in ["v", "w"] {
+        nodes.lockstep(&["detach", volume]).await?;
+    }
     stage.say_ready("n1", "Unknown").await?;
+    stage.told("web-0", "NotFailedOver", "and may be about to serve volume").await?;
+    ensure!(stage.epoch(nodes, "v").await? == before, "a volume was taken from a live node");
+    for volume in ["v", "w"] {
+        nodes.lockstep(&["attach", volume, "--node", "n1", "--wait", "60"]).await?;
+    }
+    let before = stage.epoch(nodes, "v").await?;
     stage.told("web-0", "NotFailedOver", "attached elsewhere").await?;
     ensure!(stage.epoch(nodes, "v").await? == before, "a live primary was robbed");
     ensure!(stage.labelled("n1").await, "a live node lost its label");

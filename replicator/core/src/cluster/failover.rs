@@ -86,7 +86,12 @@ pub fn judge(nodes: &BTreeMap<NodeId, Witness>, patience: Patience) -> BTreeMap<
     let mute = |witness: &&Witness| witness.silent_ms.is_some() && !witness.refused;
     let silent = nodes.values().filter(mute).count();
     let braked = silent > 1 && silent * 3 > nodes.len();
+    // Its agent may be late for the same reason. Only who says that it is gone knows better.
+    let is_awaited = |witness: &Witness| {
+        witness.refused && witness.silent_ms.is_none_or(|ms| ms < patience.restart_ms)
+    };
     let verdict = |witness: &Witness| match witness {
+        Witness { word: Word::NotReady, .. } if is_awaited(witness) => Verdict::Well,
         Witness { word: Word::NotReady | Word::OutOfService | Word::Deleted, .. } => {
             Verdict::Suspect(Reason::Said(witness.word))
         }

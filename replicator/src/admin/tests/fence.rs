@@ -1,9 +1,11 @@
 //! A volume is taken from a node that is lost, and kept for whoever wants it.
 
 use lockstep_core::id::InstanceId;
+use lockstep_core::limits::SESSION_DEAD_MS;
 use lockstep_core::record::PrimaryRef;
 
 use super::*;
+use crate::admin::catalog::NodeObject;
 
 const LOST: &str = "n9";
 
@@ -31,9 +33,6 @@ async fn fence(node: &Node, lost: &str, wait_ms: u64) -> Result<v1::FenceVolumeR
 async fn a_volume_is_taken_from_a_lost_node_once_and_goes_to_whoever_attaches_it() {
     let node = Node::start().await;
     node.create().await.unwrap();
-    let told = fence(&node, LOST, 0).await.unwrap();
-    assert_eq!((told.epoch, told.by_node.as_str()), (0, ""), "it was attached nowhere");
-
     lose(&node).await;
     let told = fence(&node, LOST, 5000).await.unwrap();
     assert_eq!((told.epoch, told.by_node.as_str()), (2, "n1"), "one claim after the lost one's");
@@ -52,6 +51,24 @@ async fn a_volume_is_taken_from_a_lost_node_once_and_goes_to_whoever_attaches_it
     assert!(!node.admin.is_spare(uid), "nobody else may take it now");
     let alive = fence(&node, "n1", 1).await.unwrap_err();
     assert_eq!(alive.code(), Code::FailedPrecondition, "{alive}");
+    node.stop().await;
+}
+
+/// A daemon that is told to stop leaves its volumes so, also those whose devices wait for the next.
+#[tokio::test]
+async fn a_volume_that_nobody_serves_is_taken_only_from_a_node_that_was_silent_for_long() {
+    let node = Node::start().await;
+    node.create().await.unwrap();
+    let (name, nowhere) = (NodeId::new(LOST).unwrap(), "127.0.0.1:1".to_owned());
+    let lost = NodeObject::new(name, nowhere.clone(), nowhere, Uuid::new_v4());
+    node.admin.inner.catalog.put_node(&lost).await.unwrap();
+    let early = fence(&node, LOST, 1).await.unwrap_err();
+    assert_eq!(early.code(), Code::Unavailable, "{early}");
+    assert_eq!(epoch(&node).await, 0, "nobody has claimed it");
+    let begin = std::time::Instant::now();
+    let told = fence(&node, LOST, 5000).await.unwrap();
+    assert!(begin.elapsed() >= Duration::from_millis(SESSION_DEAD_MS), "it was not waited for");
+    assert_eq!((told.epoch, told.by_node.as_str()), (1, "n1"), "a later epoch ends the lost one's");
     node.stop().await;
 }
 

@@ -31,6 +31,11 @@ fn a_machine_without_a_daemon_has_longer() {
     let refused = |ms| Witness { refused: true, ..silent(ms) };
     assert_eq!(judged(&[WELL, refused(29_999)])[1], Verdict::Well);
     assert_eq!(judged(&[WELL, refused(30_000)])[1], Verdict::Suspect(Reason::NoDaemon));
+    let said = |word, ms| judged(&[WELL, Witness { word, ..refused(ms) }])[1];
+    assert_eq!(said(Word::NotReady, 29_999), Verdict::Well, "its daemon is being replaced");
+    for (word, ms) in [(Word::NotReady, 30_000), (Word::OutOfService, 1), (Word::Deleted, 1)] {
+        assert_eq!(said(word, ms), Verdict::Suspect(Reason::Said(word)));
+    }
     let all = judged(&[WELL, refused(5), refused(5), silent(1000)]);
     assert_eq!(all[3], Verdict::Suspect(Reason::Silent), "an upgrade is no broken network");
 }
@@ -90,7 +95,10 @@ proptest! {
                 ms >= if witness.refused { PATIENCE.restart_ms } else { PATIENCE.silent_ms }
             });
             match verdict {
-                Verdict::Well => prop_assert!(witness.word == Word::Well && !long),
+                Verdict::Well => {
+                    let is_awaited = witness.refused && witness.word == Word::NotReady;
+                    prop_assert!(!long && (witness.word == Word::Well || is_awaited));
+                }
                 Verdict::Braked { .. } => {
                     prop_assert!(long && silent > 1 && silent * 3 > all.len());
                     prop_assert_eq!(witness.word, Word::Well);
