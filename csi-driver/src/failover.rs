@@ -3,6 +3,8 @@
 //! Nothing is remembered that counts. A controller that begins in the midst of it sees the same
 //! nodes silent, finds the volumes fenced, and goes on.
 
+mod anew;
+mod follow;
 mod moving;
 mod silence;
 #[cfg(test)]
@@ -14,11 +16,12 @@ use crate::kubernetes::events::Events;
 use crate::kubernetes::nodes::OnNodes;
 use crate::kubernetes::pods::Pods;
 use crate::leader::Leader;
-use lockstep_core::cluster::failover::{Patience, Verdict, Witness, judge};
+use lockstep_core::cluster::failover::{Patience, Reason, Verdict, Witness, judge};
 use lockstep_core::id::NodeId;
 use moving::Case;
 use silence::Silence;
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -27,7 +30,8 @@ use tokio::time::Instant;
 /// How long a node has for its answer. Many of these make it suspect, not one.
 const ANSWER: Duration = Duration::from_millis(400);
 /// Pause before a node's pods are looked at again: when some were deleted, since their successors
-/// may have come to the same node; when some could not be; and when it has been so for long.
+/// may have come to the same node; when some could not be, or only those that came back; and when
+/// it has been so for long.
 const SOON: Duration = Duration::from_millis(500);
 const LATER: Duration = Duration::from_secs(2);
 const RARELY: Duration = Duration::from_secs(15);
@@ -64,14 +68,22 @@ pub(crate) struct Failover {
     leader: Leader,
 }
 
+/// What is under way.
+#[derive(Default)]
+struct Watch {
+    suspects: BTreeMap<NodeId, Suspect>,
+    /// Nodes that were suspected for their silence, and have not answered since.
+    away: BTreeSet<NodeId>,
+    is_braked: bool,
+}
+
 /// A node that is suspected, and what is done about it.
 struct Suspect {
     case: Arc<Case>,
-    running: Option<JoinHandle<bool>>,
+    /// The look under way, and the case that it is about: there may be a new one by now.
+    running: Option<(Arc<Case>, JoinHandle<bool>)>,
     again: Instant,
 }
-
-type Suspects = BTreeMap<NodeId, Suspect>;
 
 impl Failover {
     pub(crate) fn new(
@@ -89,12 +101,16 @@ impl Failover {
     pub(crate) async fn keep(mut self, how: Watching) {
         let patience = Patience { silent_ms: how.silent_ms, restart_ms: how.restart_ms };
         let every = Duration::from_millis(how.watch_every_ms);
-        let (mut silence, mut suspects) = (Silence::default(), Suspects::new());
-        let (mut turn, mut deaf) = (0, false);
+        let (mut silence, mut watch) = (Silence::default(), Watch::default());
+        let (mut turn, mut deaf, mut is_first) = (0, false, true);
         loop {
             if !self.leader.acts() {
-                (silence, suspects) = (Silence::default(), Suspects::new());
+                (silence, watch) = (Silence::default(), Watch::default());
                 self.leader.wait().await;
+                is_first = true;
+            }
+            if std::mem::take(&mut is_first) {
+                tokio::spawn(self.clone().look_back());
             }
             let begun = Instant::now();
             match self.daemons.who_answers(turn, ANSWER).await {
@@ -109,12 +125,8 @@ impl Failover {
                 Err(_) => {}
             }
             turn = turn.wrapping_add(1);
-            self.act(
-                &silence.witnesses(self.nodes.words(), Instant::now()),
-                patience,
-                &mut suspects,
-            )
-            .await;
+            let witnesses = silence.witnesses(self.nodes.words(), Instant::now());
+            self.act(&witnesses, patience, &mut watch).await;
             tokio::time::sleep_until(begun + every).await;
         }
     }
@@ -124,25 +136,81 @@ impl Failover {
         &self,
         witnesses: &BTreeMap<NodeId, Witness>,
         patience: Patience,
-        suspects: &mut Suspects,
+        watch: &mut Watch,
     ) {
         let verdicts = judge(witnesses, patience);
-        suspects.retain(|node, suspect| {
+        for node in watch.returned(witnesses) {
+            tokio::spawn(self.clone().mend(node));
+        }
+        watch.note_brake(&verdicts);
+        watch.suspects.retain(|node, suspect| {
             let stays = matches!(verdicts.get(node), Some(Verdict::Suspect(_)));
-            if !stays && suspect.running.is_none() {
+            let is_over = !stays && !suspect.is_running();
+            if is_over {
                 tracing::info!(%node, since_ms = suspect.case.since_ms(), "not suspected any more");
             }
-            stays || suspect.running.is_some()
+            !is_over
         });
         for (node, verdict) in verdicts {
             let Verdict::Suspect(reason) = verdict else { continue };
             let silent_ms = witnesses.get(&node).and_then(|witness| witness.silent_ms);
-            let suspect = suspects.entry(node.clone()).or_insert_with(|| {
-                tracing::info!(%node, silent_ms, %reason, "suspected");
-                let case = Arc::new(Case::new(node, reason, silent_ms.is_some()));
-                Suspect { case, running: None, again: Instant::now() }
-            });
-            suspect.go_on(self).await;
+            if silent_ms.is_some() {
+                watch.away.insert(node.clone());
+            }
+            watch.suspect(node, reason, silent_ms).go_on(self).await;
+        }
+    }
+}
+
+impl Watch {
+    /// The nodes that answer again.
+    fn returned(&mut self, witnesses: &BTreeMap<NodeId, Witness>) -> Vec<NodeId> {
+        let answers = |node: &NodeId| {
+            witnesses.get(node).is_some_and(|w| w.silent_ms.is_none() && !w.refused)
+        };
+        self.away.extract_if(.., answers).collect()
+    }
+
+    /// Says once that too many nodes are silent.
+    fn note_brake(&mut self, verdicts: &BTreeMap<NodeId, Verdict>) {
+        let braked = verdicts.values().find_map(|verdict| match verdict {
+            Verdict::Braked { silent, nodes } => Some((silent, nodes)),
+            Verdict::Well | Verdict::Suspect(_) => None,
+        });
+        match braked {
+            Some((silent, nodes)) if !self.is_braked => tracing::warn!(
+                silent,
+                nodes,
+                "so many nodes are silent that the network is more likely to be broken: only what \
+                 Kubernetes says of them counts now"
+            ),
+            None if self.is_braked => tracing::info!("silence counts again"),
+            _ => {}
+        }
+        self.is_braked = braked.is_some();
+    }
+
+    /// What is done about a node. If what is known of it has changed, it is looked at now: what was
+    /// in vain may not be any more.
+    fn suspect(&mut self, node: NodeId, reason: Reason, silent_ms: Option<u64>) -> &mut Suspect {
+        let is_silent = silent_ms.is_some();
+        let begin = |node: &NodeId| {
+            tracing::info!(%node, silent_ms, %reason, "suspected");
+            Arc::new(Case::new(node.clone(), reason, is_silent))
+        };
+        match self.suspects.entry(node) {
+            Entry::Vacant(new) => {
+                let case = begin(new.key());
+                new.insert(Suspect { case, running: None, again: Instant::now() })
+            }
+            Entry::Occupied(there) => {
+                let suspect = there.into_mut();
+                if !suspect.case.is_of(reason, is_silent) {
+                    suspect.case = begin(&suspect.case.node);
+                    suspect.again = Instant::now();
+                }
+                suspect
+            }
         }
     }
 }
@@ -150,18 +218,24 @@ impl Failover {
 impl Suspect {
     /// Looks at the pods of the node once more when it is time to.
     async fn go_on(&mut self, failover: &Failover) {
-        if let Some(running) = self.running.take_if(|running| running.is_finished()) {
+        if let Some((case, running)) = self.running.take_if(|(_, running)| running.is_finished()) {
             let moved = running.await.unwrap_or_default();
-            self.again = Instant::now()
-                + match moved {
-                    true => SOON,
-                    false if self.case.since.elapsed() > LONG => RARELY,
-                    false => LATER,
-                };
+            let pause = match moved {
+                _ if !Arc::ptr_eq(&case, &self.case) => Duration::ZERO,
+                true => SOON,
+                false if self.case.since.elapsed() > LONG => RARELY,
+                false => LATER,
+            };
+            self.again = Instant::now() + pause;
         }
         if self.running.is_none() && Instant::now() >= self.again {
             let (failover, case) = (failover.clone(), Arc::clone(&self.case));
-            self.running = Some(tokio::spawn(async move { failover.empty(case).await }));
+            let look = tokio::spawn(async move { failover.empty(case).await });
+            self.running = Some((Arc::clone(&self.case), look));
         }
+    }
+
+    fn is_running(&self) -> bool {
+        self.running.as_ref().is_some_and(|(_, running)| !running.is_finished())
     }
 }

@@ -2,13 +2,13 @@
 
 use super::Failover;
 use crate::kubernetes::pods::{Claim, Found};
-use lockstep_core::cluster::failover::{Reason, Stays, Used, moves};
+use k8s_openapi::api::core::v1::ObjectReference;
+use lockstep_core::cluster::failover::{Leaving, Pod, Reason, Used, plan};
 use lockstep_core::cluster::locality::{Changes, Labels as Labelled, PlacementId};
 use lockstep_core::id::NodeId;
 use lockstep_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -17,13 +17,8 @@ use tonic::Status;
 /// How long the copies of a volume may take to be sure that its primary is silent, when its node
 /// is; otherwise they are asked once.
 const FENCE_WAIT_MS: u64 = 3000;
-/// Pods that are moved at a time.
+/// Sets of pods that are moved at a time.
 const AT_A_TIME: usize = 16;
-/// How long the successor of a pod is watched, how often, and how long its node may take before it
-/// is nudged.
-const WATCHED: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(250);
-const NUDGE: Duration = Duration::from_millis(1500);
 
 /// A node that is suspected.
 #[derive(Debug)]
@@ -32,8 +27,16 @@ pub(super) struct Case {
     pub(super) reason: Reason,
     pub(super) since: Instant,
     silent: bool,
-    /// What was said of which pod last.
+    /// What was said of which object last, and what was moved.
     told: Mutex<BTreeMap<String, String>>,
+}
+
+/// A pod and what it uses.
+#[derive(Clone, Debug)]
+pub(super) struct User {
+    pub(super) pod: Found,
+    pub(super) claims: Vec<Arc<Claim>>,
+    pub(super) facts: Pod,
 }
 
 impl Case {
@@ -46,33 +49,71 @@ impl Case {
         u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Whether this is news.
-    fn is_new(&self, pod: &Found, what: &str) -> bool {
+    /// Whether it was begun for that.
+    pub(super) fn is_of(&self, reason: Reason, silent: bool) -> bool {
+        (self.reason, self.silent) == (reason, silent)
+    }
+
+    /// Whether this is news of an object.
+    fn is_new(&self, of: &ObjectReference, what: &str) -> bool {
+        let key = format!("{:?} {:?} {:?} {:?}", of.kind, of.namespace, of.name, of.uid);
+        self.note(key, what)
+    }
+
+    /// Whether no pod was moved before that this one may be the successor of.
+    fn is_first(&self, pod: &Found) -> bool {
+        let key = format!("{} {:?} {:?}", pod.namespace, pod.owner, pod.claims);
+        self.note(key, "moved")
+    }
+
+    fn note(&self, key: String, what: &str) -> bool {
         // It is changed by single inserts.
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = told.insert(pod.uid.clone(), what.to_owned());
+        let before = told.insert(key, what.to_owned());
         before.as_deref() != Some(what)
     }
 }
 
 impl Failover {
-    /// Moves what pods can be moved. Returns whether any was.
+    /// The pods of a node that use volumes by claims.
+    pub(super) async fn users(&self, node: &NodeId) -> Result<Vec<User>, Status> {
+        let pods = self.pods.on_node(node).await?;
+        let claims = self.pods.claims(&pods).await;
+        let user = |(pod, claims): (Found, Vec<Arc<Claim>>)| {
+            let facts = pod.facts(&claims);
+            User { pod, claims, facts }
+        };
+        Ok(pods.into_iter().zip(claims).map(user).collect())
+    }
+
+    /// Moves what pods can be moved. Returns whether one was that has not come back since.
     pub(super) async fn empty(&self, case: Arc<Case>) -> bool {
-        let pods = match self.pods.on_node(&case.node).await {
-            Ok(pods) => pods,
+        let users = match self.users(&case.node).await {
+            Ok(users) => users,
             Err(status) => {
                 tracing::warn!(node = %case.node, why = status.message(), "its pods are unknown");
                 return false;
             }
         };
+        for user in users.iter().filter(|user| user.pod.is_given_up()) {
+            self.is_kept(&case, &user.pod);
+        }
+        let facts: Vec<Pod> = users.iter().map(|user| user.facts.clone()).collect();
+        let plan = plan(&facts);
+        for (at, why) in &plan.stay {
+            if let Some(user) = users.get(*at) {
+                self.stays(&case, &user.pod, &why.to_string());
+            }
+        }
         let turns = Arc::new(Semaphore::new(AT_A_TIME));
         let mut moving = JoinSet::new();
-        for pod in pods {
+        for set in plan.leave {
             let (failover, case, turns) = (self.clone(), Arc::clone(&case), Arc::clone(&turns));
+            let users = set.pods.iter().filter_map(|at| users.get(*at).cloned()).collect();
             moving.spawn(async move {
                 // It is never closed; if it were, nobody would have to wait.
                 let _turn = turns.acquire().await;
-                failover.move_away(case, pod).await
+                failover.move_away(case, users, set).await
             });
         }
         let mut moved = false;
@@ -82,32 +123,41 @@ impl Failover {
         moved
     }
 
-    /// Moves a pod. Returns whether it did.
-    async fn move_away(&self, case: Arc<Case>, pod: Found) -> bool {
-        let claims = match self.pods.claims(&pod).await {
-            Ok(claims) => claims,
-            Err(status) => return self.stays(&case, &pod, status.message()),
+    /// Moves pods that share volumes. Returns the same.
+    async fn move_away(&self, case: Arc<Case>, users: Vec<User>, set: Leaving) -> bool {
+        let taken = async {
+            let fenced = self.fence(&case, &users, &set.volumes).await?;
+            if !self.leader.acts() {
+                return Ok(false);
+            }
+            self.take_labels(&case, &fenced).await.map(|()| true)
         };
-        let facts = pod.facts(&claims);
-        let volumes = match moves(&facts) {
-            Ok(volumes) => volumes,
-            Err(Stays::NotOurs) => return false,
-            Err(why) => return self.stays(&case, &pod, &why.to_string()),
-        };
-        let fenced = match self.fence(&case, &pod, &claims, volumes).await {
-            Ok(fenced) => fenced,
-            Err(status) => return self.stays(&case, &pod, status.message()),
-        };
-        if !self.leader.acts() {
-            return false;
-        }
-        if let Err(status) = self.take_labels(&case, &fenced).await {
-            return self.stays(&case, &pod, status.message());
-        }
-        match self.pods.delete(&pod).await {
+        match taken.await {
             Ok(true) => {}
             Ok(false) => return false,
-            Err(status) => return self.stays(&case, &pod, status.message()),
+            Err(status) => {
+                for user in &users {
+                    self.stays(&case, &user.pod, status.message());
+                }
+                return false;
+            }
+        }
+        let mut moved = false;
+        for user in users {
+            moved |= self.delete(&case, user.pod).await;
+        }
+        moved
+    }
+
+    /// Deletes a pod whose volumes are fenced. Returns the same.
+    async fn delete(&self, case: &Arc<Case>, pod: Found) -> bool {
+        match self.pods.delete(&pod, Some(0)).await {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(status) => {
+                self.stays(case, &pod, status.message());
+                return false;
+            }
         }
         let (node, since_ms) = (&case.node, case.since_ms());
         tracing::info!(%node, namespace = pod.namespace, pod = pod.name, since_ms, "pod deleted");
@@ -117,47 +167,71 @@ impl Failover {
             case.reason
         );
         self.events.tell(&pod.reference(), true, "FailedOver", note);
-        tokio::spawn(self.clone().follow(case, pod));
-        true
+        let is_first = case.is_first(&pod);
+        tokio::spawn(self.clone().follow(Arc::clone(case), pod));
+        is_first
     }
 
-    /// Has all volumes of a pod fenced.
+    /// Has all volumes of some pods fenced: none of them, if one cannot be.
     async fn fence(
         &self,
         case: &Arc<Case>,
-        pod: &Found,
-        claims: &[Claim],
-        volumes: BTreeSet<&str>,
+        users: &[User],
+        volumes: &BTreeSet<String>,
     ) -> Result<Vec<v1::FenceVolumeResponse>, Status> {
-        let wait_ms = if case.silent { FENCE_WAIT_MS } else { 1 };
-        let mut asked = JoinSet::new();
-        for volume in volumes {
-            let (daemons, name) = (Arc::clone(&self.daemons), volume.to_owned());
-            let node = case.node.to_string();
-            asked.spawn(async move {
-                let request = v1::FenceVolumeRequest { name: name.clone(), node, wait_ms };
-                daemons.fence(&request).await.map(|told| (name, told))
-            });
+        // One alone is fenced or not.
+        let could = volumes.len() > 1;
+        if could {
+            let request = v1::FenceVolumeRequest { dry_run: true, ..Default::default() };
+            self.fence_all(case, volumes, request).await?;
         }
+        let request = v1::FenceVolumeRequest { could, ..Default::default() };
         let mut fenced = Vec::new();
-        while let Some(told) = asked.join_next().await {
-            let broken = |error| Status::internal(format!("it broke off: {error}"));
-            let (volume, told) = told.map_err(broken)??;
-            let (node, epoch, by) = (&case.node, told.epoch, told.by_node.as_str());
-            let since_ms = case.since_ms();
-            tracing::info!(%node, volume, pod = pod.name, epoch, by, since_ms, "fenced");
-            let used = |claim: &&Claim| claim.used == Used::Ours(volume.clone());
-            for claim in claims.iter().filter(used) {
-                let note = format!(
-                    "node {node} is lost ({}): volume {volume} is fenced with epoch {epoch}, no \
-                     write of that node is acknowledged any more",
-                    case.reason
-                );
-                self.events.tell(&claim.reference, true, "Fenced", note);
-            }
+        for (volume, told) in self.fence_all(case, volumes, request).await? {
+            self.is_fenced(case, users, &volume, &told);
             fenced.push(told);
         }
         Ok(fenced)
+    }
+
+    /// Asks for the same of several volumes at once.
+    async fn fence_all(
+        &self,
+        case: &Case,
+        volumes: &BTreeSet<String>,
+        request: v1::FenceVolumeRequest,
+    ) -> Result<Vec<(String, v1::FenceVolumeResponse)>, Status> {
+        let wait_ms = if case.silent { FENCE_WAIT_MS } else { 1 };
+        let mut asked = JoinSet::new();
+        for name in volumes {
+            let (daemons, name, node) =
+                (Arc::clone(&self.daemons), name.clone(), case.node.to_string());
+            let request = v1::FenceVolumeRequest { name: name.clone(), node, wait_ms, ..request };
+            asked.spawn(async move { daemons.fence(&request).await.map(|told| (name, told)) });
+        }
+        let mut all = Vec::new();
+        while let Some(told) = asked.join_next().await {
+            all.push(told.map_err(|error| Status::internal(format!("it broke off: {error}")))??);
+        }
+        Ok(all)
+    }
+
+    /// Tells of a volume that was fenced.
+    fn is_fenced(&self, case: &Case, users: &[User], volume: &str, told: &v1::FenceVolumeResponse) {
+        let (node, epoch, by) = (&case.node, told.epoch, told.by_node.as_str());
+        let since_ms = case.since_ms();
+        tracing::info!(%node, volume, epoch, by, since_ms, "fenced");
+        let note = format!(
+            "node {node} is lost ({}): volume {volume} is fenced with epoch {epoch}, no write of \
+             that node is acknowledged any more",
+            case.reason
+        );
+        let claims = users.iter().flat_map(|user| &user.claims);
+        for claim in claims.filter(|claim| claim.used == Used::Ours(volume.to_owned())) {
+            if case.is_new(&claim.reference, &note) {
+                self.events.tell(&claim.reference, true, "Fenced", note.clone());
+            }
+        }
     }
 
     /// Takes the labels of fenced volumes off the node, before a pod could be bound to it again.
@@ -171,62 +245,25 @@ impl Failover {
         self.keeper.apply(&Changes { take, ..Changes::default() }).await
     }
 
-    fn stays(&self, case: &Case, pod: &Found, why: &str) -> bool {
-        if case.is_new(pod, why) {
+    /// Tells why a pod is not moved.
+    fn stays(&self, case: &Case, pod: &Found, why: &str) {
+        if case.is_new(&pod.reference(), why) {
             let (node, name, since_ms) = (&case.node, &pod.name, case.since_ms());
             tracing::info!(%node, namespace = pod.namespace, pod = name, why, since_ms, "stays");
             let note = format!("node {node} may be lost ({}), but {why}", case.reason);
             self.events.tell(&pod.reference(), true, "NotFailedOver", note);
         }
-        false
     }
 
-    /// Watches the successor of a pod begin, and helps if its node does not.
-    async fn follow(self, case: Arc<Case>, old: Found) {
-        let begin = Instant::now();
-        let mut bound: Option<(Found, Instant)> = None;
-        while begin.elapsed() < WATCHED {
-            tokio::time::sleep(LOOK).await;
-            let Ok(pending) = self.pods.pending(&old.namespace).await else { continue };
-            let successor = |pod: &Found| {
-                let is_like = pod.owner == old.owner && pod.claims == old.claims;
-                is_like && pod.uid != old.uid && pod.node.is_some()
-            };
-            if let Some(pod) = pending.into_iter().find(|pod| successor(pod)) {
-                self.mind(&case, pod, &mut bound).await;
-                continue;
-            }
-            let Some((pod, _)) = &bound else { continue };
-            if let Ok(Some(now)) = self.pods.same(pod).await
-                && !now.pending
-            {
-                let (pod, since_ms) = (&now.name, case.since_ms());
-                tracing::info!(pod, to = now.node, since_ms, "the successor runs");
-                return;
-            }
-        }
-    }
-
-    /// A successor that was given a node, and does not run yet.
-    async fn mind(&self, case: &Case, pod: Found, bound: &mut Option<(Found, Instant)>) {
-        match bound {
-            Some((before, at)) if before.uid == pod.uid => {
-                if at.elapsed() < NUDGE {
-                    return;
-                }
-                *at = Instant::now();
-                let nudged = self.pods.nudge(&pod).await;
-                let why = nudged.err().map(|status| status.message().to_owned());
-                tracing::info!(pod = pod.name, why, since_ms = case.since_ms(), "nudged");
-            }
-            _ => {
-                let to = pod.node.as_deref().unwrap_or_default();
-                // If it is the lost one, the next look at that moves it on.
-                let on_lost = to == case.node.as_str();
-                let since_ms = case.since_ms();
-                tracing::info!(pod = pod.name, to, on_lost, since_ms, "the successor is bound");
-                *bound = Some((pod, Instant::now()));
-            }
+    /// Tells what keeps a pod that was deleted.
+    fn is_kept(&self, case: &Case, pod: &Found) {
+        if !pod.finalizers.is_empty() {
+            let why = format!(
+                "it is deleted already, and its successor is made once nothing keeps it: \
+                 whoever has set finalizer {} has to take it off",
+                pod.finalizers.join(", ")
+            );
+            self.stays(case, pod, &why);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{CHUNK, is_conflict, is_not_found, refused};
 use crate::identity::DRIVER_NAME;
+use futures::stream::{self, StreamExt as _};
 use k8s_openapi::api::core::v1::{
     ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod, Volume,
 };
@@ -12,6 +13,8 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, Preconditions
 use lockstep_core::cluster::failover::{self, Maker, Used};
 use lockstep_core::id::NodeId;
 use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use tonic::Status;
 
 /// Pods with this annotation are left alone, unless its value is `false`.
@@ -20,6 +23,9 @@ const IGNORE: &str = "lockstep.dev/ignore-failover";
 const NUDGED: &str = "lockstep.dev/nudged";
 /// What a kubelet marks the pods with that it makes by itself.
 const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// Claims that are read at a time.
+const READS: usize = 16;
 
 /// Reads pods and what they use, and deletes them.
 #[derive(Clone)]
@@ -42,6 +48,10 @@ pub(crate) struct Found {
     pub(crate) claims: Vec<String>,
     /// Names of volumes of other storage systems that it names itself, without a claim.
     foreign: Vec<String>,
+    /// It is being deleted: how many seconds its node has, at most, to end it.
+    grace_seconds: Option<i64>,
+    /// What keeps it although it is deleted.
+    pub(crate) finalizers: Vec<String>,
     ignored: bool,
     ended: bool,
     maker: Maker,
@@ -84,6 +94,10 @@ impl Found {
             node: spec.node_name,
             namespace: meta.namespace?,
             uid: meta.uid?,
+            grace_seconds: meta
+                .deletion_timestamp
+                .map(|_| meta.deletion_grace_period_seconds.unwrap_or_default()),
+            finalizers: meta.finalizers.unwrap_or_default(),
             name,
             claims,
             foreign,
@@ -91,14 +105,24 @@ impl Found {
     }
 
     /// The same with what it uses, for a decision.
-    pub(crate) fn facts(&self, claims: &[Claim]) -> failover::Pod {
+    pub(crate) fn facts(&self, claims: &[Arc<Claim>]) -> failover::Pod {
         let foreign = self.foreign.iter().map(|name| Used::Foreign(format!("volume {name}")));
         failover::Pod {
             ignored: self.ignored,
-            ended: self.ended,
+            ended: self.ended || self.is_given_up(),
             maker: self.maker,
             volumes: claims.iter().map(|claim| claim.used.clone()).chain(foreign).collect(),
         }
+    }
+
+    /// Whether its node is not waited for any more: if it is still there, a finalizer keeps it.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.grace_seconds == Some(0)
+    }
+
+    /// Whether it is being deleted.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.grace_seconds.is_some()
     }
 
     /// How events name it.
@@ -171,17 +195,35 @@ impl Pods {
         Ok(found.and_then(Found::new).filter(|found| found.uid == pod.uid))
     }
 
-    /// What is behind the claims of a pod.
-    pub(crate) async fn claims(&self, pod: &Found) -> Result<Vec<Claim>, Status> {
-        let mut claims = Vec::new();
-        for name in &pod.claims {
-            let used = self.behind(&pod.namespace, name).await;
-            let (uid, used) = used
-                .map_err(|e| refused(&format!("claim {}/{name} is unknown", pod.namespace), &e))?;
-            let reference = named("PersistentVolumeClaim", &pod.namespace, name, uid);
-            claims.push(Claim { reference, used });
-        }
-        Ok(claims)
+    /// What is behind the claims of pods, in their order. Of one that cannot be read nothing is
+    /// known.
+    pub(crate) async fn claims(&self, pods: &[Found]) -> Vec<Vec<Arc<Claim>>> {
+        let keys = pods.iter().flat_map(|pod| {
+            let of = |name: &String| (pod.namespace.clone(), name.clone());
+            pod.claims.iter().map(of)
+        });
+        let keys: BTreeSet<(String, String)> = keys.collect();
+        let read: BTreeMap<_, _> = stream::iter(keys)
+            .map(|(namespace, name)| async move {
+                let claim = Arc::new(self.claim(&namespace, &name).await);
+                ((namespace, name), claim)
+            })
+            .buffer_unordered(READS)
+            .collect()
+            .await;
+        let of = |pod: &Found| {
+            let key = |name: &String| (pod.namespace.clone(), name.clone());
+            pod.claims.iter().filter_map(|name| read.get(&key(name)).cloned()).collect()
+        };
+        pods.iter().map(of).collect()
+    }
+
+    async fn claim(&self, namespace: &str, name: &str) -> Claim {
+        let (uid, used) = self.behind(namespace, name).await.unwrap_or_else(|error| {
+            tracing::warn!(namespace, claim = name, %error, "what is behind it cannot be read");
+            (None, Used::Unknown(name.to_owned()))
+        });
+        Claim { reference: named("PersistentVolumeClaim", namespace, name, uid), used }
     }
 
     async fn behind(
@@ -210,12 +252,17 @@ impl Pods {
         Ok(volumes.get_opt(volume).await?.and_then(|found| claim_of(volume, found)))
     }
 
-    /// Deletes a pod without waiting for its node, unless another one has its name by now.
-    pub(crate) async fn delete(&self, pod: &Found) -> Result<bool, Status> {
+    /// Deletes a pod, unless another one has its name by now; `grace_seconds`: 0 does not wait for
+    /// its node, none gives it what the pod asks for.
+    pub(crate) async fn delete(
+        &self,
+        pod: &Found,
+        grace_seconds: Option<u32>,
+    ) -> Result<bool, Status> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let preconditions = Preconditions { uid: Some(pod.uid.clone()), resource_version: None };
         let how = DeleteParams {
-            grace_period_seconds: Some(0),
+            grace_period_seconds: grace_seconds,
             preconditions: Some(preconditions),
             ..DeleteParams::default()
         };
@@ -348,6 +395,21 @@ mod tests {
         ] {
             assert_eq!(volume(json!({ path: value })), None, "{path}");
         }
+    }
+
+    #[test]
+    fn one_that_was_given_up_uses_nothing_though_a_finalizer_keeps_it() {
+        let deleted = |seconds: i64| {
+            pod(json!({
+                "/metadata/deletionTimestamp": "2026-01-01T00:00:00Z",
+                "/metadata/deletionGracePeriodSeconds": seconds,
+                "/metadata/finalizers": ["example.com/job"],
+            }))
+        };
+        assert!(!pod(json!({})).is_given_up() && !deleted(30).is_given_up());
+        assert!(!deleted(30).facts(&[]).ended, "its node is waited for");
+        assert!(deleted(0).facts(&[]).ended);
+        assert_eq!(deleted(0).finalizers, ["example.com/job"]);
     }
 
     #[test]

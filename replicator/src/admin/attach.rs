@@ -26,6 +26,15 @@ const DOOR_LIMIT: Duration = Duration::from_secs(5);
 /// How long an attachment that was taken over is shown.
 const FENCED_SHOWN: Duration = Duration::from_secs(300);
 
+/// How long the node of a primary may take to say that it lives: at the first look, and at others.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OwnWord {
+    pub(super) first: Duration,
+    pub(super) later: Duration,
+}
+
+const OWN_WORD: OwnWord = OwnWord { first: LOOK_LIMIT, later: LOOK_LIMIT };
+
 /// What became of the door of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum DoorState {
@@ -137,7 +146,7 @@ impl Admin {
             attached.is_some_and(|handle| !is_over(*handle.phase().borrow()))
         };
         if !served_here() && !request.force {
-            self.wait_until_free(&volume, deadline, LOOK_LIMIT).await?;
+            self.wait_until_free(&volume, deadline, OWN_WORD).await?;
         }
         let (handle, mut door) = self.claim(&volume, Standing::Asked)?;
         // A little is always given, so that a claim that took the whole wait can still be told.
@@ -175,7 +184,7 @@ impl Admin {
         wait: Duration,
     ) -> Result<VolumeHandle, Status> {
         let deadline = Instant::now() + wait;
-        self.wait_until_free(volume, deadline, LOOK_LIMIT).await?;
+        self.wait_until_free(volume, deadline, OWN_WORD).await?;
         let (handle, _) = self.claim(volume, Standing::Asked)?;
         let left = deadline.saturating_duration_since(Instant::now()).max(LIVENESS_PAUSE);
         if let Err(error) = handle.served(left).await {
@@ -210,15 +219,15 @@ impl Admin {
         Err(Status::failed_precondition(format!("volume {name} {why}")))
     }
 
-    /// Waits until no live primary would be robbed (rule A4). After the first look its own node has
-    /// `own_limit` to say that it lives.
+    /// Waits until no live primary would be robbed (rule A4). At each look its own node has
+    /// `own_word` to say that it lives.
     pub(super) async fn wait_until_free(
         &self,
         volume: &VolumeObject,
         deadline: Instant,
-        own_limit: Duration,
+        own_word: OwnWord,
     ) -> Result<(), Status> {
-        let (name, mut limit) = (&volume.name, LOOK_LIMIT);
+        let (name, mut limit) = (&volume.name, own_word.first);
         loop {
             let Some(record) = self.inner.catalog.record(volume.uid).await? else {
                 let why = format!("volume {name} has no record; restore the record store");
@@ -244,7 +253,7 @@ impl Admin {
                 return Err(refusal);
             }
             tokio::time::sleep(LIVENESS_PAUSE).await;
-            limit = own_limit;
+            limit = own_word.later;
         }
     }
 

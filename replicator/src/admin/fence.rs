@@ -13,7 +13,7 @@ use lockstep_core::record::Record;
 use lockstep_proto::v1;
 use tonic::{Code, Status};
 
-use super::attach::{Standing, is_over};
+use super::attach::{OwnWord, Standing, is_over};
 use super::catalog::VolumeObject;
 use super::liveness::LOOK_LIMIT;
 use super::peers::{ASK_LIMIT, at, pass_on, within};
@@ -38,7 +38,8 @@ const RECOVERY_LIMIT: Duration = Duration::from_secs(30);
 const SPARE_TIME: Duration = Duration::from_secs(5);
 
 impl Admin {
-    /// Sees to it that no write of `request.node` is acknowledged any more.
+    /// Sees to it that no write of `request.node` is acknowledged any more; or finds out, changing
+    /// nothing, whether that can be done now.
     pub(super) async fn fence_volume(
         &self,
         request: v1::FenceVolumeRequest,
@@ -46,16 +47,13 @@ impl Admin {
     ) -> Result<v1::FenceVolumeResponse, Status> {
         let lost = names::node(&request.node)?;
         let volume = self.ready_volume(names::volume_name(&request.name)?).await?;
-        let wait = match request.wait_ms {
-            0 => DEFAULT_WAIT,
-            ms => Duration::from_millis(ms).min(LONGEST_WAIT),
-        };
+        let wish = Wish::new(&request, &lost);
         let record = self.record_of(&volume).await?;
         if is_fenced(&record, &lost) {
             return Ok(answer(&volume, &record));
         }
         if passed_on {
-            return self.fence_here(&volume, &record, &lost, wait).await;
+            return self.fence_here(&volume, &record, &wish).await;
         }
         let mut refusal = Status::failed_precondition(format!(
             "no other node than {lost} has all data of volume {}",
@@ -63,9 +61,9 @@ impl Admin {
         ));
         for node in by(&record, &lost, &self.inner.node) {
             let asked = if node == self.inner.node {
-                self.fence_here(&volume, &record, &lost, wait).await
+                self.fence_here(&volume, &record, &wish).await
             } else {
-                self.fence_there(&node, &request, wait).await
+                self.fence_there(&node, &request, wish.wait).await
             };
             match asked {
                 // Another one may be able to.
@@ -95,25 +93,28 @@ impl Admin {
         answer.await.map_err(|status| at(node, &status))
     }
 
-    /// Makes this node the primary, and waits for a promise.
+    /// Makes this node the primary, and waits for a promise; or only finds out whether it could be.
     async fn fence_here(
         &self,
         volume: &VolumeObject,
         record: &Record,
-        lost: &NodeId,
-        wait: Duration,
+        wish: &Wish<'_>,
     ) -> Result<v1::FenceVolumeResponse, Status> {
+        let lost = wish.lost;
         if *lost == self.inner.node {
             let why = format!("node {lost} is not lost: it answers");
             return Err(Status::failed_precondition(why));
         }
         let attached = self.inner.engine.attached(volume.uid);
         if attached.is_none_or(|handle| is_over(*handle.phase().borrow())) {
-            let deadline = Instant::now() + wait;
+            let deadline = Instant::now() + wish.wait;
             if record.primary.is_none() {
-                self.wait_until_silent(volume, lost, deadline).await?;
+                self.wait_until_silent(volume, wish, deadline).await?;
             }
-            self.wait_until_free(volume, deadline, OWN_WORD_LIMIT).await?;
+            self.wait_until_free(volume, deadline, wish.own_word()).await?;
+        }
+        if wish.dry_run {
+            return Ok(answer(volume, record));
         }
         let (handle, _) = self.claim(volume, Standing::Spare)?;
         self.inner.tasks.spawn(self.clone().keep_spare(volume.clone(), handle.clone()));
@@ -123,24 +124,24 @@ impl Admin {
     }
 
     /// Waits until a node has been silent for as long as a primary would have to be. By its record
-    /// nobody has the volume, so that no copy can tell of the node: a pod there may only read a view
-    /// of it, or wait for the next daemon with its device.
+    /// nobody has the volume, so that no copy can tell of the node: a pod there may only read a
+    /// view of it, or wait for the next daemon with its device.
     async fn wait_until_silent(
         &self,
         volume: &VolumeObject,
-        lost: &NodeId,
+        wish: &Wish<'_>,
         deadline: Instant,
     ) -> Result<(), Status> {
+        let (name, lost, begin) = (&volume.name, wish.lost, Instant::now());
         let Some(object) = self.inner.catalog.node(lost).await? else { return Ok(()) };
-        let (name, begin) = (&volume.name, Instant::now());
         loop {
-            if self.ask_briefly(&object, LOOK_LIMIT).await.live {
+            if self.ask_briefly(&object, wish.own_word().first).await.live {
                 return Err(Status::failed_precondition(format!(
                     "node {lost} answers, and may be about to serve volume {name}"
                 )));
             }
             let silent = begin.elapsed();
-            if silent >= SILENT_LONG {
+            if wish.could || silent >= SILENT_LONG {
                 return Ok(());
             }
             if Instant::now() + SILENCE_PAUSE >= deadline {
@@ -178,9 +179,32 @@ impl Admin {
     }
 }
 
-/// Whether no write of a node can be acknowledged any more, by the record alone: a primary elsewhere
-/// has opened the volume since. One that was closed in good order can be opened again by anybody: so
-/// a daemon leaves it that is told to stop, and the next one serves the devices that wait.
+/// What is asked for.
+struct Wish<'a> {
+    lost: &'a NodeId,
+    wait: Duration,
+    dry_run: bool,
+    could: bool,
+}
+
+impl<'a> Wish<'a> {
+    fn new(request: &v1::FenceVolumeRequest, lost: &'a NodeId) -> Self {
+        let wait = match request.wait_ms {
+            0 => DEFAULT_WAIT,
+            ms => Duration::from_millis(ms).min(LONGEST_WAIT),
+        };
+        Self { lost, wait, dry_run: request.dry_run, could: request.could }
+    }
+
+    fn own_word(&self) -> OwnWord {
+        let first = if self.could { OWN_WORD_LIMIT } else { LOOK_LIMIT };
+        OwnWord { first, later: OWN_WORD_LIMIT }
+    }
+}
+
+/// Whether no write of a node can be acknowledged any more, by the record alone: a primary
+/// elsewhere has opened the volume since. One that was closed in good order can be opened again by
+/// anybody: so a daemon leaves it that is told to stop, and the next one serves what waits.
 fn is_fenced(record: &Record, lost: &NodeId) -> bool {
     let opened = record.open_epoch == record.epoch;
     record.primary.as_ref().is_some_and(|primary| primary.node != *lost && opened)

@@ -10,6 +10,7 @@ use crate::process::{Process, wait_for};
 use crate::shown::{clear, make_node};
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 const NAMESPACE: &str = "failover";
@@ -33,9 +34,13 @@ pub(crate) async fn run(cluster: &Cluster) -> anyhow::Result<String> {
         make_node(cluster, node).await?;
     }
     let mut nodes = Nodes::start(cluster, NAMESPACE).await?;
-    for volume in ["v", "w", "x", "y", "z"] {
-        let create = ["volume", "create", volume, "--size", "16MiB", "--repl", "3"];
-        nodes.lockstep(&create).await?;
+    for volume in ["v", "w", "x", "y", "z", "q", "only", "u", "late"] {
+        let create = ["volume", "create", volume, "--size", "16MiB"];
+        let copies: &[&str] = match volume {
+            "only" => &["--repl", "1", "--node", "n1"],
+            _ => &["--repl", "3"],
+        };
+        nodes.lockstep(&[&create, copies].concat()).await?;
         let on = if volume == "z" { "n3" } else { "n1" };
         nodes.lockstep(&["attach", volume, "--node", on, "--wait", "60"]).await?;
         stage.volume(volume, "csi.lockstep.dev").await?;
@@ -47,6 +52,8 @@ pub(crate) async fn run(cluster: &Cluster) -> anyhow::Result<String> {
         ("mixed-0", "n1", &["y", "disk"]),
         ("other-0", "n1", &["disk"]),
         ("far-0", "n3", &["z"]),
+        ("half-0", "n1", &["q", "only"]),
+        ("kept-0", "n1", &["u"]),
     ];
     for (pod, node, volumes) in pods {
         stage.pod(pod, node, volumes, pod == "left-0").await?;
@@ -63,6 +70,7 @@ pub(crate) async fn run(cluster: &Cluster) -> anyhow::Result<String> {
     for volume in ["v", "w"] {
         nodes.lockstep(&["attach", volume, "--node", "n2", "--wait", "60"]).await?;
     }
+    returned(&stage, &mut nodes).await?;
     let took = succession(&stage, &mut nodes).await?;
     Ok(format!(
         "fenced, label off, pod deleted, with a controller killed at each step; {:.1} s from a \
@@ -99,6 +107,7 @@ async fn alive(stage: &Stage<'_>, nodes: &Nodes) -> anyhow::Result<()> {
 /// Each controller comes one step further, and is killed. Returns how long the rest took.
 async fn step_by_step(stage: &Stage<'_>, nodes: &mut Nodes) -> anyhow::Result<Duration> {
     let before = stage.epoch(nodes, "v").await?;
+    let whole = stage.epoch(nodes, "q").await?;
     nodes.kill(0).await?;
     // Fenced, and no further.
     stage.forbid("nodes", "patch", true).await?;
@@ -119,7 +128,11 @@ async fn step_by_step(stage: &Stage<'_>, nodes: &mut Nodes) -> anyhow::Result<Du
     ensure!(!stage.labelled("n1").await, "a pod was to be deleted with the label still there");
     stage.gone("web-0", false).await?;
 
+    stage.told("half-0", "NotFailedOver", "no other node than n1 has all data").await?;
+    ensure!(stage.epoch(nodes, "q").await? == whole, "a pod that stays lost one of two volumes");
+
     let uid = stage.uid("web-0").await?;
+    stage.keep("kept-0", "example.com/kept").await?;
     stage.forbid("pods", "delete", false).await?;
     let begin = Instant::now();
     let mut controller = nodes.controller_named(stage.cluster, "deletes", FLAGS)?;
@@ -135,8 +148,32 @@ async fn step_by_step(stage: &Stage<'_>, nodes: &mut Nodes) -> anyhow::Result<Du
     wait(nudged, "a successor that does not begin is not nudged").await?;
     stage.gone("web-0", false).await?;
     ensure!(!stage.labelled("n1").await, "the label is back on a node that is silent");
+    stage.told("kept-0", "NotFailedOver", "set finalizer example.com/kept").await?;
+    let times = stage.times("kept-0", "FailedOver").await?;
+    ensure!(times == 1, "a pod that a finalizer keeps was deleted {times} times");
     controller.kill().await?;
     Ok(took)
+}
+
+/// A node that was away for a while, and lost the volume of a pod of which nobody got further.
+async fn returned(stage: &Stage<'_>, nodes: &mut Nodes) -> anyhow::Result<()> {
+    let attach = ["attach", "late", "--node", "n1", "--wait", "60"];
+    wait(async || nodes.lockstep(&attach).await.is_ok(), "its daemon does not come back").await?;
+    stage.pod("late-0", "n1", &["late"], false).await?;
+    stage.say_runs("late-0").await?;
+    let mut controller = nodes.controller_named(stage.cluster, "mends", FLAGS)?;
+    wait(async || stage.labelled("n1").await, "the node is back and has no label").await?;
+    stage.forbid("nodes", "patch", true).await?;
+    nodes.kill(0).await?;
+    stage.told("late-0", "NotFailedOver", "a label of node n1 stays").await?;
+    nodes.lockstep(&["attach", "late", "--node", "n2", "--wait", "60"]).await?;
+    nodes.start_again(0)?;
+    stage.told("late-0", "VolumeTaken", "volume late was taken from node n1").await?;
+    let pod = stage.get("pod", "late-0").await?;
+    let grace = pod.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64);
+    ensure!(grace == Some(30), "it is not deleted as it asks to be: {grace:?}");
+    stage.forbid("nodes", "patch", false).await?;
+    controller.kill().await
 }
 
 /// Two controllers, and the one that acts is killed together with a node.
@@ -233,35 +270,60 @@ impl Stage<'_> {
 
     /// Waits until an event says something of a pod or a claim.
     async fn told(&self, of: &str, reason: &str, note: &str) -> anyhow::Result<()> {
-        let is_it = |event: &Value| {
-            let has = |path: &str, text: &str| {
-                event.pointer(path).and_then(Value::as_str).is_some_and(|it| it.contains(text))
-            };
-            has("/regarding/name", of) && has("/reason", reason) && has("/note", note)
-        };
-        let told = async || {
-            let events = self.kubectl(&["get", "events.events.k8s.io", "-o", "json"], "").await;
-            let events = events.ok().and_then(|said| serde_json::from_str::<Value>(&said).ok());
-            let items = events.as_ref().and_then(|all| all.get("items")?.as_array());
-            items.into_iter().flatten().any(is_it)
-        };
+        let has = |event: &Value| event.as_str().is_some_and(|told| told.contains(note));
+        let told = async || self.notes(of, reason).await.is_ok_and(|all| all.iter().any(has));
         wait(told, &format!("no event {reason} of {of} says: {note}")).await
     }
 
-    async fn labelled(&self, node: &str) -> bool {
-        let node = self.get("node", node).await;
-        let labels = |node: Value| {
-            let labels = node.pointer("/metadata/labels").and_then(Value::as_object).cloned();
-            labels.is_some_and(|labels| labels.keys().any(|key| key.starts_with(LABEL)))
+    /// How many events of this reason there are.
+    async fn times(&self, of: &str, reason: &str) -> anyhow::Result<usize> {
+        Ok(self.notes(of, reason).await?.len())
+    }
+
+    /// What events of this reason say.
+    async fn notes(&self, of: &str, reason: &str) -> anyhow::Result<Vec<Value>> {
+        let is = |event: &Value, path: &str, text: &str| {
+            event.pointer(path).and_then(Value::as_str) == Some(text)
         };
-        node.is_ok_and(labels)
+        let is_it =
+            |event: &&Value| is(event, "/regarding/name", of) && is(event, "/reason", reason);
+        let said = self.kubectl(&["get", "events.events.k8s.io", "-o", "json"], "").await?;
+        let events: Value = serde_json::from_str(&said)?;
+        let items = events.get("items").and_then(Value::as_array).context("no list of events")?;
+        Ok(items.iter().filter(is_it).filter_map(|event| event.get("note").cloned()).collect())
+    }
+
+    async fn patch(&self, flags: &[&str], patch: &Value) -> anyhow::Result<()> {
+        let patch = patch.to_string();
+        let merge = ["--type=merge", "-p", patch.as_str()];
+        self.kubectl(&[&["patch"], flags, &merge].concat(), "").await.map(drop)
+    }
+
+    async fn say_runs(&self, pod: &str) -> anyhow::Result<()> {
+        let running = json!({"status": {"phase": "Running"}});
+        self.patch(&["pod", pod, "--subresource=status"], &running).await
+    }
+
+    /// Has a finalizer keep a pod that is deleted.
+    async fn keep(&self, pod: &str, finalizer: &str) -> anyhow::Result<()> {
+        self.patch(&["pod", pod], &json!({"metadata": {"finalizers": [finalizer]}})).await
+    }
+
+    /// Whether a node has a label of volumes that have copies on the second one as well.
+    async fn labelled(&self, node: &str) -> bool {
+        let labels = async |node: &str| {
+            let node = self.get("node", node).await.unwrap_or_default();
+            let labels = node.pointer("/metadata/labels").and_then(Value::as_object).cloned();
+            let keys = labels.unwrap_or_default().into_iter().map(|(key, _)| key);
+            keys.filter(|key| key.starts_with(LABEL)).collect::<BTreeSet<_>>()
+        };
+        !labels(node).await.is_disjoint(&labels("n2").await)
     }
 
     async fn say_ready(&self, node: &str, status: &str) -> anyhow::Result<()> {
         let conditions = json!([{"type": "Ready", "status": status}]);
-        let patch = json!({"status": {"conditions": conditions}}).to_string();
-        let flags = ["patch", "node", node, "--subresource=status", "--type=merge", "-p", &patch];
-        self.kubectl(&flags, "").await.map(drop)
+        let patch = json!({"status": {"conditions": conditions}});
+        self.patch(&["node", node, "--subresource=status"], &patch).await
     }
 
     async fn epoch(&self, nodes: &Nodes, volume: &str) -> anyhow::Result<u64> {

@@ -4,10 +4,13 @@
 //! promises a newer epoch, which no copy does while it hears its primary. A node that is suspected
 //! wrongly costs a question.
 
+mod plan;
 #[cfg(test)]
 mod tests;
 
-use alloc::collections::{BTreeMap, BTreeSet};
+pub use plan::{Leaving, Plan, begins_anew, plan};
+
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -139,7 +142,7 @@ pub enum Used {
 pub struct Pod {
     /// Its owner wants it left alone.
     pub ignored: bool,
-    /// It has ended: it uses nothing any more.
+    /// It has ended, or was given up before: it uses nothing any more.
     pub ended: bool,
     /// Who makes it again.
     pub maker: Maker,
@@ -150,8 +153,6 @@ pub struct Pod {
 /// Why a pod is not moved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stays {
-    /// It is none of our business: it uses no volume of ours, or none any more.
-    NotOurs,
     /// Its owner wants it so.
     Ignored,
     /// See [`Maker::Nobody`].
@@ -162,37 +163,8 @@ pub enum Stays {
     Foreign(String),
     /// It uses another volume of which nothing is known, by its claim.
     Unknown(String),
-}
-
-/// The volumes that must be fenced before a pod is deleted.
-///
-/// # Errors
-/// Why it is not to be deleted at all.
-pub fn moves(pod: &Pod) -> Result<BTreeSet<&str>, Stays> {
-    let ours = pod.volumes.iter().filter_map(|volume| match volume {
-        Used::Ours(name) => Some(name.as_str()),
-        Used::Shared(_) | Used::Foreign(_) | Used::Unknown(_) => None,
-    });
-    let ours: BTreeSet<&str> = ours.collect();
-    if ours.is_empty() || pod.ended {
-        return Err(Stays::NotOurs);
-    }
-    if pod.ignored {
-        return Err(Stays::Ignored);
-    }
-    match pod.maker {
-        Maker::Nobody => return Err(Stays::NoMaker),
-        Maker::Node => return Err(Stays::OfNode),
-        Maker::Controller => {}
-    }
-    for volume in &pod.volumes {
-        match volume {
-            Used::Foreign(volume) => return Err(Stays::Foreign(volume.clone())),
-            Used::Unknown(claim) => return Err(Stays::Unknown(claim.clone())),
-            Used::Ours(_) | Used::Shared(_) => {}
-        }
-    }
-    Ok(ours)
+    /// It shares a volume with one that stays.
+    Beside,
 }
 
 impl fmt::Display for Reason {
@@ -210,7 +182,6 @@ impl fmt::Display for Reason {
 impl fmt::Display for Stays {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotOurs => write!(f, "it uses no volume of Lockstep"),
             Self::Ignored => write!(f, "it is annotated to be left alone"),
             Self::NoMaker => write!(f, "no controller would make it again"),
             Self::OfNode => write!(f, "it belongs to its node"),
@@ -219,7 +190,10 @@ impl fmt::Display for Stays {
                 "{volume} is of another storage system, to which the lost node may still be \
                  writing"
             ),
-            Self::Unknown(claim) => write!(f, "claim {claim} is not bound to a volume"),
+            Self::Unknown(claim) => {
+                write!(f, "claim {claim} is not bound to a volume, or cannot be read now")
+            }
+            Self::Beside => write!(f, "it shares a volume with a pod of its node that stays"),
         }
     }
 }

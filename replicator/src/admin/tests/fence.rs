@@ -5,7 +5,6 @@ use lockstep_core::limits::SESSION_DEAD_MS;
 use lockstep_core::record::PrimaryRef;
 
 use super::*;
-use crate::admin::catalog::NodeObject;
 
 const LOST: &str = "n9";
 
@@ -26,7 +25,8 @@ async fn lose(node: &Node) {
 
 async fn fence(node: &Node, lost: &str, wait_ms: u64) -> Result<v1::FenceVolumeResponse, Status> {
     let (name, lost) = ("v".to_owned(), lost.to_owned());
-    node.admin.fence_volume(v1::FenceVolumeRequest { name, node: lost, wait_ms }, false).await
+    let request = v1::FenceVolumeRequest { name, node: lost, wait_ms, ..Default::default() };
+    node.admin.fence_volume(request, false).await
 }
 
 #[tokio::test]
@@ -34,6 +34,16 @@ async fn a_volume_is_taken_from_a_lost_node_once_and_goes_to_whoever_attaches_it
     let node = Node::start().await;
     node.create().await.unwrap();
     lose(&node).await;
+    let dry_run = v1::FenceVolumeRequest {
+        name: "v".to_owned(),
+        node: LOST.to_owned(),
+        wait_ms: 5000,
+        dry_run: true,
+        could: false,
+    };
+    let could = node.admin.fence_volume(dry_run, false).await.unwrap();
+    assert_eq!((could.epoch, epoch(&node).await), (1, 1), "nothing is changed yet");
+    assert!(node.admin.inner.engine.list_primaries().await.is_empty());
     let told = fence(&node, LOST, 5000).await.unwrap();
     assert_eq!((told.epoch, told.by_node.as_str()), (2, "n1"), "one claim after the lost one's");
     assert!(told.placement_id.starts_with("p-"), "{told:?}");

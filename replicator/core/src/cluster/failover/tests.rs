@@ -54,22 +54,66 @@ fn pod(volumes: &[Used]) -> Pod {
     Pod { ignored: false, ended: false, maker: Maker::Controller, volumes }
 }
 
+fn ours(name: &str) -> Used {
+    Used::Ours(String::from(name))
+}
+
+fn leaving(pods: &[usize], volumes: &[&str]) -> Leaving {
+    let volumes = volumes.iter().map(|name| String::from(*name)).collect();
+    Leaving { pods: pods.iter().copied().collect(), volumes }
+}
+
 #[test]
 fn a_pod_moves_with_all_its_volumes_or_stays() {
-    let ours = |name: &str| Used::Ours(String::from(name));
-    let (v, w, data) = (ours("v"), ours("w"), || String::from("data"));
-    let both = pod(&[v.clone(), w, Used::Shared(data())]);
-    assert_eq!(moves(&both), Ok(BTreeSet::from(["v", "w"])));
-    assert_eq!(moves(&pod(&[])), Err(Stays::NotOurs));
-    assert_eq!(moves(&pod(&[Used::Foreign(data())])), Err(Stays::NotOurs));
-    let beside = |other| moves(&pod(&[v.clone(), other])).unwrap_err();
-    assert_eq!(beside(Used::Foreign(data())), Stays::Foreign(data()));
-    assert_eq!(beside(Used::Unknown(data())), Stays::Unknown(data()));
-    let one = pod(&[v]);
-    assert_eq!(moves(&Pod { ignored: true, ..one.clone() }), Err(Stays::Ignored));
-    assert_eq!(moves(&Pod { maker: Maker::Nobody, ..one.clone() }), Err(Stays::NoMaker));
-    assert_eq!(moves(&Pod { maker: Maker::Node, ..one.clone() }), Err(Stays::OfNode));
-    assert_eq!(moves(&Pod { ended: true, ..one }), Err(Stays::NotOurs));
+    let (v, data) = (ours("v"), || String::from("data"));
+    let both = pod(&[v.clone(), ours("w"), Used::Shared(data())]);
+    assert_eq!(plan(&[both]).leave, [leaving(&[0], &["v", "w"])]);
+    assert_eq!(plan(&[pod(&[]), pod(&[Used::Foreign(data())])]), Plan::default());
+    let stays = |pod: Pod| plan(&[pod]).stay.remove(&0);
+    let beside = |other| stays(pod(&[v.clone(), other]));
+    assert_eq!(beside(Used::Foreign(data())), Some(Stays::Foreign(data())));
+    assert_eq!(beside(Used::Unknown(data())), Some(Stays::Unknown(data())));
+    let one = pod(core::slice::from_ref(&v));
+    assert_eq!(stays(Pod { ignored: true, ..one.clone() }), Some(Stays::Ignored));
+    assert_eq!(stays(Pod { maker: Maker::Nobody, ..one.clone() }), Some(Stays::NoMaker));
+    assert_eq!(stays(Pod { maker: Maker::Node, ..one.clone() }), Some(Stays::OfNode));
+    assert_eq!(plan(&[Pod { ended: true, ..one }]), Plan::default());
+}
+
+#[test]
+fn a_pod_that_stays_is_robbed_by_no_other() {
+    let left = Pod { ignored: true, ..pod(&[ours("v")]) };
+    let shares = pod(&[ours("v"), ours("w")]);
+    let through = pod(&[ours("w"), ours("x")]);
+    let alone = pod(&[ours("y")]);
+    let found = plan(&[shares.clone(), through.clone(), alone.clone(), left.clone()]);
+    assert_eq!(found.leave, [leaving(&[2], &["y"])]);
+    let stay = [(0, Stays::Beside), (1, Stays::Beside), (3, Stays::Ignored)];
+    assert_eq!(found.stay, BTreeMap::from(stay));
+    let gone = Pod { ended: true, ..left };
+    let found = plan(&[shares, through, alone, gone]);
+    assert_eq!(found.leave, [leaving(&[0, 1], &["v", "w", "x"]), leaving(&[2], &["y"])]);
+}
+
+#[test]
+fn what_nobody_would_make_again_or_is_to_be_left_alone_is_not_begun_anew() {
+    let one = pod(&[ours("v")]);
+    assert!(begins_anew(&one) && begins_anew(&Pod { maker: Maker::Node, ..one.clone() }));
+    assert!(!begins_anew(&Pod { ignored: true, ..one.clone() }));
+    assert!(!begins_anew(&Pod { ended: true, ..one.clone() }));
+    assert!(!begins_anew(&Pod { maker: Maker::Nobody, ..one }));
+}
+
+fn some_pod() -> impl Strategy<Value = Pod> {
+    let used = prop_oneof![
+        8 => (0u8..6).prop_map(|i| ours(&alloc::format!("v{i}"))),
+        1 => Just(Used::Foreign(String::from("f"))),
+        1 => Just(Used::Shared(String::from("s"))),
+    ];
+    let maker = prop_oneof![6 => Just(Maker::Controller), 1 => Just(Maker::Nobody)];
+    let volumes = proptest::collection::vec(used, 0..3);
+    (proptest::bool::weighted(0.1), proptest::bool::weighted(0.1), maker, volumes)
+        .prop_map(|(ignored, ended, maker, volumes)| Pod { ignored, ended, maker, volumes })
 }
 
 fn witness() -> impl Strategy<Value = Witness> {
@@ -113,5 +157,31 @@ proptest! {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_is_fenced_is_used_by_those_who_leave_and_by_nobody_who_stays(
+        pods in proptest::collection::vec(some_pod(), 0..8),
+    ) {
+        let found = plan(&pods);
+        let uses = |pod: &Pod, name: &String| {
+            !pod.ended && pod.volumes.contains(&Used::Ours(name.clone()))
+        };
+        for set in &found.leave {
+            for (at, pod) in pods.iter().enumerate() {
+                let shares = set.volumes.iter().any(|name| uses(pod, name));
+                prop_assert_eq!(shares, set.pods.contains(&at), "{}", at);
+            }
+            for at in &set.pods {
+                let is_foreign = |used: &Used| matches!(used, Used::Foreign(_));
+                prop_assert!(!found.stay.contains_key(at) && !pods[*at].ignored);
+                prop_assert!(!pods[*at].volumes.iter().any(is_foreign));
+            }
+        }
+        let told = found.stay.len() + found.leave.iter().map(|set| set.pods.len()).sum::<usize>();
+        let with_ours = |pod: &&Pod| {
+            !pod.ended && pod.volumes.iter().any(|used| matches!(used, Used::Ours(_)))
+        };
+        prop_assert_eq!(told, pods.iter().filter(with_ours).count(), "each once");
     }
 }
