@@ -31,6 +31,7 @@ mod remake;
 mod replicas;
 mod resize;
 mod resolver;
+mod roster;
 mod scrub;
 mod service;
 mod settled;
@@ -65,6 +66,7 @@ use doors::Doors;
 use keeper::Told;
 use peers::Peers;
 use remake::Remakes;
+use roster::Roster;
 
 /// Where others reach this daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +118,7 @@ struct Inner {
     zone: Option<String>,
     labels: BTreeMap<String, String>,
     peers: Peers,
+    roster: Roster,
     doors: Doors,
     devices: Devices,
     clock: Clock,
@@ -150,6 +153,7 @@ impl Admin {
             zone: parts.zone,
             labels: parts.labels,
             peers: Peers::default(),
+            roster: Roster::default(),
             doors: Doors::new(parts.nbd_dir, parts.nbd_tcp, stop.child_token())?,
             devices: parts.devices,
             clock: Clock::start(),

@@ -47,7 +47,8 @@ impl Silence {
         }
     }
 
-    /// What is known of each node now. Kubernetes' words are missing before it was heard.
+    /// What is known of each node now. Kubernetes' words are missing before it was heard; of nodes
+    /// that nobody could be asked for, they are all there is.
     pub(super) fn witnesses(
         &self,
         words: Option<Words>,
@@ -63,8 +64,13 @@ impl Silence {
         };
         let witness = |(name, node): (&NodeId, &Node)| {
             let (silent_ms, refused) = (silent(node), node.refused);
-            (name.clone(), Witness { silent_ms, refused, word: word(name) })
+            (name.clone(), Witness { silent_ms, refused, word: word(name), unasked: false })
         };
-        self.nodes.iter().map(witness).collect()
+        let unasked = words.iter().flatten().filter(|(_, word)| **word != Word::Well);
+        let unasked = unasked.map(|(name, word)| {
+            (name.clone(), Witness { word: *word, unasked: true, ..Witness::default() })
+        });
+        // What daemons tell of a node comes last, and counts.
+        unasked.chain(self.nodes.iter().map(witness)).collect()
     }
 }

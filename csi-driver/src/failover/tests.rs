@@ -42,3 +42,14 @@ fn a_node_that_kubernetes_does_not_have_was_deleted_once_it_was_heard() {
     assert_eq!(word(Some(BTreeMap::new())), Word::Deleted);
     assert_eq!(word(Some(BTreeMap::from([(name("a"), Word::NotReady)]))), Word::NotReady);
 }
+
+#[test]
+fn a_node_of_which_no_daemon_tells_is_lost_if_kubernetes_says_so() {
+    let (mut silence, now) = (Silence::default(), Instant::now());
+    let words = BTreeMap::from([(name("a"), Word::NotReady), (name("b"), Word::Well)]);
+    let seen = silence.witnesses(Some(words.clone()), now);
+    assert_eq!(seen.keys().collect::<Vec<_>>(), [&name("a")]);
+    assert!(seen[&name("a")].unasked && seen[&name("a")].word == Word::NotReady);
+    silence.note(&look(true, false), now);
+    assert!(!silence.witnesses(Some(words), now)[&name("a")].unasked);
+}

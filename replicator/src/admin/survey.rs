@@ -98,7 +98,7 @@ impl Admin {
             0 => ASK_LIMIT,
             ms => Duration::from_millis(ms).min(ASK_LIMIT),
         };
-        let nodes = self.inner.catalog.nodes().await?;
+        let nodes = self.nodes_lately().await?;
         Ok(join_all(nodes.iter().map(|node| self.ask_briefly(node, limit))).await)
     }
 

@@ -23,6 +23,7 @@ mod housekeeping;
 mod labels;
 mod remake;
 mod resize;
+mod roster;
 mod snapshots;
 
 /// Longer than anything takes unless it hangs.

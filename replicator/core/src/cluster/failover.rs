@@ -40,6 +40,8 @@ pub struct Witness {
     pub refused: bool,
     /// What the orchestrator says.
     pub word: Word,
+    /// Only the orchestrator knows it: no daemon was asked for it yet.
+    pub unasked: bool,
 }
 
 /// How long nodes may be silent before they are suspected, in milliseconds.
@@ -73,7 +75,7 @@ pub enum Verdict {
     Braked {
         /// Nodes that do not answer.
         silent: usize,
-        /// Nodes in all.
+        /// Nodes in all that are not known to be gone.
         nodes: usize,
     },
     /// It may be lost: its volumes are fenced, if their copies agree.
@@ -83,12 +85,15 @@ pub enum Verdict {
 /// What to think of each node.
 ///
 /// One node alone that is silent is always suspected: which side of a broken network may go on is
-/// not decided here but by the copies, and by who reaches the record store.
+/// not decided here but by the copies, and by who reaches the record store. Nodes that are known to
+/// be gone are not counted, so that the next one that is lost is one alone.
 #[must_use]
 pub fn judge(nodes: &BTreeMap<NodeId, Witness>, patience: Patience) -> BTreeMap<NodeId, Verdict> {
+    let is_gone = |witness: &Witness| matches!(witness.word, Word::OutOfService | Word::Deleted);
+    let counted = || nodes.values().filter(|witness| !is_gone(witness) && !witness.unasked);
     let mute = |witness: &&Witness| witness.silent_ms.is_some() && !witness.refused;
-    let silent = nodes.values().filter(mute).count();
-    let braked = silent > 1 && silent * 3 > nodes.len();
+    let (silent, all) = (counted().filter(mute).count(), counted().count());
+    let braked = silent > 1 && silent * 3 > all;
     // Its agent may be late for the same reason. Only who says that it is gone knows better.
     let is_awaited = |witness: &Witness| {
         witness.refused && witness.silent_ms.is_none_or(|ms| ms < patience.restart_ms)
@@ -103,7 +108,7 @@ pub fn judge(nodes: &BTreeMap<NodeId, Witness>, patience: Patience) -> BTreeMap<
         }
         Witness { silent_ms: Some(ms), refused: false, .. } if *ms >= patience.silent_ms => {
             if braked {
-                Verdict::Braked { silent, nodes: nodes.len() }
+                Verdict::Braked { silent, nodes: all }
             } else {
                 Verdict::Suspect(Reason::Silent)
             }

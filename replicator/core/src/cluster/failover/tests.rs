@@ -17,7 +17,7 @@ fn silent(ms: u64) -> Witness {
     Witness { silent_ms: Some(ms), ..Witness::default() }
 }
 
-const WELL: Witness = Witness { silent_ms: None, refused: false, word: Word::Well };
+const WELL: Witness = Witness { silent_ms: None, refused: false, word: Word::Well, unasked: false };
 
 #[test]
 fn one_of_three_that_is_silent_for_long_enough_is_suspected() {
@@ -47,6 +47,21 @@ fn many_that_are_silent_need_the_word_of_the_orchestrator() {
     let said = Witness { word: Word::NotReady, ..silent(1000) };
     let suspect = Verdict::Suspect(Reason::Said(Word::NotReady));
     assert_eq!(judged(&[WELL, said, silent(1000)]), [Verdict::Well, suspect, braked]);
+}
+
+#[test]
+fn a_node_that_is_known_to_be_gone_leaves_the_next_one_alone() {
+    let suspect = Verdict::Suspect(Reason::Silent);
+    for word in [Word::OutOfService, Word::Deleted] {
+        let gone = Witness { word, ..silent(1_000_000) };
+        assert_eq!(judged(&[WELL, silent(1000), gone])[1], suspect, "{word:?}");
+        let many = judged(&[WELL, silent(1000), silent(1000), gone, gone, gone]);
+        assert_eq!(many[1], Verdict::Braked { silent: 2, nodes: 3 }, "they are no majority");
+    }
+    let unasked = Witness { word: Word::NotReady, unasked: true, ..WELL };
+    let many = judged(&[WELL, silent(1000), silent(1000), unasked, unasked, unasked]);
+    assert_eq!(many[1], Verdict::Braked { silent: 2, nodes: 3 }, "nor are those of others");
+    assert_eq!(many[3], Verdict::Suspect(Reason::Said(Word::NotReady)));
 }
 
 fn pod(volumes: &[Used]) -> Pod {
@@ -124,7 +139,7 @@ fn witness() -> impl Strategy<Value = Witness> {
         1 => Just(Word::Deleted),
     ];
     (proptest::option::of(0u64..40_000), any::<bool>(), word)
-        .prop_map(|(silent_ms, refused, word)| Witness { silent_ms, refused, word })
+        .prop_map(|(silent_ms, refused, word)| Witness { silent_ms, refused, word, unasked: false })
 }
 
 proptest! {
@@ -132,7 +147,10 @@ proptest! {
     fn nobody_is_suspected_without_a_reason_of_its_own(
         all in proptest::collection::vec(witness(), 1..9),
     ) {
-        let silent = all.iter().filter(|w| w.silent_ms.is_some() && !w.refused).count();
+        let is_gone = |w: &&Witness| matches!(w.word, Word::OutOfService | Word::Deleted);
+        let counted = || all.iter().filter(|w| !is_gone(w));
+        let silent = counted().filter(|w| w.silent_ms.is_some() && !w.refused).count();
+        let count = counted().count();
         for (witness, verdict) in all.iter().zip(judged(&all)) {
             let ms = witness.silent_ms;
             let long = ms.is_some_and(|ms| {
@@ -144,7 +162,7 @@ proptest! {
                     prop_assert!(!long && (witness.word == Word::Well || is_awaited));
                 }
                 Verdict::Braked { .. } => {
-                    prop_assert!(long && silent > 1 && silent * 3 > all.len());
+                    prop_assert!(long && silent > 1 && silent * 3 > count);
                     prop_assert_eq!(witness.word, Word::Well);
                 }
                 Verdict::Suspect(Reason::Said(word)) => {
@@ -153,7 +171,7 @@ proptest! {
                 Verdict::Suspect(Reason::NoDaemon) => prop_assert!(long && witness.refused),
                 Verdict::Suspect(Reason::Silent) => {
                     prop_assert!(long && !witness.refused);
-                    prop_assert!(silent == 1 || silent * 3 <= all.len());
+                    prop_assert!(silent == 1 || silent * 3 <= count);
                 }
             }
         }
