@@ -6,6 +6,7 @@ use lockstep_core::record::ReplicaState as InRecord;
 use tonic::Status;
 
 use super::Admin;
+use super::liveness::{LOOK_LIMIT, Liveness};
 use crate::engine::ReplicaState;
 
 const PAUSE: Duration = Duration::from_secs(1);
@@ -38,12 +39,17 @@ impl Admin {
             let ReplicaState::Open(open) = &replica.state else { continue };
             let Some(stored) = self.inner.catalog.record(replica.volume).await? else { continue };
             let record = stored.value;
-            // Nobody brings the copy of a volume up to date that is not in use.
-            let in_use = record.primary.is_some();
             let is_late = |entry: &lockstep_core::record::ReplicaEntry| {
                 matches!(entry.state, InRecord::New | InRecord::Out { .. })
             };
-            if in_use && record.replica(open.replica).is_some_and(is_late) {
+            // Nobody brings the copy of a volume up to date that is not in use. Its record does not
+            // tell: it may name a node that is dead.
+            if record.replica(open.replica).is_some_and(is_late)
+                && !matches!(
+                    self.liveness(&record, LOOK_LIMIT).await?,
+                    Liveness::None | Liveness::Gone
+                )
+            {
                 waits.push(format!("the copy of {}", replica.volume_name));
             }
         }

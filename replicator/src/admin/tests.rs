@@ -24,6 +24,7 @@ mod labels;
 mod remake;
 mod resize;
 mod roster;
+mod settled;
 mod snapshots;
 
 /// Longer than anything takes unless it hangs.
