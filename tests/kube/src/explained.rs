@@ -47,8 +47,6 @@ pub(crate) async fn run(cluster: &Cluster) -> anyhow::Result<String> {
     said += stage.waiting().await?;
     said += stage.not_there().await?;
     said += stage.what_if().await?;
-    // A node with a pod that nobody makes again can't be drained.
-    stage.kubectl(&["delete", "pods", "--all", "--force"], "").await?;
     Ok(format!("{said} answers for pods that run, that wait, that use other storage, or are not"))
 }
 

@@ -45,8 +45,7 @@ pub(crate) struct Lab {
 impl Lab {
     /// Starts the controller manager, the scheduler and the nodes, and waits until all are ready.
     pub(crate) async fn start(cluster: OwnedMutexGuard<Cluster>) -> anyhow::Result<Self> {
-        // Checks that need no kubelets make such objects by hand.
-        cluster.kubectl(&["delete", "nodes", "--all"], "").await?;
+        forget_what_was_made_by_hand(&cluster).await?;
         let managers = start_managers(&cluster)?;
         let images = images::make_common(cluster.dir()).await?;
         let noting = tokio::spawn(note_loops(cluster.dir().to_owned()));
@@ -182,6 +181,20 @@ impl Lab {
         }
         ended
     }
+}
+
+/// Checks that need no kubelets make nodes, and pods that would begin to live on real ones, or hold
+/// up their drains.
+async fn forget_what_was_made_by_hand(cluster: &Cluster) -> anyhow::Result<()> {
+    let names = r#"jsonpath={range .items[*]}{.metadata.namespace} {.metadata.name}{"\n"}{end}"#;
+    let pods = cluster.kubectl(&["get", "pods", "--all-namespaces", "-o", names], "").await?;
+    for (namespace, pod) in pods.lines().filter_map(|line| line.split_once(' ')) {
+        let nothing_keeps_it = r#"{"metadata": {"finalizers": null}}"#;
+        let flags = ["-n", namespace, "patch", "pod", pod, "--type=merge", "-p", nothing_keeps_it];
+        cluster.kubectl(&flags, "").await?;
+    }
+    cluster.kubectl(&["delete", "pods", "--all", "--all-namespaces", "--force"], "").await?;
+    cluster.kubectl(&["delete", "nodes", "--all"], "").await.map(drop)
 }
 
 /// Keeps a list of the loop devices in use, for `tests/kube/run`.
