@@ -73,9 +73,9 @@ struct Args {
     /// How many MiB each broker holds when its node dies; two rounds for each
     #[arg(long, value_delimiter = ',', default_value = "64")]
     mib: Vec<u64>,
-    /// Only the checks whose names contain this
-    #[arg(long, default_value = "")]
-    only: String,
+    /// Only the checks whose names contain one of these
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     /// The last line of standard output is one JSON object
     #[arg(long)]
     json: bool,
@@ -160,6 +160,12 @@ async fn take_figures(
     Ok(ExitCode::SUCCESS)
 }
 
+impl Args {
+    fn wants(&self, check: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| check.contains(part))
+    }
+}
+
 /// The checks that need nodes.
 const NODE_CHECKS: [&str; 7] =
     ["stateful", "killed", "kubelets", "drained", "away", "exclusive", "partition"];
@@ -210,7 +216,7 @@ impl Run<'_> {
 
     /// Checks on a cluster with nodes, which is only started if one of them is wanted.
     async fn on_nodes(&mut self) {
-        let wanted = NODE_CHECKS.iter().any(|name| name.contains(&self.args.only));
+        let wanted = NODE_CHECKS.iter().any(|name| self.args.wants(name));
         let held = Arc::clone(&self.cluster).lock_owned().await;
         if !wanted {
             return;
@@ -266,7 +272,7 @@ impl Run<'_> {
     }
 
     async fn check(&mut self, name: &str, body: impl AsyncFnOnce() -> anyhow::Result<String>) {
-        if !name.contains(&self.args.only) {
+        if !self.args.wants(name) {
             return;
         }
         let begin = Instant::now();
