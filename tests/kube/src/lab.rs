@@ -183,17 +183,20 @@ impl Lab {
     }
 }
 
-/// Checks that need no kubelets make nodes, and pods that would begin to live on real ones, or hold
-/// up their drains.
+/// Checks that need no kubelets make nodes and volumes that are none, and pods that would begin to
+/// live on real nodes, or hold up their drains.
 async fn forget_what_was_made_by_hand(cluster: &Cluster) -> anyhow::Result<()> {
-    let names = r#"jsonpath={range .items[*]}{.metadata.namespace} {.metadata.name}{"\n"}{end}"#;
-    let pods = cluster.kubectl(&["get", "pods", "--all-namespaces", "-o", names], "").await?;
-    for (namespace, pod) in pods.lines().filter_map(|line| line.split_once(' ')) {
+    const KINDS: &str = "pods,persistentvolumeclaims,persistentvolumes";
+    const NAMES: &str = "jsonpath={range .items[*]}{.kind}/{.metadata.name} \
+                         {.metadata.namespace}{\"\\n\"}{end}";
+    let all = ["--all-namespaces", "-o", NAMES];
+    let made = cluster.kubectl(&[&["get", KINDS], &all[..]].concat(), "").await?;
+    for (object, namespace) in made.lines().filter_map(|line| line.split_once(' ')) {
         let nothing_keeps_it = r#"{"metadata": {"finalizers": null}}"#;
-        let flags = ["-n", namespace, "patch", "pod", pod, "--type=merge", "-p", nothing_keeps_it];
-        cluster.kubectl(&flags, "").await?;
+        let patch = ["patch", object, "-n", namespace, "--type=merge", "-p", nothing_keeps_it];
+        cluster.kubectl(&patch, "").await?;
     }
-    cluster.kubectl(&["delete", "pods", "--all", "--all-namespaces", "--force"], "").await?;
+    cluster.kubectl(&["delete", KINDS, "--all", "--all-namespaces", "--force"], "").await?;
     cluster.kubectl(&["delete", "nodes", "--all"], "").await.map(drop)
 }
 
