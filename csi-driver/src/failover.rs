@@ -5,6 +5,7 @@
 
 mod anew;
 mod follow;
+mod mends;
 mod moving;
 mod silence;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use crate::kubernetes::pods::Pods;
 use crate::leader::Leader;
 use lockstep_core::cluster::failover::{Patience, Reason, Verdict, Witness, judge};
 use lockstep_core::id::NodeId;
+use mends::Mends;
 use moving::Case;
 use silence::Silence;
 use std::collections::btree_map::Entry;
@@ -66,6 +68,7 @@ pub(crate) struct Failover {
     pods: Pods,
     events: Events,
     leader: Leader,
+    mends: Arc<Mends>,
 }
 
 /// What is under way.
@@ -94,7 +97,7 @@ impl Failover {
         events: Events,
         leader: Leader,
     ) -> Self {
-        Self { daemons, keeper, nodes, pods, events, leader }
+        Self { daemons, keeper, nodes, pods, events, leader, mends: Arc::default() }
     }
 
     /// Watches nodes for ever, while it is this controller that acts.
@@ -103,6 +106,7 @@ impl Failover {
         let every = Duration::from_millis(how.watch_every_ms);
         let (mut silence, mut watch) = (Silence::default(), Watch::default());
         let (mut turn, mut deaf, mut is_first) = (0, false, true);
+        let mut looking_back: Option<JoinHandle<()>> = None;
         loop {
             if !self.leader.acts() {
                 (silence, watch) = (Silence::default(), Watch::default());
@@ -110,7 +114,9 @@ impl Failover {
                 is_first = true;
             }
             if std::mem::take(&mut is_first) {
-                tokio::spawn(self.clone().look_back());
+                let before = looking_back.replace(tokio::spawn(self.clone().look_back()));
+                // It may not have noticed that there was another controller in between.
+                before.inspect(JoinHandle::abort);
             }
             let begun = Instant::now();
             match self.daemons.who_answers(turn, ANSWER).await {
@@ -140,7 +146,7 @@ impl Failover {
     ) {
         let verdicts = judge(witnesses, patience);
         for node in watch.returned(witnesses) {
-            tokio::spawn(self.clone().mend(node));
+            self.mend(node);
         }
         watch.note_brake(&verdicts);
         watch.suspects.retain(|node, suspect| {

@@ -1,67 +1,62 @@
 //! A node that was suspected and answers again, while its pods had volumes taken from them: what
 //! they write there fails for good. They are deleted in good order, so that they begin anew.
 
-use super::{Failover, LATER};
+use super::mends::{Pace, has_lost, look_back};
+use super::{Failover, LATER, LONG};
 use crate::controller::READERS;
 use crate::kubernetes::pods::Found;
 use lockstep_core::cluster::failover::{Used, begins_anew};
 use lockstep_core::id::NodeId;
 use lockstep_proto::v1;
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::collections::BTreeMap;
 use tokio::time::Instant;
 use tonic::Status;
-
-/// Looks at a node that is back. Its daemon finds out only by and by what it has lost.
-const LOOKS: u32 = 5;
-/// For how long it is tried if nobody can tell.
-const GIVE_UP: Duration = Duration::from_secs(600);
 
 /// What is known of a volume of a pod.
 type Known = BTreeMap<String, Option<v1::VolumeStatus>>;
 
 impl Failover {
-    /// Has the controllers before this one finish: looks at nodes whose daemons say that a volume
-    /// was taken from them.
+    /// Has the controllers before this one finish, and overlooks no volume in the long run: looks
+    /// at nodes whose daemons say that one was taken from them.
     pub(super) async fn look_back(self) {
-        let nodes = match self.daemons.nodes().await {
-            Ok(nodes) => nodes,
-            Err(status) => {
-                tracing::debug!(why = status.message(), "what was lost before is not known");
-                return;
-            }
-        };
-        for status in nodes.iter().filter(|status| has_lost(status, None)) {
-            if let Some(node) = NodeId::new(&status.name) {
-                tokio::spawn(self.clone().mend(node));
-            }
+        let pace = Pace { soon: LATER, rarely: LONG };
+        let ask = || self.daemons.nodes();
+        look_back(pace, || self.leader.acts(), ask, |node| self.mend(node)).await;
+    }
+
+    /// Has the pods of a node looked at that answers again, for a while.
+    pub(super) fn mend(&self, node: NodeId) {
+        if self.mends.begin(&node, Instant::now()) {
+            tokio::spawn(self.clone().keep_mending(node));
         }
     }
 
-    /// Looks at the pods of a node that answers again, for a while.
-    pub(super) async fn mend(self, node: NodeId) {
-        let (mut looks, mut told, begin) = (0, BTreeSet::new(), Instant::now());
-        while looks < LOOKS && begin.elapsed() < GIVE_UP && self.leader.acts() {
-            match self.begin_anew(&node, &mut told).await {
-                Ok(()) => looks += 1,
+    async fn keep_mending(self, node: NodeId) {
+        while self.leader.acts() {
+            let outcome = self.begin_anew(&node).await;
+            if let Err(status) = &outcome {
                 // The API server may have been on the same node.
-                Err(status) => {
-                    tracing::debug!(%node, why = status.message(), "what it lost is not known yet");
-                }
+                tracing::debug!(%node, why = status.message(), "what it lost is not known yet");
+            }
+            if !self.mends.looked(&node, outcome.is_ok(), Instant::now()) {
+                return;
             }
             tokio::time::sleep(LATER).await;
         }
+        self.mends.end(&node);
     }
 
-    async fn begin_anew(&self, node: &NodeId, told: &mut BTreeSet<String>) -> Result<(), Status> {
+    async fn begin_anew(&self, node: &NodeId) -> Result<(), Status> {
         let mut users = self.users(node).await?;
         users.retain(|user| !user.pod.is_ending() && !user.pod.pending);
+        let there = users.iter().map(|user| user.pod.uid.as_str()).collect();
+        self.mends.keep_told(node, &there);
         if users.is_empty() {
             return Ok(());
         }
         let nodes = self.daemons.nodes().await?;
         let Some(status) = nodes.iter().find(|it| it.live && it.name == node.as_str()) else {
-            return Ok(());
+            return Err(Status::unavailable("its daemon does not answer"));
         };
         let mut known = Known::new();
         for user in &users {
@@ -82,7 +77,7 @@ impl Failover {
                 Used::Shared(_) | Used::Foreign(_) | Used::Unknown(_) => None,
             });
             let Some(volume) = ours.into_iter().find(lost) else { continue };
-            self.begins(node, &user.pod, volume, begins_anew(&user.facts), told).await?;
+            self.begins(node, &user.pod, volume, begins_anew(&user.facts)).await?;
         }
         Ok(())
     }
@@ -94,7 +89,6 @@ impl Failover {
         pod: &Found,
         volume: &str,
         is_deleted: bool,
-        told: &mut BTreeSet<String>,
     ) -> Result<(), Status> {
         let what = if is_deleted { "deleted" } else { "delete it" };
         let note = format!(
@@ -104,7 +98,7 @@ impl Failover {
         if is_deleted && !self.pods.delete(pod, None).await? {
             return Ok(());
         }
-        if told.insert(pod.uid.clone()) {
+        if self.mends.is_news(node, &pod.uid) {
             tracing::info!(%node, namespace = pod.namespace, pod = pod.name, volume, what, "lost");
             self.events.tell(&pod.reference(), true, "VolumeTaken", note);
         }
@@ -121,15 +115,6 @@ fn is_lost(volume: &v1::VolumeStatus, node: &v1::NodeStatus) -> bool {
     }
     let elsewhere = volume.primary_node.as_ref().is_some_and(|primary| *primary != node.name);
     elsewhere || has_lost(node, Some(&volume.uid))
-}
-
-/// Whether the daemon of a node says that a volume, or this one, was taken from it.
-fn has_lost(node: &v1::NodeStatus, uid: Option<&str>) -> bool {
-    let fenced = i32::from(v1::AttachPhase::Fenced);
-    let is_it = |primary: &v1::LocalPrimary| {
-        primary.phase == fenced && uid.is_none_or(|uid| primary.uid == uid)
-    };
-    node.live && node.info.as_ref().is_some_and(|info| info.primaries.iter().any(is_it))
 }
 
 #[cfg(test)]
