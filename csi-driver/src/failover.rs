@@ -75,7 +75,8 @@ pub(crate) struct Failover {
 #[derive(Default)]
 struct Watch {
     suspects: BTreeMap<NodeId, Suspect>,
-    /// Nodes that were suspected for their silence, and have not answered since.
+    /// Nodes that were suspected, so that volumes may have been taken from them, and have not been
+    /// well since.
     away: BTreeSet<NodeId>,
     is_braked: bool,
 }
@@ -145,7 +146,7 @@ impl Failover {
         watch: &mut Watch,
     ) {
         let verdicts = judge(witnesses, patience);
-        for node in watch.returned(witnesses) {
+        for node in watch.returned(&verdicts, witnesses) {
             self.mend(node);
         }
         watch.note_brake(&verdicts);
@@ -160,21 +161,24 @@ impl Failover {
         for (node, verdict) in verdicts {
             let Verdict::Suspect(reason) = verdict else { continue };
             let silent_ms = witnesses.get(&node).and_then(|witness| witness.silent_ms);
-            if silent_ms.is_some() {
-                watch.away.insert(node.clone());
-            }
             watch.suspect(node, reason, silent_ms).go_on(self).await;
         }
     }
 }
 
 impl Watch {
-    /// The nodes that answer again.
-    fn returned(&mut self, witnesses: &BTreeMap<NodeId, Witness>) -> Vec<NodeId> {
+    /// The nodes that answer and are not suspected any more. One that answered all the time may
+    /// have been cut off from the copies only.
+    fn returned(
+        &mut self,
+        verdicts: &BTreeMap<NodeId, Verdict>,
+        witnesses: &BTreeMap<NodeId, Witness>,
+    ) -> Vec<NodeId> {
         let answers = |node: &NodeId| {
             witnesses.get(node).is_some_and(|w| w.silent_ms.is_none() && !w.refused)
         };
-        self.away.extract_if(.., answers).collect()
+        let is_well = |node: &NodeId| verdicts.get(node) == Some(&Verdict::Well);
+        self.away.extract_if(.., |node| is_well(node) && answers(node)).collect()
     }
 
     /// Says once that too many nodes are silent.
@@ -199,6 +203,7 @@ impl Watch {
     /// What is done about a node. If what is known of it has changed, it is looked at now: what was
     /// in vain may not be any more.
     fn suspect(&mut self, node: NodeId, reason: Reason, silent_ms: Option<u64>) -> &mut Suspect {
+        self.away.insert(node.clone());
         let is_silent = silent_ms.is_some();
         let begin = |node: &NodeId| {
             tracing::info!(%node, silent_ms, %reason, "suspected");

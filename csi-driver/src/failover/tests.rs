@@ -1,6 +1,7 @@
+use super::Watch;
 use super::silence::Silence;
 use crate::daemon::{Answer, Answers};
-use lockstep_core::cluster::failover::Word;
+use lockstep_core::cluster::failover::{Patience, Reason, Witness, Word, judge};
 use lockstep_core::id::NodeId;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -52,4 +53,24 @@ fn a_node_of_which_no_daemon_tells_is_lost_if_kubernetes_says_so() {
     assert!(seen[&name("a")].unasked && seen[&name("a")].word == Word::NotReady);
     silence.note(&look(true, false), now);
     assert!(!silence.witnesses(Some(words), now)[&name("a")].unasked);
+}
+
+#[test]
+fn a_node_that_was_suspected_is_looked_at_once_it_is_well() {
+    let patience = Patience { silent_ms: 1000, restart_ms: 30_000 };
+    let mut watch = Watch::default();
+    let returned = |watch: &mut Watch, witness: Witness| {
+        let seen = BTreeMap::from([(name("a"), witness)]);
+        watch.returned(&judge(&seen, patience), &seen)
+    };
+    let well = Witness::default();
+    assert!(returned(&mut watch, well).is_empty());
+    let said = Reason::Said(Word::NotReady);
+    watch.suspect(name("a"), said, None);
+    let not_ready = Witness { word: Word::NotReady, ..well };
+    assert!(returned(&mut watch, not_ready).is_empty(), "it is suspected still");
+    let refuses = Witness { silent_ms: Some(500), refused: true, ..well };
+    assert!(returned(&mut watch, refuses).is_empty(), "it does not answer");
+    assert_eq!(returned(&mut watch, well), [name("a")], "it answered all the time");
+    assert!(returned(&mut watch, well).is_empty(), "once");
 }
