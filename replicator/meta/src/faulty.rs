@@ -4,7 +4,9 @@ use crate::{Expect, Meta, MetaError, Page, PutError, Revision, Versioned, memory
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
 
 /// What happens to one change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub enum WriteFault {
 pub struct Faulty {
     inner: Arc<dyn Meta>,
     plan: Mutex<Plan>,
+    is_held: watch::Sender<bool>,
+    reads: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -43,7 +47,12 @@ impl Faulty {
     /// A layer over `inner` that fails nothing yet.
     #[must_use]
     pub fn new(inner: Arc<dyn Meta>) -> Self {
-        Self { inner, plan: Mutex::default() }
+        Self {
+            inner,
+            plan: Mutex::default(),
+            is_held: watch::channel(false).0,
+            reads: AtomicUsize::new(0),
+        }
     }
 
     /// A layer over a store in memory.
@@ -55,6 +64,11 @@ impl Faulty {
     /// From now on every operation is unavailable (`true`) or none is (`false`).
     pub fn cut_off(&self, cut_off: bool) {
         self.plan().cut_off = cut_off;
+    }
+
+    /// From now on every read gets no answer (`true`), until it is let go (`false`).
+    pub fn hold_reads(&self, is_held: bool) {
+        self.is_held.send_replace(is_held);
     }
 
     /// Fails one coming change; calls add up, and the changes take the faults in order.
@@ -87,6 +101,18 @@ impl Faulty {
             return Err(MetaError::Unavailable("cut off on purpose".to_owned()));
         }
         Ok(())
+    }
+
+    /// How many reads were begun.
+    #[must_use]
+    pub fn reads(&self) -> usize {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    async fn begin_read(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        // The sender is there as long as this is.
+        let _ = self.is_held.subscribe().wait_for(|is_held| !is_held).await;
     }
 
     /// Makes a change. A put answers with its revision, a deletion with the one it deleted.
@@ -124,6 +150,7 @@ impl Faulty {
 #[async_trait]
 impl Meta for Faulty {
     async fn get(&self, key: &str) -> Result<Option<Versioned>, MetaError> {
+        self.begin_read().await;
         self.reachable()?;
         self.inner.get(key).await
     }
@@ -147,6 +174,7 @@ impl Meta for Faulty {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Page, MetaError> {
+        self.begin_read().await;
         self.reachable()?;
         self.inner.list(prefix, after, limit).await
     }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use lockstep_core::id::NodeId;
 use lockstep_core::limits::SESSION_DEAD_MS;
@@ -41,27 +42,13 @@ impl Admin {
         record: &Record,
         own_limit: Duration,
     ) -> Result<Liveness, Status> {
-        let Some(primary) = &record.primary else { return Ok(Liveness::None) };
-        if primary.node == self.inner.node {
-            let attached = self.inner.engine.attached(record.uid);
-            let same = attached.filter(|handle| handle.instance() == primary.instance);
-            return Ok(match same {
-                _ if self.is_spare(record.uid) => Liveness::Gone,
-                _ if self.is_waited_for(record.uid) => Liveness::Live(format!(
-                    "this node, {}, is about to serve it again",
-                    primary.node
-                )),
-                Some(handle) if !super::attach::is_over(*handle.phase().borrow()) => {
-                    Liveness::Live(format!("this node, {}, serves it", primary.node))
-                }
-                _ => Liveness::Gone,
-            });
+        if let Some(known) = self.liveness_here(record) {
+            return Ok(known);
         }
-        let mut nodes: BTreeSet<_> = record.in_sync().map(|r| r.node.clone()).collect();
-        nodes.insert(primary.node.clone());
+        let Some(primary) = &record.primary else { return Ok(Liveness::None) };
         let limit_of = |node: &NodeId| if *node == primary.node { own_limit } else { LOOK_LIMIT };
         let mut known = Vec::new();
-        for node in &nodes {
+        for node in &witnesses(record) {
             known.extend(self.inner.catalog.node(node).await?);
         }
         let mut answers: FuturesUnordered<_> =
@@ -78,6 +65,57 @@ impl Admin {
         }
         Ok(judge(record, primary, &survey))
     }
+
+    /// The same of several volumes at once: each node is asked once for all of them. In their
+    /// order.
+    pub(super) async fn liveness_of_all(
+        &self,
+        records: &[Record],
+    ) -> Result<Vec<Liveness>, Status> {
+        let here: Vec<_> = records.iter().map(|record| self.liveness_here(record)).collect();
+        let unknown = records.iter().zip(&here).filter(|(_, known)| known.is_none());
+        let witnesses: BTreeSet<_> = unknown.flat_map(|(record, _)| witnesses(record)).collect();
+        let mut survey = Survey::new();
+        if !witnesses.is_empty() {
+            let nodes = self.nodes_lately().await?;
+            let asked = nodes.iter().filter(|node| witnesses.contains(&node.name));
+            let answers = join_all(asked.map(|node| self.ask_one(node, LOOK_LIMIT))).await;
+            survey.extend(answers.into_iter().map(|status| (status.name.clone(), status)));
+        }
+        let all = records.iter().zip(here).map(|(record, known)| match (known, &record.primary) {
+            (Some(known), _) => known,
+            (None, None) => Liveness::None,
+            (None, Some(primary)) => judge(record, primary, &survey),
+        });
+        Ok(all.collect())
+    }
+
+    /// What is known without asking anybody: if there is no primary, or it is here.
+    fn liveness_here(&self, record: &Record) -> Option<Liveness> {
+        let Some(primary) = &record.primary else { return Some(Liveness::None) };
+        if primary.node == self.inner.node {
+            let attached = self.inner.engine.attached(record.uid);
+            let same = attached.filter(|handle| handle.instance() == primary.instance);
+            return Some(match same {
+                _ if self.is_spare(record.uid) => Liveness::Gone,
+                _ if self.is_waited_for(record.uid) => Liveness::Live(format!(
+                    "this node, {}, is about to serve it again",
+                    primary.node
+                )),
+                Some(handle) if !super::attach::is_over(*handle.phase().borrow()) => {
+                    Liveness::Live(format!("this node, {}, serves it", primary.node))
+                }
+                _ => Liveness::Gone,
+            });
+        }
+        None
+    }
+}
+
+/// Who can tell of the primary in force: its own daemon, and every node with an in-sync copy.
+fn witnesses(record: &Record) -> BTreeSet<NodeId> {
+    let primary = record.primary.iter().map(|primary| primary.node.clone());
+    record.in_sync().map(|entry| entry.node.clone()).chain(primary).collect()
 }
 
 /// Whether the primary's own daemon says that it has the volume; `None` if it says nothing.

@@ -7,8 +7,12 @@ use super::*;
 
 /// The copy here is out of date, and this node was the last to claim the volume.
 async fn leave_behind(node: &Node, primary: &str) {
+    leave_volume_behind(node, "v", primary).await;
+}
+
+async fn leave_volume_behind(node: &Node, name: &str, primary: &str) {
     let catalog = &node.admin.inner.catalog;
-    let volume = catalog.volume("v").await.unwrap().unwrap().value;
+    let volume = catalog.volume(name).await.unwrap().unwrap().value;
     let stored = catalog.record(volume.uid).await.unwrap().unwrap();
     let instance = InstanceId(Uuid::new_v4());
     let primary = PrimaryRef { node: NodeId::new(primary).unwrap(), instance };
@@ -32,5 +36,27 @@ async fn a_copy_that_nobody_brings_up_to_date_is_not_waited_for() {
     leave_behind(&node, "n1").await;
     let waits = node.admin.unsettled().await.unwrap();
     assert_eq!(waits, Vec::<String>::new(), "its primary is gone");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn however_many_copies_are_waited_for_nodes_are_looked_up_once() {
+    let dir = TempDir::new().unwrap();
+    let node = Node::introduced(dir, Arc::new(Faulty::over_memory()), Uuid::new_v4()).await;
+    // But for itself it does nothing that would be counted.
+    node.admin.set_ready();
+    let names = ["v0", "v1", "v2", "v3", "v4"];
+    for name in names {
+        let (name, size_bytes) = (name.to_owned(), 1 << 20);
+        let request = v1::CreateVolumeRequest { name, size_bytes, repl: 1, ..Default::default() };
+        node.admin.create_for(request, &CancellationToken::new()).await.unwrap();
+    }
+    for name in names {
+        leave_volume_behind(&node, name, "n9").await;
+    }
+    let before = node.meta.reads();
+    assert_eq!(node.admin.unsettled().await.unwrap().len(), names.len());
+    let reads = node.meta.reads() - before;
+    assert!(reads <= names.len() + 2, "{reads} reads of the record store in one look");
     node.stop().await;
 }
