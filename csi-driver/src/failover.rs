@@ -17,6 +17,7 @@ use crate::kubernetes::events::Events;
 use crate::kubernetes::nodes::OnNodes;
 use crate::kubernetes::pods::Pods;
 use crate::leader::Leader;
+use follow::Follows;
 use lockstep_core::cluster::failover::{Patience, Reason, Verdict, Witness, judge};
 use lockstep_core::id::NodeId;
 use mends::Mends;
@@ -69,6 +70,7 @@ pub(crate) struct Failover {
     events: Events,
     leader: Leader,
     mends: Arc<Mends>,
+    follows: Arc<Follows>,
 }
 
 /// What is under way.
@@ -98,7 +100,8 @@ impl Failover {
         events: Events,
         leader: Leader,
     ) -> Self {
-        Self { daemons, keeper, nodes, pods, events, leader, mends: Arc::default() }
+        let (mends, follows) = (Arc::default(), Arc::default());
+        Self { daemons, keeper, nodes, pods, events, leader, mends, follows }
     }
 
     /// Watches nodes for ever, while it is this controller that acts.

@@ -168,7 +168,7 @@ impl Failover {
         );
         self.events.tell(&pod.reference(), true, "FailedOver", note);
         let is_first = case.is_first(&pod);
-        tokio::spawn(self.clone().follow(Arc::clone(case), pod));
+        self.follow(Arc::clone(case), pod);
         is_first
     }
 

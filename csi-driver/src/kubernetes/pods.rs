@@ -65,7 +65,7 @@ pub(crate) struct Claim {
 }
 
 impl Found {
-    fn new(pod: Pod) -> Option<Self> {
+    pub(crate) fn new(pod: Pod) -> Option<Self> {
         let meta = pod.metadata;
         let (spec, name) = (pod.spec?, meta.name?);
         let claims: Vec<String> = spec
