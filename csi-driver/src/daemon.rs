@@ -203,6 +203,15 @@ impl Daemons {
         self.ask(ASK, call).await.map(drop)
     }
 
+    /// Notes that a node is cordoned, or not any more (`undo`).
+    pub(crate) async fn cordon(&self, node: &NodeId, undo: bool) -> Result<(), Status> {
+        let call = |mut client: Client| {
+            let request = v1::CordonNodeRequest { node: node.to_string(), undo };
+            async move { client.cordon_node(request).await }
+        };
+        self.ask(ASK, call).await.map(drop)
+    }
+
     /// Forgets a node that is gone. FAILED_PRECONDITION if it is not, or if it has the last copy of
     /// something.
     pub(crate) async fn remove_node(&self, node: &NodeId) -> Result<Vec<String>, Status> {

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// Pause between looks while a node is cordoned that has a guard.
 const SOON: Duration = Duration::from_secs(1);
@@ -137,7 +137,7 @@ impl Drains {
         let (nodes, volumes) = self.daemons.cluster().await?;
         let volumes = facts::volumes(&volumes, &mut seen.unused, Instant::now());
         let mut look = Look { known, nodes, volumes, snapshots: BTreeMap::new() };
-        let evacuated = self.evacuate(&look, seen).await;
+        let evacuated = self.evacuate(&look, seen).await.and(self.cordon(&look).await);
         if look.nodes.iter().any(|node| look.is_emptied(node)) {
             look.snapshots = facts::snapshots(&self.daemons.snapshots("", "").await?);
         }
@@ -178,6 +178,20 @@ impl Drains {
             };
             tracing::info!(%node, undo, "{what}");
             self.events.tell(&look.reference(&node), false, reason, what.to_owned());
+        }
+        first
+    }
+
+    /// Has daemons know which nodes are cordoned, so that new copies go elsewhere.
+    async fn cordon(&self, look: &Look) -> Result<(), Status> {
+        let mut first = Ok(());
+        for (node, undo) in look.cordons() {
+            match self.daemons.cordon(&node, undo).await {
+                Ok(()) => tracing::info!(%node, undo, "daemons know that it is cordoned"),
+                // Daemons are upgraded after the controller.
+                Err(status) if status.code() == Code::Unimplemented => {}
+                Err(status) => first = first.and(Err(status)),
+            }
         }
         first
     }
@@ -316,6 +330,13 @@ impl Look {
         })
     }
 
+    /// The nodes of which daemons should know something else: that they are cordoned, or not any
+    /// more.
+    fn cordons(&self) -> Vec<(NodeId, bool)> {
+        let news = self.both().filter(|(status, _, known)| status.cordoned != known.cordoned);
+        news.map(|(_, node, known)| (node, !known.cordoned)).collect()
+    }
+
     fn is_emptied(&self, status: &v1::NodeStatus) -> bool {
         let known = NodeId::new(&status.name).and_then(|node| self.known.get(&node));
         match known.map(|known| &known.wish) {
@@ -396,5 +417,25 @@ mod tests {
         assert_eq!(emptied, [true, false, true], "and x is none of ours");
         assert_eq!(facts[&node("c")].snapshots, 3);
         assert!(facts.values().all(|node| node.cordoned && !node.silent));
+    }
+
+    #[test]
+    fn daemons_are_told_only_what_is_news_of_cordons() {
+        let node = |name: &str| NodeId::new(name).unwrap();
+        let known = |cordoned| Known { uid: "u".to_owned(), cordoned, wish: Wish::None };
+        let status = |name: &str, cordoned| v1::NodeStatus {
+            name: name.to_owned(),
+            cordoned,
+            ..Default::default()
+        };
+        let look = Look {
+            known: ["a", "b", "c", "d", "x"].map(|n| (node(n), known(n < "c"))).into(),
+            nodes: [("a", true), ("b", false), ("c", true), ("d", false), ("y", true)]
+                .map(|(name, cordoned)| status(name, cordoned))
+                .into(),
+            volumes: Vec::new(),
+            snapshots: BTreeMap::new(),
+        };
+        assert_eq!(look.cordons(), [(node("b"), false), (node("c"), true)]);
     }
 }

@@ -6,6 +6,7 @@
 
 mod attach;
 mod catalog;
+mod cordon;
 mod create;
 mod delete;
 mod detach;

@@ -106,6 +106,7 @@ impl Cluster {
                 total_bytes: total,
                 zone: (zones > 0).then(|| format!("z{}", rng.below(zones))),
                 live: true,
+                cordoned: false,
                 replicas: u32::try_from(rng.below(5)).unwrap_or(0),
             }
         };

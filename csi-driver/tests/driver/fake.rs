@@ -353,6 +353,7 @@ control! {
     get_snapshot(GetSnapshotRequest) -> GetSnapshotResponse;
     forget_pool(ForgetPoolRequest) -> ForgetPoolResponse;
     evacuate_node(EvacuateNodeRequest) -> EvacuateNodeResponse;
+    cordon_node(CordonNodeRequest) -> CordonNodeResponse;
     remove_node(RemoveNodeRequest) -> RemoveNodeResponse;
     recover_volume(RecoverVolumeRequest) -> RecoverVolumeResponse;
     create_replica(CreateReplicaRequest) -> CreateReplicaResponse;

@@ -5,12 +5,14 @@
 //! - `volume/<name>`: a volume as its owner wanted it, and how far its making has come.
 //! - `record/<uid>`: the volume's record, of which the core knows the rules.
 //! - `evacuate/<node>`: a node that is being emptied.
+//! - `cordon/<node>`: a node that the orchestrator has cordoned.
 //! - `gone/<node>/<rid>`: a replica that its node is to remove if no record names it.
 //! - `snapshot/<name>`: a snapshot, and where its copies are.
 //! - `dropped/<node>/<uid>`: a copy of a snapshot that its node is to remove.
 //! - `labels/<node>`: labels that were put on a node.
 
 mod cluster;
+mod cordon;
 mod dropped;
 mod gone;
 mod labels;

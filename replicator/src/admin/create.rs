@@ -503,6 +503,7 @@ mod tests {
             zone: None,
             live: true,
             replicas: 0,
+            cordoned: false,
         }
     }
 

@@ -77,6 +77,7 @@ impl Admin {
         }
         self.inner.catalog.delete_node(&name).await?;
         self.inner.catalog.delete_evacuation(&name).await?;
+        self.inner.catalog.delete_cordon(&name).await?;
         self.inner.catalog.delete_labels(&name).await?;
         let volumes: Vec<String> = copies.into_iter().map(|(volume, _)| volume.name).collect();
         tracing::info!(node = %name, ?volumes, "the node is forgotten");

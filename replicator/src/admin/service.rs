@@ -324,6 +324,16 @@ impl Control for Admin {
         told("evacuate node", &name, copies.map(|copies| v1::EvacuateNodeResponse { copies }))
     }
 
+    async fn cordon_node(
+        &self,
+        request: Request<v1::CordonNodeRequest>,
+    ) -> Result<Response<v1::CordonNodeResponse>, Status> {
+        let request = request.into_inner();
+        let name = request.node.clone();
+        let noted = self.cordon_node(request).await;
+        told("cordon node", &name, noted.map(|()| v1::CordonNodeResponse {}))
+    }
+
     async fn remove_node(
         &self,
         request: Request<v1::RemoveNodeRequest>,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::future::join_all;
+use futures::try_join;
 use lockstep_core::cluster::copysets::Copysets;
 use lockstep_core::cluster::placement::Candidate;
 use lockstep_core::id::NodeId;
@@ -21,8 +22,12 @@ pub(super) type Survey = BTreeMap<String, v1::NodeStatus>;
 impl Admin {
     /// Asks every known node.
     pub(super) async fn survey_all(&self) -> Result<Survey, Status> {
-        let mut survey = self.ask(self.inner.catalog.nodes().await?).await;
-        super::evacuate::mark(&mut survey, &self.inner.catalog.evacuations().await?);
+        let catalog = &self.inner.catalog;
+        let asked = async { Ok(self.ask(catalog.nodes().await?).await) };
+        let (mut survey, evacuated, cordoned) =
+            try_join!(asked, catalog.evacuations(), catalog.cordons())?;
+        super::evacuate::mark(&mut survey, &evacuated);
+        super::cordon::mark(&mut survey, &cordoned);
         Ok(survey)
     }
 
@@ -182,6 +187,7 @@ pub(super) fn candidates(survey: &Survey, pool: &str, spread: &str) -> Vec<Candi
     for (name, status) in survey {
         let Some(node) = NodeId::new(name) else { continue };
         let zone = zone_of(status, spread).map(str::to_owned);
+        let cordoned = status.cordoned;
         match &status.info {
             // So that a refusal can name it. One that just begins has not told its pools yet.
             Some(info) if info.pools.is_empty() => all.push(Candidate {
@@ -192,6 +198,7 @@ pub(super) fn candidates(survey: &Survey, pool: &str, spread: &str) -> Vec<Candi
                 zone,
                 live: info.ready,
                 replicas: 0,
+                cordoned,
             }),
             Some(info) => {
                 for pool in &info.pools {
@@ -204,6 +211,7 @@ pub(super) fn candidates(survey: &Survey, pool: &str, spread: &str) -> Vec<Candi
                         zone: zone.clone(),
                         live: info.ready,
                         replicas: u32::try_from(replicas).unwrap_or(u32::MAX),
+                        cordoned,
                     });
                 }
             }
@@ -215,6 +223,7 @@ pub(super) fn candidates(survey: &Survey, pool: &str, spread: &str) -> Vec<Candi
                 zone,
                 live: false,
                 replicas: 0,
+                cordoned,
             }),
         }
     }

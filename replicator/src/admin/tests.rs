@@ -18,6 +18,7 @@ use crate::devices::{DeviceConfig, Devices};
 use crate::engine::{EngineConfig, PoolConfig};
 
 mod broken_off;
+mod cordon;
 mod fence;
 mod housekeeping;
 mod labels;

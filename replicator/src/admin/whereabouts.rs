@@ -125,6 +125,9 @@ impl Scene<'_> {
         match copy {
             Some(copy) => parts.push(state_of(copy)),
             None => parts.push(match misfit {
+                None if self.survey.get(node).is_some_and(|status| status.cordoned) => {
+                    "could get a copy if no other node can: it is cordoned".to_owned()
+                }
                 None => "could get a copy".to_owned(),
                 Some(Misfit::Excluded) => "gets none: it is being emptied".to_owned(),
                 Some(other) => format!("gets none: {other}"),

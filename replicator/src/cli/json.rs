@@ -12,6 +12,7 @@ pub(super) fn node_status(node: &v1::NodeStatus) -> Value {
         "live": node.live,
         "unreachable_reason": node.unreachable_reason,
         "evacuating": node.evacuating,
+        "cordoned": node.cordoned,
         "zone": node.zone,
         "labels": node.labels,
         "peer_address": node.peer_address,

@@ -99,7 +99,9 @@ fn state(node: &v1::NodeStatus) -> String {
         Some(_) => "not ready",
         None => "unreachable",
     };
-    if node.evacuating { format!("{state}, being emptied") } else { state.to_owned() }
+    let cordoned = if node.cordoned { ", cordoned" } else { "" };
+    let emptied = if node.evacuating { ", being emptied" } else { "" };
+    format!("{state}{cordoned}{emptied}")
 }
 
 fn details(node: &v1::NodeStatus) -> String {

@@ -1,5 +1,5 @@
 //! Nodes are drained by `kubectl drain` under a pod that writes: none before its volumes can lose
-//! it, one after the other, one for good; and one is deleted.
+//! it, one after the other, one for good; and one is deleted, while another is cordoned.
 
 use crate::cluster::User;
 use crate::killed::wait_until_whole;
@@ -54,7 +54,8 @@ pub(crate) async fn run(lab: &mut Lab) -> anyhow::Result<String> {
     Ok(format!(
         "a drain waits for a copy that is behind, and for a node that is drained already (it goes \
          {one:.1} s after that is back); a node is emptied for good; what a deleted node had is \
-         whole elsewhere after {replaced:.1} s; none of {acked} writes lost"
+         whole elsewhere after {replaced:.1} s, and not on a cordoned one; none of {acked} writes \
+         lost"
     ))
 }
 
@@ -104,18 +105,20 @@ async fn for_good(lab: &Lab, volume: &str, node: &str) -> anyhow::Result<()> {
     ensure!(!copies.contains(node), "{node} may go with a copy on it: {copies:?}");
     lab.kubectl(&["annotate", "--overwrite", "node", node, "lockstep.dev/evacuate=false"]).await?;
     lab.kubectl(&["uncordon", node]).await?;
-    let is_back = async || {
-        let said = lab.lockstep(&["--json", "node", "show", node]).await.unwrap_or_default();
-        let shown: Option<Value> = serde_json::from_str(&said).ok();
-        shown.is_some_and(|shown| shown.get("evacuating") == Some(&Value::Bool(false)))
-    };
+    let is_back = async || shown(lab, node).await["evacuating"] == Value::Bool(false);
     ensure!(wait_for(LIMIT, is_back).await, "{node} is still being emptied");
     Ok(())
 }
 
-/// A node dies and is deleted: its copies are made elsewhere at once. Returns after how long.
+/// A node dies and is deleted: its copies are made elsewhere at once, but not on the node where
+/// they would be if that were not cordoned. Returns after how long.
 async fn deleted(lab: &mut Lab, volume: &str, node: &str) -> anyhow::Result<f64> {
     let number = lab.number_of(node)?;
+    let cordoned = rebuilt_on(lab, volume, node).await.context("no node for another copy")?;
+    lab.kubectl(&["cordon", &cordoned]).await?;
+    let goes_elsewhere =
+        async || rebuilt_on(lab, volume, node).await.is_some_and(|now| now != cordoned);
+    ensure!(wait_for(LIMIT, goes_elsewhere).await, "copies go to {cordoned}, which is cordoned");
     lab.kill(number).await?;
     lab.kubectl(&["delete", "node", node, "--wait=false"]).await?;
     let begin = Instant::now();
@@ -125,9 +128,28 @@ async fn deleted(lab: &mut Lab, volume: &str, node: &str) -> anyhow::Result<f64>
     };
     ensure!(wait_for(LIMIT, is_whole).await, "the copy on {node} is not replaced");
     let took = begin.elapsed().as_secs_f64();
+    let copies = lab.in_sync(volume).await?;
+    ensure!(!copies.contains(&cordoned), "a copy is made on {cordoned}, which is cordoned");
     told(lab, node, "it is forgotten").await?;
+    lab.kubectl(&["uncordon", &cordoned]).await?;
     lab.boot(number).await?;
+    let undone = async || shown(lab, &cordoned).await["cordoned"] == Value::Bool(false);
+    ensure!(wait_for(LIMIT, undone).await, "{cordoned} is still cordoned for daemons");
     Ok(took)
+}
+
+/// Where a volume would get another copy if a node died.
+async fn rebuilt_on(lab: &Lab, volume: &str, node: &str) -> Option<String> {
+    let said = lab.lockstep(&["--json", "whatif", "node-down", node]).await.ok()?;
+    let told: Value = serde_json::from_str(&said).ok()?;
+    let found = told["volumes"].as_array()?.iter().find(|found| found["volume"] == volume)?;
+    Some(found["rebuilt_on"].as_str()?.to_owned())
+}
+
+/// What daemons say of a node.
+async fn shown(lab: &Lab, node: &str) -> Value {
+    let said = lab.lockstep(&["--json", "node", "show", node]).await.unwrap_or_default();
+    serde_json::from_str(&said).unwrap_or_default()
 }
 
 /// Waits until a guard runs on a node.

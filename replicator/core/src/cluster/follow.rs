@@ -40,5 +40,11 @@ pub fn follow(view: &View<'_>, since: Tick) -> Option<Replace> {
     let is_here =
         |(node, misfit): &(NodeId, Option<placement::Misfit>)| node == here && misfit.is_none();
     let fits = placement::fits(&want, view.candidates).iter().any(is_here);
-    fits.then(|| Replace { node: here.clone(), pool, lost: alloc::vec::Vec::new() })
+    // Where the volume is to leave soon, nothing is gained by a copy.
+    let is_leaving = view.candidates.iter().any(|c| c.node == *here && c.cordoned);
+    (fits && !is_leaving).then(|| Replace {
+        node: here.clone(),
+        pool,
+        lost: alloc::vec::Vec::new(),
+    })
 }

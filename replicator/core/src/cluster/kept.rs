@@ -189,7 +189,8 @@ fn place(view: &View<'_>, fates: &[(&NodeId, Fate)]) -> Verdict {
         let fits = |node: &&NodeId| {
             let state = view.node(node);
             let stays = state.is_some_and(|n| n.answers && !n.leaving);
-            let pool = view.candidates.iter().any(|c| c.node == **node && c.pool == view.pool);
+            let is_open = |c: &Candidate| c.pool == view.pool && !c.cordoned;
+            let pool = view.candidates.iter().any(|c| c.node == **node && is_open(c));
             stays && pool && !counts(node) && !view.is_unfit(node)
         };
         if let Some(node) = volume.in_sync.iter().find(fits) {

@@ -45,6 +45,9 @@ pub struct Candidate {
     pub live: bool,
     /// Copies in the pool.
     pub replicas: u32,
+    /// People, or a program, are about to take the node down: it gets a copy only where no other
+    /// node can have it. What it has stays.
+    pub cordoned: bool,
 }
 
 /// Why a node gets no copy.
@@ -84,7 +87,8 @@ pub struct PlacementError {
 /// in zones not used yet, and within the [scatter width](SCATTER_WIDTH) of `sets`, which are those
 /// of the volumes there are; among those the emptiest pool, then the fewest copies, then the name.
 /// How empty a pool is counts in steps of 5 %: thin volumes take room only later, so pools about
-/// as full as each other are told apart by their copies.
+/// as full as each other are told apart by their copies. Cordoned nodes come after all others,
+/// whatever speaks for them.
 ///
 /// # Errors
 /// If fewer nodes fit than copies are wanted; says why the others do not.
@@ -109,7 +113,13 @@ pub fn choose(
         .iter()
         .filter(|c| want.beside.contains(&c.node) && c.pool == want.pool)
         .collect();
-    let chosen = copysets::choose(want, &fitting, &beside, sets, SCATTER_WIDTH);
+    let (cordoned, open): (Vec<&Candidate>, Vec<&Candidate>) =
+        fitting.into_iter().partition(|c| c.cordoned);
+    let first = Want { copies: want.copies.min(open.len()), ..want.clone() };
+    let mut chosen = copysets::choose(&first, &open, &beside, sets, SCATTER_WIDTH);
+    let rest = Want { copies: want.copies - first.copies, ..want.clone() };
+    let beside: Vec<&Candidate> = beside.into_iter().chain(chosen.iter().copied()).collect();
+    chosen.extend(copysets::choose(&rest, &cordoned, &beside, sets, SCATTER_WIDTH));
     let chosen: Vec<NodeId> = chosen.into_iter().map(|c| c.node.clone()).collect();
     assert_eq!(chosen.len(), want.copies, "nodes that fit were not chosen");
     Ok(chosen)

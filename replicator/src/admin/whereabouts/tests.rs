@@ -53,6 +53,9 @@ fn each_node_says_why_it_has_a_copy_or_none() {
         why(&explained(&object, &served, &survey), "n4"),
         "could get a copy; serves the volume, over the network"
     );
+    survey.get_mut("n4").unwrap().cordoned = true;
+    let found = explained(&object, &record, &survey);
+    assert_eq!(why(&found, "n4"), "could get a copy if no other node can: it is cordoned");
     survey.get_mut("n4").unwrap().evacuating = true;
     assert_eq!(why(&explained(&object, &record, &survey), "n4"), "gets none: it is being emptied");
     let n4 = survey.get_mut("n4").unwrap();

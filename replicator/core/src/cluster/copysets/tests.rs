@@ -15,6 +15,7 @@ fn cluster(nodes: usize, zones: usize) -> Vec<Candidate> {
         total_bytes: 1 << 40,
         zone: (zones > 0).then(|| format!("z{}", index % zones)),
         live: true,
+        cordoned: false,
         replicas: 0,
     };
     (0..nodes).map(one).collect()

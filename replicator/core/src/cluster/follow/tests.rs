@@ -41,6 +41,16 @@ fn it_gets_none_where_there_is_no_room() {
 }
 
 #[test]
+fn it_gets_none_on_a_cordoned_node() {
+    let (record, mut world) = (served_by_d(&[IN, IN]), world("...."));
+    world.candidates[3].cordoned = true;
+    assert_eq!(follow(&View { follow: true, ..world.view(&record) }, LONG_AGO), None);
+    world.candidates[3].cordoned = false;
+    world.candidates[2].cordoned = true;
+    assert!(follow(&View { follow: true, ..world.view(&record) }, LONG_AGO).is_some());
+}
+
+#[test]
 fn the_copy_that_came_stays_and_another_one_goes() {
     let world = world("....");
     let mut record = served_by_d(&[IN, IN]);

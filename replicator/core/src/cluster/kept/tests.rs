@@ -82,6 +82,21 @@ fn a_missing_copy_is_made_where_the_volume_has_one() {
 }
 
 #[test]
+fn none_is_made_on_a_cordoned_node_that_could_be_made_elsewhere() {
+    let mut world = world(".....");
+    let volume = nodes("abc");
+    let beside = Some(Source { in_sync: &volume, served: true });
+    assert_eq!(decide(&world, ("ab", ""), beside), make(2));
+    world.candidates[2].cordoned = true;
+    assert_eq!(decide(&world, ("ab", ""), beside), make(3));
+    world.candidates[3].cordoned = true;
+    assert_eq!(decide(&world, ("ab", ""), beside), make(4));
+    world.candidates[4].cordoned = true;
+    assert_eq!(decide(&world, ("ab", ""), beside), make(2), "nothing else fits");
+    assert_eq!(decide(&world, ("abc", ""), beside), Verdict::Enough, "and it stays");
+}
+
+#[test]
 fn without_a_volume_that_is_served_nodes_are_chosen_as_for_one() {
     check(
         false,

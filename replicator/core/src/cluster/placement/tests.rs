@@ -19,6 +19,7 @@ fn candidate(name: &str, zone: &str, free_gib: u64, replicas: u32) -> Candidate 
         zone: (!zone.is_empty()).then(|| zone.into()),
         live: true,
         replicas,
+        cordoned: false,
     }
 }
 
@@ -52,6 +53,26 @@ fn each_criterion_decides_when_those_before_it_are_equal() {
     assert_eq!(chosen(&want(2), &by_zone), ["a", "c"]);
     let preferring = Want { prefer: Some(node("b")), ..want(2) };
     assert_eq!(chosen(&preferring, &by_zone), ["b", "c"]);
+}
+
+#[test]
+fn a_cordoned_node_gets_a_copy_only_if_no_other_can() {
+    let cordoned = |c: Candidate| Candidate { cordoned: true, ..c };
+    let all = [
+        cordoned(candidate("a", "x", 90, 0)),
+        candidate("b", "y", 20, 9),
+        candidate("c", "y", 10, 9),
+    ];
+    let preferring = |copies| Want { prefer: Some(node("a")), ..want(copies) };
+    assert_eq!(names(choose(&preferring(1), &all)), ["b"], "though it is preferred");
+    assert_eq!(names(choose(&preferring(2), &all)), ["b", "c"], "though its zone is another");
+    assert_eq!(names(choose(&preferring(3), &all)), ["b", "c", "a"]);
+    let two = [cordoned(candidate("a", "x", 90, 0)), cordoned(candidate("d", "y", 5, 9))];
+    let beside = Want { beside: vec![node("b")], ..want(1) };
+    let all = [&all[..2], &two[1..]].concat();
+    assert_eq!(names(choose(&beside, &all)), ["a"], "of several as ever: by zone");
+    let full = Candidate { free_bytes: 0, ..all[1].clone() };
+    assert_eq!(names(choose(&want(1), &[two[0].clone(), full])), ["a"]);
 }
 
 #[test]
@@ -104,9 +125,10 @@ fn too_few_nodes_are_explained_one_by_one() {
 }
 
 fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
-    let one = (0_u8..8, "[xyz]?", 0_u64..=100, 0_u32..4, any::<(bool, bool)>()).prop_map(
-        |(name, zone, free, replicas, (live, nvme))| Candidate {
+    let one = (0_u8..8, "[xyz]?", 0_u64..=100, 0_u32..4, any::<[bool; 3]>()).prop_map(
+        |(name, zone, free, replicas, [live, nvme, cordoned])| Candidate {
             live,
+            cordoned,
             pool: if nvme { "nvme" } else { "default" }.into(),
             ..candidate(&alloc::format!("n{name}"), &zone, free, replicas)
         },
@@ -116,7 +138,8 @@ fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
 
 proptest! {
     /// Whatever is known: each node once, each of them fit, and the order of the list is
-    /// without meaning as long as a node says one thing of a pool.
+    /// without meaning as long as a node says one thing of a pool. A cordoned one only if all
+    /// others that fit have one.
     #[test]
     fn a_choice_holds_what_was_asked(
         mut all in candidates(),
@@ -137,6 +160,8 @@ proptest! {
             c.live && c.pool == "default" && c.free_bytes >= want.bytes && !marked
         };
         let fitting: BTreeSet<NodeId> = all.iter().filter(fits).map(|c| c.node.clone()).collect();
+        let open = all.iter().filter(fits).filter(|c| !c.cordoned);
+        let open: BTreeSet<NodeId> = open.map(|c| c.node.clone()).collect();
         let first = choose(&want, &all);
         all.reverse();
         prop_assert_eq!(&first, &choose(&want, &all));
@@ -145,8 +170,11 @@ proptest! {
                 let distinct: BTreeSet<NodeId> = chosen.iter().cloned().collect();
                 prop_assert_eq!(distinct.len(), copies);
                 prop_assert!(distinct.is_subset(&fitting));
-                let preferred = copies > 0 && fitting.contains(&mark(0));
-                prop_assert!(!preferred || chosen[0] == mark(0));
+                // First of those that are not cordoned, or of those that are.
+                let at = if open.contains(&mark(0)) { 0 } else { open.len() };
+                let preferred = at < copies && fitting.contains(&mark(0));
+                prop_assert!(!preferred || chosen[at] == mark(0));
+                prop_assert!(distinct.is_subset(&open) || open.is_subset(&distinct));
             }
             Err(error) => {
                 prop_assert!(fitting.len() < copies);

@@ -77,6 +77,7 @@ pub(in crate::cluster) fn world(nodes: &str) -> World {
             zone: None,
             live: answers,
             replicas: 0,
+            cordoned: false,
         });
     }
     World { nodes: states, candidates, sets: Copysets::default() }
