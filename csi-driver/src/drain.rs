@@ -7,6 +7,7 @@
 
 mod facts;
 mod gone;
+mod missing;
 
 use crate::daemon::Daemons;
 use crate::kubernetes::events::Events;
@@ -20,6 +21,7 @@ use kube::Client;
 use lockstep_core::cluster::drain::{Guard, Hold, Node, Verdict, Volume, decide};
 use lockstep_core::id::NodeId;
 use lockstep_proto::v1;
+use missing::{Guarded, Missing};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +76,7 @@ struct Seen {
     told: BTreeMap<NodeId, String>,
     unused: Unused,
     gone: Gone,
+    missing: Missing,
 }
 
 /// What a look found.
@@ -126,14 +129,8 @@ impl Drains {
     /// Does what is to be done now. Returns whether somebody waits.
     async fn look(&self, seen: &mut Seen) -> Result<bool, Status> {
         let known = self.nodes.known().await?;
-        let guards = match &self.guards {
-            Some(guards) => {
-                let budget = guards.budget().await?;
-                let found = guards.all(&budget).await?;
-                Some((guards, budget, found))
-            }
-            None => None,
-        };
+        // Before what daemons say. What is wrong with guards keeps nothing else from being done.
+        let guards = self.guarded(seen).await;
         let (nodes, volumes) = self.daemons.cluster().await?;
         let volumes = facts::volumes(&volumes, &mut seen.unused, Instant::now());
         let mut look = Look { known, nodes, volumes, snapshots: BTreeMap::new() };
@@ -142,13 +139,15 @@ impl Drains {
             look.snapshots = facts::snapshots(&self.daemons.snapshots("", "").await?);
         }
         let waits = match guards {
-            Some((guards, budget, found)) => {
-                self.guard(seen, &look, guards, &budget, &found).await?
+            Ok(Guarded::By(guards, budget, found)) => {
+                self.guard(seen, &look, guards, &budget, &found).await
             }
-            None => false,
+            Ok(Guarded::Missing) => Ok(true),
+            Ok(Guarded::Unwanted) => Ok(false),
+            Err(status) => Err(status),
         };
         self.forget(seen, &look).await;
-        evacuated.map(|()| waits)
+        evacuated.and(waits)
     }
 
     /// Begins and ends to empty nodes, as their annotation says.

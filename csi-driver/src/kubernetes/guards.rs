@@ -4,8 +4,10 @@
 use super::{CHUNK, is_conflict, is_not_found, refused};
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    LabelSelector, LabelSelectorRequirement, ObjectMeta, OwnerReference,
+};
 use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use lockstep_core::id::NodeId;
@@ -20,6 +22,8 @@ const STANDS: &str = "stands";
 const LATE: &str = "late";
 /// Annotation of a guard: why its node may not go.
 const HELD: &str = "lockstep.dev/held";
+/// The group and version of budgets.
+const POLICY: &str = "policy/v1";
 /// Longest name of a pod, in bytes.
 const LONGEST: usize = 253;
 
@@ -67,12 +71,34 @@ impl Guards {
         })
     }
 
-    /// The budget, which is made when Lockstep is installed.
-    pub(crate) async fn budget(&self) -> Result<Budget, Status> {
-        let what =
-            || format!("the PodDisruptionBudget {}/{} cannot be read", self.namespace, self.name);
-        let found = self.budgets.get(&self.name).await.map_err(|e| refused(&what(), &e))?;
-        Ok(Budget(found.metadata.uid.unwrap_or_default()))
+    /// The budget, which is made when Lockstep is installed; none if somebody has deleted it.
+    pub(crate) async fn budget(&self) -> Result<Option<Budget>, Status> {
+        let what = || format!("{} cannot be read", self.budget_name());
+        let found = self.budgets.get_opt(&self.name).await.map_err(|e| refused(&what(), &e))?;
+        let stays = found.filter(|found| found.metadata.deletion_timestamp.is_none());
+        Ok(stays.map(|found| Budget(found.metadata.uid.unwrap_or_default())))
+    }
+
+    /// Makes the budget again.
+    pub(crate) async fn put_budget(&self) -> Result<(), Status> {
+        match self.budgets.create(&PostParams::default(), &budget_named(&self.name)).await {
+            // Somebody else was first; or it is still about to go.
+            Err(error) if !is_conflict(&error) => {
+                Err(refused(&format!("{} cannot be made", self.budget_name()), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What the budget is called in messages.
+    pub(crate) fn budget_name(&self) -> String {
+        format!("the PodDisruptionBudget {}/{}", self.namespace, self.name)
+    }
+
+    /// How events name the budget.
+    pub(crate) fn budget_reference(&self) -> ObjectReference {
+        let named = super::pods::named("PodDisruptionBudget", &self.namespace, &self.name, None);
+        ObjectReference { api_version: Some(POLICY.to_owned()), ..named }
     }
 
     /// All guards.
@@ -189,6 +215,26 @@ fn found(pod: Pod, budget: &Budget) -> Option<Found> {
     })
 }
 
+/// What the chart makes, but for labels: those are Helm's to change.
+fn budget_named(name: &str) -> PodDisruptionBudget {
+    let guards = LabelSelectorRequirement {
+        key: GUARD.to_owned(),
+        operator: "Exists".to_owned(),
+        values: None,
+    };
+    let selector =
+        LabelSelector { match_expressions: Some(vec![guards]), ..LabelSelector::default() };
+    PodDisruptionBudget {
+        metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+        // No number: no eviction is allowed, however many guards there are.
+        spec: Some(PodDisruptionBudgetSpec {
+            selector: Some(selector),
+            ..PodDisruptionBudgetSpec::default()
+        }),
+        status: None,
+    }
+}
+
 /// A guard for a node. It goes with the budget, so that none stays after an uninstall.
 fn guard(like: &Pod, name: &str, budget: &Budget, node: &NodeId, late: bool) -> Pod {
     let mut pod = like.clone();
@@ -196,7 +242,7 @@ fn guard(like: &Pod, name: &str, budget: &Budget, node: &NodeId, late: bool) -> 
     pod.metadata.labels.get_or_insert_default().insert(GUARD.to_owned(), when.to_owned());
     pod.metadata.name = Some(name_on(name, node));
     pod.metadata.owner_references = Some(vec![OwnerReference {
-        api_version: "policy/v1".to_owned(),
+        api_version: POLICY.to_owned(),
         kind: "PodDisruptionBudget".to_owned(),
         name: name.to_owned(),
         uid: budget.0.clone(),
@@ -248,6 +294,28 @@ mod tests {
         let prefix = "g".repeat(220);
         let names = [long("a"), long("b")].map(|node| name_on(&prefix, &node));
         assert!(names.iter().all(|name| name.len() <= LONGEST) && names[0] != names[1]);
+    }
+
+    #[test]
+    fn the_budget_is_made_again_as_the_chart_has_it() {
+        let chart = include_str!("../../../deploy/chart/templates/drain.yaml");
+        let made = serde_json::to_value(budget_named("lockstep-drain-guard")).unwrap();
+        let selector = json!({ "matchExpressions": [{ "key": GUARD, "operator": "Exists" }] });
+        let spec = json!({ "selector": selector });
+        assert_eq!(made["spec"], spec);
+        assert_eq!(made["metadata"], json!({ "name": "lockstep-drain-guard" }));
+        let part = |from: &str, to: &str| {
+            let rest = chart.split_once(from).unwrap().1;
+            let lines = rest.split_once(to).unwrap().0.lines().map(str::trim);
+            lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect::<Vec<_>>()
+        };
+        let wanted = [
+            "selector:",
+            "matchExpressions:",
+            "- {key: lockstep.dev/drain-guard, operator: Exists}",
+        ];
+        assert_eq!(part("\nspec:", "{{- end }}"), wanted, "both change together");
+        assert!(part("kind: PodDisruptionBudget", "spec:").contains(&"name: lockstep-drain-guard"));
     }
 
     #[test]

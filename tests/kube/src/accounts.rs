@@ -251,7 +251,9 @@ impl Tries<'_> {
         let open = ["-n", NAMESPACE, "patch", "pdb", "lockstep-drain-guard", "--type=merge", "-p"];
         let open = [&open[..], &[r#"{"spec": {"maxUnavailable": 9}}"#]].concat();
         self.refused(self.controller, &open, "", "forbidden").await?;
-        Ok(6)
+        let create = ["create", "pdb", "any", "--selector=a", "--min-available=1", "-n", "default"];
+        self.refused(self.controller, &create, "", "forbidden").await?;
+        Ok(7)
     }
 
     /// Sees that somebody is refused something, and with these words.

@@ -119,6 +119,9 @@ async fn deleted(lab: &mut Lab, volume: &str, node: &str) -> anyhow::Result<f64>
     let goes_elsewhere =
         async || rebuilt_on(lab, volume, node).await.is_some_and(|now| now != cordoned);
     ensure!(wait_for(LIMIT, goes_elsewhere).await, "copies go to {cordoned}, which is cordoned");
+    // Nobody waits for guards now. Nodes are looked after all the same.
+    let budget = uid_of_budget(lab).await.context("the budget of guards")?;
+    lab.kubectl(&["-n", NAMESPACE, "delete", "pdb", GUARD]).await?;
     lab.kill(number).await?;
     lab.kubectl(&["delete", "node", node, "--wait=false"]).await?;
     let begin = Instant::now();
@@ -132,10 +135,34 @@ async fn deleted(lab: &mut Lab, volume: &str, node: &str) -> anyhow::Result<f64>
     ensure!(!copies.contains(&cordoned), "a copy is made on {cordoned}, which is cordoned");
     told(lab, node, "it is forgotten").await?;
     lab.kubectl(&["uncordon", &cordoned]).await?;
+    guarded_again(lab, &budget, &copies).await?;
     lab.boot(number).await?;
     let undone = async || shown(lab, &cordoned).await["cordoned"] == Value::Bool(false);
     ensure!(wait_for(LIMIT, undone).await, "{cordoned} is still cordoned for daemons");
     Ok(took)
+}
+
+/// Waits until the budget that was deleted is made again, and guards of the new one stand.
+async fn guarded_again(lab: &Lab, before: &str, nodes: &BTreeSet<String>) -> anyhow::Result<()> {
+    let is_new = async || uid_of_budget(lab).await.is_ok_and(|uid| uid != before);
+    ensure!(wait_for(LIMIT, is_new).await, "the budget of guards is not made again");
+    let budget = uid_of_budget(lab).await?;
+    for node in nodes {
+        let name = format!("{GUARD}-{node}");
+        let is_its = async || {
+            let guard = lab.get(NAMESPACE, "pod", &name).await.unwrap_or_default();
+            guard.pointer("/metadata/ownerReferences/0/uid").is_some_and(|uid| *uid == budget)
+        };
+        ensure!(wait_for(LIMIT, is_its).await, "{node} has no guard of the new budget");
+        stands(lab, node).await?;
+    }
+    allows_none(lab).await
+}
+
+async fn uid_of_budget(lab: &Lab) -> anyhow::Result<String> {
+    let budget = lab.get(NAMESPACE, "pdb", GUARD).await?;
+    let uid = budget.pointer("/metadata/uid").and_then(Value::as_str);
+    Ok(uid.context("it has no id")?.to_owned())
 }
 
 /// Where a volume would get another copy if a node died.
