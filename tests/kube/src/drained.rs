@@ -49,8 +49,11 @@ pub(crate) async fn run(lab: &mut Lab) -> anyhow::Result<String> {
     let lost = copies.iter().find(|node| **node != now.node).context("another copy")?;
     writers.note(lab);
     let replaced = deleted(lab, &place.volume, lost).await?;
+    let number = lab.number_of(lost)?;
+    lab.power(number).await?;
     let acked = writers.verify(lab).await?;
-    writers.end(lab).await?;
+    // It is a new node for Kubernetes, which takes its time, as the end of a namespace does.
+    tokio::try_join!(lab.wait_until_back(number), writers.end(lab))?;
     Ok(format!(
         "a drain waits for a copy that is behind, and for a node that is drained already (it goes \
          {one:.1} s after that is back); a node is emptied for good; what a deleted node had is \
@@ -136,7 +139,6 @@ async fn deleted(lab: &mut Lab, volume: &str, node: &str) -> anyhow::Result<f64>
     told(lab, node, "it is forgotten").await?;
     lab.kubectl(&["uncordon", &cordoned]).await?;
     guarded_again(lab, &budget, &copies).await?;
-    lab.boot(number).await?;
     let undone = async || shown(lab, &cordoned).await["cordoned"] == Value::Bool(false);
     ensure!(wait_for(LIMIT, undone).await, "{cordoned} is still cordoned for daemons");
     Ok(took)

@@ -110,10 +110,20 @@ impl Lab {
         self.node_mut(number)?.kill().await
     }
 
-    /// Its power is back.
+    /// Its power is back, and it works again.
     pub(crate) async fn boot(&mut self, number: usize) -> anyhow::Result<()> {
+        self.power(number).await?;
+        self.wait_until_back(number).await
+    }
+
+    /// Its power is back; what is on it begins.
+    pub(crate) async fn power(&mut self, number: usize) -> anyhow::Result<()> {
         let cgroups = self.cgroups.clone();
-        self.node_mut(number)?.boot(&cgroups).await?;
+        self.node_mut(number)?.boot(&cgroups).await
+    }
+
+    /// Waits until Kubernetes says that a node is ready, and it has the driver.
+    pub(crate) async fn wait_until_back(&self, number: usize) -> anyhow::Result<()> {
         self.wait_until_ready(number).await?;
         match &self.driver {
             Some(_) => driver::wait_for_driver(self.node(number)?).await,

@@ -20,7 +20,7 @@ const READY: &str = "/run/lockstep/ready";
 pub(crate) const GUARD: &str = "lockstep-drain-guard";
 
 /// After how long a node is forgotten that is deleted and does not answer.
-const FORGET_MS: u32 = 5000;
+const FORGET_MS: u32 = 1000;
 
 /// What runs beside the control plane.
 #[derive(Debug)]
