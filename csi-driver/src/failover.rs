@@ -39,6 +39,9 @@ const SOON: Duration = Duration::from_millis(500);
 const LATER: Duration = Duration::from_secs(2);
 const RARELY: Duration = Duration::from_secs(15);
 const LONG: Duration = Duration::from_secs(60);
+/// A node that is suspected again within this time is in the same trouble: nothing is told twice.
+/// If it was well for `LONG`, its pods are looked at as often as those of any other.
+const FORGET: Duration = Duration::from_secs(600);
 
 /// How nodes are watched.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -77,6 +80,8 @@ pub(crate) struct Failover {
 #[derive(Default)]
 struct Watch {
     suspects: BTreeMap<NodeId, Suspect>,
+    /// The last cases of nodes that are not suspected any more, and since when.
+    past: BTreeMap<NodeId, (Arc<Case>, Instant)>,
     /// Nodes that were suspected, so that volumes may have been taken from them, and have not been
     /// well since.
     away: BTreeSet<NodeId>,
@@ -153,14 +158,7 @@ impl Failover {
             self.mend(node);
         }
         watch.note_brake(&verdicts);
-        watch.suspects.retain(|node, suspect| {
-            let stays = matches!(verdicts.get(node), Some(Verdict::Suspect(_)));
-            let is_over = !stays && !suspect.is_running();
-            if is_over {
-                tracing::info!(%node, since_ms = suspect.case.since_ms(), "not suspected any more");
-            }
-            !is_over
-        });
+        watch.clear(&verdicts, Instant::now());
         for (node, verdict) in verdicts {
             let Verdict::Suspect(reason) = verdict else { continue };
             let silent_ms = witnesses.get(&node).and_then(|witness| witness.silent_ms);
@@ -182,6 +180,26 @@ impl Watch {
         };
         let is_well = |node: &NodeId| verdicts.get(node) == Some(&Verdict::Well);
         self.away.extract_if(.., |node| is_well(node) && answers(node)).collect()
+    }
+
+    /// Ends what is done about nodes that are not suspected any more, and forgets it by and by.
+    fn clear(&mut self, verdicts: &BTreeMap<NodeId, Verdict>, now: Instant) {
+        let Self { suspects, past, .. } = self;
+        past.retain(|_, (case, at)| {
+            let well = now.saturating_duration_since(*at);
+            if well > LONG {
+                case.was_well();
+            }
+            well < FORGET
+        });
+        let is_over = |node: &NodeId, suspect: &mut Suspect| {
+            let stays = matches!(verdicts.get(node), Some(Verdict::Suspect(_)));
+            !stays && !suspect.is_running()
+        };
+        for (node, suspect) in suspects.extract_if(.., is_over) {
+            tracing::info!(%node, since_ms = suspect.case.since_ms(), "not suspected any more");
+            past.insert(node, (suspect.case, now));
+        }
     }
 
     /// Says once that too many nodes are silent.
@@ -208,19 +226,22 @@ impl Watch {
     fn suspect(&mut self, node: NodeId, reason: Reason, silent_ms: Option<u64>) -> &mut Suspect {
         self.away.insert(node.clone());
         let is_silent = silent_ms.is_some();
-        let begin = |node: &NodeId| {
-            tracing::info!(%node, silent_ms, %reason, "suspected");
-            Arc::new(Case::new(node.clone(), reason, is_silent))
+        let begin = |case: Case| {
+            tracing::info!(node = %case.node, silent_ms, %reason, "suspected");
+            Arc::new(case)
         };
         match self.suspects.entry(node) {
             Entry::Vacant(new) => {
-                let case = begin(new.key());
-                new.insert(Suspect { case, running: None, again: Instant::now() })
+                let case = match self.past.remove(new.key()) {
+                    Some((past, _)) => past.again(reason, is_silent),
+                    None => Case::new(new.key().clone(), reason, is_silent),
+                };
+                new.insert(Suspect { case: begin(case), running: None, again: Instant::now() })
             }
             Entry::Occupied(there) => {
                 let suspect = there.into_mut();
                 if !suspect.case.is_of(reason, is_silent) {
-                    suspect.case = begin(&suspect.case.node);
+                    suspect.case = begin(suspect.case.again(reason, is_silent));
                     suspect.again = Instant::now();
                 }
                 suspect
@@ -237,7 +258,7 @@ impl Suspect {
             let pause = match moved {
                 _ if !Arc::ptr_eq(&case, &self.case) => Duration::ZERO,
                 true => SOON,
-                false if self.case.since.elapsed() > LONG => RARELY,
+                false if self.case.lasts(Instant::now()) > LONG => RARELY,
                 false => LATER,
             };
             self.again = Instant::now() + pause;

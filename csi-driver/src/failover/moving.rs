@@ -8,7 +8,8 @@ use lockstep_core::cluster::locality::{Changes, Labels as Labelled, PlacementId}
 use lockstep_core::id::NodeId;
 use lockstep_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -27,8 +28,20 @@ pub(super) struct Case {
     pub(super) reason: Reason,
     pub(super) since: Instant,
     silent: bool,
-    /// What was said of which object last, and what was moved.
-    told: Mutex<BTreeMap<String, String>>,
+    /// When it was suspected so first, with moments in between when it was well, or worse.
+    first: Instant,
+    past: Arc<Mutex<Past>>,
+    /// Owners and claims of the pods that were moved.
+    moved: Mutex<BTreeSet<String>>,
+}
+
+/// What is remembered of a node that is suspected again and again.
+#[derive(Debug, Default)]
+struct Past {
+    /// When it was suspected first, by reason and whether it was silent.
+    first: BTreeMap<(Reason, bool), Instant>,
+    /// What was said of which object last.
+    told: BTreeMap<String, String>,
 }
 
 /// A pod and what it uses.
@@ -41,7 +54,28 @@ pub(super) struct User {
 
 impl Case {
     pub(super) fn new(node: NodeId, reason: Reason, silent: bool) -> Self {
-        Self { node, reason, since: Instant::now(), silent, told: Mutex::default() }
+        Self::begun(node, reason, silent, Arc::default())
+    }
+
+    /// A new case of the same node, of which people were told what they were told.
+    pub(super) fn again(&self, reason: Reason, silent: bool) -> Self {
+        Self::begun(self.node.clone(), reason, silent, Arc::clone(&self.past))
+    }
+
+    fn begun(node: NodeId, reason: Reason, silent: bool, past: Arc<Mutex<Past>>) -> Self {
+        let since = Instant::now();
+        let first = *lock(&past).first.entry((reason, silent)).or_insert(since);
+        Self { node, reason, since, silent, first, past, moved: Mutex::default() }
+    }
+
+    /// For how long it is known, with all that was in between.
+    pub(super) fn lasts(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.first)
+    }
+
+    /// Its node was well for so long that the next time is another one.
+    pub(super) fn was_well(&self) {
+        lock(&self.past).first.clear();
     }
 
     /// Since it is suspected, for people who add up where the time went.
@@ -55,23 +89,28 @@ impl Case {
     }
 
     /// Whether this is news of an object.
-    fn is_new(&self, of: &ObjectReference, what: &str) -> bool {
+    pub(super) fn is_new(&self, of: &ObjectReference, what: &str) -> bool {
         let key = format!("{:?} {:?} {:?} {:?}", of.kind, of.namespace, of.name, of.uid);
-        self.note(key, what)
+        let before = lock(&self.past).told.insert(key, what.to_owned());
+        before.as_deref() != Some(what)
     }
 
     /// Whether no pod was moved before that this one may be the successor of.
     fn is_first(&self, pod: &Found) -> bool {
         let key = format!("{} {:?} {:?}", pod.namespace, pod.owner, pod.claims);
-        self.note(key, "moved")
+        lock(&self.moved).insert(key)
     }
+}
 
-    fn note(&self, key: String, what: &str) -> bool {
-        // It is changed by single inserts.
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = told.insert(key, what.to_owned());
-        before.as_deref() != Some(what)
-    }
+/// What is said without its numbers: that a node was heard so many milliseconds ago is no news.
+pub(super) fn without_numbers(why: &str) -> String {
+    let words = why.split(' ').filter(|word| word.parse::<u64>().is_err());
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// What these have is changed by single inserts.
+fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Failover {
@@ -247,7 +286,7 @@ impl Failover {
 
     /// Tells why a pod is not moved.
     fn stays(&self, case: &Case, pod: &Found, why: &str) {
-        if case.is_new(&pod.reference(), why) {
+        if case.is_new(&pod.reference(), &without_numbers(why)) {
             let (node, name, since_ms) = (&case.node, &pod.name, case.since_ms());
             tracing::info!(%node, namespace = pod.namespace, pod = name, why, since_ms, "stays");
             let note = format!("node {node} may be lost ({}), but {why}", case.reason);

@@ -1,9 +1,12 @@
-use super::Watch;
+use super::moving::without_numbers;
 use super::silence::Silence;
+use super::{FORGET, LONG, Watch};
 use crate::daemon::{Answer, Answers};
-use lockstep_core::cluster::failover::{Patience, Reason, Witness, Word, judge};
+use k8s_openapi::api::core::v1::ObjectReference;
+use lockstep_core::cluster::failover::{Patience, Reason, Verdict, Witness, Word, judge};
 use lockstep_core::id::NodeId;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -73,4 +76,42 @@ fn a_node_that_was_suspected_is_looked_at_once_it_is_well() {
     assert!(returned(&mut watch, refuses).is_empty(), "it does not answer");
     assert_eq!(returned(&mut watch, well), [name("a")], "it answered all the time");
     assert!(returned(&mut watch, well).is_empty(), "once");
+}
+
+#[test]
+fn of_a_node_that_flaps_people_are_told_once_and_one_that_was_well_for_long_begins_anew() {
+    let (mut watch, begin) = (Watch::default(), Instant::now());
+    let pod = ObjectReference { name: Some("p".to_owned()), ..ObjectReference::default() };
+    let ends = |watch: &mut Watch, at| {
+        watch.clear(&BTreeMap::from([(name("a"), Verdict::Well)]), at);
+        assert!(watch.suspects.is_empty());
+    };
+    let said = Reason::Said(Word::NotReady);
+    let first = Arc::clone(&watch.suspect(name("a"), said, None).case);
+    assert!(first.is_new(&pod, "it stays"));
+    ends(&mut watch, begin);
+    let flips = [(said, None), (Reason::Silent, Some(2000)), (said, None)];
+    for (reason, silent_ms) in flips {
+        let case = Arc::clone(&watch.suspect(name("a"), reason, silent_ms).case);
+        assert!(!Arc::ptr_eq(&case, &first), "it is looked at now");
+        assert!(!case.is_new(&pod, "it stays"), "that was told");
+        let (lasts, at) = (first.lasts(begin + LONG), begin + LONG);
+        assert_eq!(case.lasts(at) == lasts, reason == said, "what is new is tried often");
+    }
+    ends(&mut watch, begin);
+    watch.clear(&BTreeMap::new(), begin + 2 * LONG);
+    let later = Arc::clone(&watch.suspect(name("a"), said, None).case);
+    assert!(later.lasts(begin + LONG) < first.lasts(begin + LONG), "it was well for a while");
+    assert!(!later.is_new(&pod, "it stays"));
+    ends(&mut watch, begin);
+    watch.clear(&BTreeMap::new(), begin + FORGET);
+    let anew = Arc::clone(&watch.suspect(name("a"), said, None).case);
+    assert!(anew.is_new(&pod, "it stays"));
+}
+
+#[test]
+fn that_a_node_was_heard_at_another_time_is_no_news() {
+    let heard = |node, ms| without_numbers(&format!("{node} heard it {ms} ms ago"));
+    assert_eq!(heard("n1", 80), heard("n1", 310));
+    assert_ne!(heard("n1", 80), heard("n2", 80));
 }

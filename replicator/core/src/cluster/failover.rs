@@ -18,7 +18,7 @@ use core::fmt;
 use crate::id::NodeId;
 
 /// What the orchestrator says of a node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Word {
     /// Nothing that would matter.
     #[default]
@@ -55,7 +55,7 @@ pub struct Patience {
 }
 
 /// Why a node is suspected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// It is silent.
     Silent,
