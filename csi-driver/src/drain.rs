@@ -273,15 +273,16 @@ impl Drains {
                 if let Some(guard) = guard {
                     guards.note(guard, &why).await?;
                 }
-                let (space, name) = (&guards.namespace, guards.name_on(node));
-                let why = format!(
-                    "a drain of this node waits: {why}. To have it go all the same: kubectl -n \
-                     {space} delete pod {name}"
-                );
-                if self.tell(seen, look, node, true, "DrainWaits", why.clone())
+                let (reason, why) = match guard {
+                    Some(guard) if guard.runs => {
+                        ("DrainWaits", waits(&guards.namespace, &guard.name, &why))
+                    }
+                    _ => ("DrainNotHeld", unheld(&why)),
+                };
+                if self.tell(seen, look, node, true, reason, why.clone())
                     && let Some(guard) = guard
                 {
-                    self.events.tell(&guards.reference(guard), true, "DrainWaits", why);
+                    self.events.tell(&guards.reference(guard), true, reason, why);
                 }
             }
             (Verdict::MayGo | Verdict::Free | Verdict::InService, None) => {}
@@ -307,6 +308,19 @@ impl Drains {
         seen.told.insert(node.clone(), what);
         true
     }
+}
+
+/// What is said of a node that its guard holds up.
+fn waits(space: &str, guard: &str, why: &str) -> String {
+    format!(
+        "a drain of this node waits: {why}. To have it go all the same: kubectl -n {space} delete \
+         pod {guard}"
+    )
+}
+
+/// What is said of a node that should be held up, and is not.
+fn unheld(why: &str) -> String {
+    format!("a drain of this node should wait, but nothing holds it up: no guard runs here. {why}")
 }
 
 /// The first reasons, in words.
@@ -348,11 +362,7 @@ impl Look {
     /// The nodes, for a decision.
     fn facts(&self, standing: &BTreeMap<&NodeId, &Found>) -> BTreeMap<NodeId, Node> {
         let node = |(status, name, known): (&v1::NodeStatus, NodeId, &Known)| {
-            let guard = match standing.get(&name) {
-                None => Guard::None,
-                Some(guard) if guard.late => Guard::Late,
-                Some(_) => Guard::Stands,
-            };
+            let guard = standing.get(&name).map(|guard| guard.counts_as()).unwrap_or_default();
             let node = Node {
                 cordoned: known.cordoned,
                 guard,
@@ -388,6 +398,16 @@ mod tests {
         assert!(said.contains("volume c is") && said.ends_with("; and 2 more"), "{said}");
         assert!(!said.contains("volume d"));
         assert_eq!(told(&holds[..1]), "a copy of volume a is still there");
+    }
+
+    #[test]
+    fn nobody_is_told_that_a_drain_waits_which_does_not() {
+        let held = waits("lockstep", "guard-n1", "volume v has no other copy");
+        assert!(held.starts_with("a drain of this node waits: volume v has no other copy."));
+        assert!(held.ends_with("kubectl -n lockstep delete pod guard-n1"), "{held}");
+        let open = unheld("volume v has no other copy");
+        assert!(open.contains("nothing holds it up") && !open.contains("waits"), "{open}");
+        assert!(open.ends_with("volume v has no other copy"), "{open}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
 };
 use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use lockstep_core::cluster::drain::Guard;
 use lockstep_core::id::NodeId;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -45,6 +46,8 @@ pub(crate) struct Found {
     uid: String,
     pub(crate) node: NodeId,
     pub(crate) late: bool,
+    /// It runs. What does not may be evicted, whatever a budget says.
+    pub(crate) runs: bool,
     /// It holds up nobody: it has ended, or belongs to an installation that is gone.
     pub(crate) stale: bool,
     leaving: bool,
@@ -171,10 +174,16 @@ impl Guards {
     pub(crate) fn reference(&self, guard: &Found) -> ObjectReference {
         super::pods::named("Pod", &self.namespace, &guard.name, Some(guard.uid.clone()))
     }
+}
 
-    /// What a guard is called.
-    pub(crate) fn name_on(&self, node: &NodeId) -> String {
-        name_on(&self.name, node)
+impl Found {
+    /// What a decision makes of one that is not stale.
+    pub(crate) fn counts_as(&self) -> Guard {
+        match (self.late, self.runs) {
+            (true, _) => Guard::Late,
+            (false, false) => Guard::Pending,
+            (false, true) => Guard::Stands,
+        }
     }
 }
 
@@ -206,6 +215,7 @@ fn found(pod: Pod, budget: &Budget) -> Option<Found> {
     let leaving = meta.deletion_timestamp.is_some();
     Some(Found {
         late: label.is_some_and(|value| value == LATE),
+        runs: phase == "Running",
         stale: leaving || !owned || matches!(phase.as_str(), "Succeeded" | "Failed"),
         held: note.cloned().unwrap_or_default(),
         node: NodeId::new(spec.node_name.as_deref()?)?,
@@ -279,12 +289,29 @@ mod tests {
         assert_eq!(pod.metadata.labels.as_ref().unwrap()["a"], "b");
         let seen = found(pod.clone(), &budget("b1")).unwrap();
         assert_eq!((seen.name.as_str(), seen.node.as_str()), ("guard-n1", "n1"));
-        assert!(seen.late && !seen.stale && !seen.leaving);
+        assert!(seen.late && !seen.stale && !seen.leaving && !seen.runs);
         assert!(found(pod.clone(), &budget("b2")).unwrap().stale, "of another installation");
         pod.status.get_or_insert_default().phase = Some("Failed".to_owned());
         assert!(found(pod.clone(), &budget("b1")).unwrap().stale);
         pod.spec.as_mut().unwrap().node_name = None;
         assert_eq!(found(pod, &budget("b1")), None);
+    }
+
+    #[test]
+    fn a_guard_counts_once_it_runs() {
+        let (like, name) = read(LIKE).unwrap();
+        let as_in = |phase: &str, late| {
+            let mut pod = guard(&like, &name, &budget("b1"), &node("n1"), late);
+            pod.metadata.uid = Some("u1".to_owned());
+            pod.status.get_or_insert_default().phase = Some(phase.to_owned());
+            found(pod, &budget("b1")).unwrap().counts_as()
+        };
+        assert_eq!(
+            ["", "Pending", "Unknown"].map(|phase| as_in(phase, false)),
+            [Guard::Pending; 3]
+        );
+        assert_eq!(as_in("Running", false), Guard::Stands);
+        assert_eq!(["Pending", "Running"].map(|phase| as_in(phase, true)), [Guard::Late; 2]);
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub enum Guard {
     /// Nothing does.
     #[default]
     None,
+    /// A guard is there, but does not run, and so may be evicted as any pod.
+    Pending,
     /// A guard does that came when the node was cordoned already: a drain may have ended before.
     Late,
     /// A guard does since before the node was cordoned.
@@ -43,7 +45,12 @@ pub struct Node {
 impl Node {
     /// Whether it is down, or may be at any moment.
     fn is_going(&self) -> bool {
-        self.silent || (self.cordoned && self.guard != Guard::Stands)
+        self.silent || (self.cordoned && !self.is_kept())
+    }
+
+    /// Whether whoever drains it from now on is held up.
+    fn is_kept(&self) -> bool {
+        self.guard == Guard::Stands
     }
 }
 
@@ -122,6 +129,8 @@ pub enum Lack {
     Unreached,
     /// Its node is cordoned, and nothing holds it up any more; or it was deleted.
     Going,
+    /// Nothing would hold up whoever drained its node now.
+    Unguarded,
 }
 
 /// What to think of each node. Of several that want to go, those whose names come first may, and
@@ -170,8 +179,11 @@ fn holds(
             Some(Lack::Behind)
         } else if !copy.reached || is_silent {
             Some(Lack::Unreached)
+        } else if !staying.contains(other) {
+            Some(Lack::Going)
         } else {
-            (!staying.contains(other)).then_some(Lack::Going)
+            let is_kept = nodes.get(other).is_some_and(Node::is_kept);
+            (!is_kept).then_some(Lack::Unguarded)
         }
     };
     let few = |volume: &Volume| {
@@ -211,6 +223,7 @@ impl fmt::Display for Lack {
             Self::Behind => "not in sync on",
             Self::Unreached => "not reached on",
             Self::Going => "down at any moment, since it is cordoned or deleted, on",
+            Self::Unguarded => "no guard runs, which would hold up its drain, on",
         })
     }
 }
