@@ -8,6 +8,8 @@
 mod facts;
 mod gone;
 mod missing;
+mod pace;
+mod told;
 
 use crate::daemon::Daemons;
 use crate::kubernetes::events::Events;
@@ -22,14 +24,14 @@ use lockstep_core::cluster::drain::{Guard, Hold, Node, Verdict, Volume, decide};
 use lockstep_core::id::NodeId;
 use lockstep_proto::v1;
 use missing::{Guarded, Missing};
+use pace::Pace;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
+use told::{About, Reason, Told};
 use tonic::{Code, Status};
 
-/// Pause between looks while a node is cordoned that has a guard.
-const SOON: Duration = Duration::from_secs(1);
 /// Reasons that are told of a node.
 const TOLD: usize = 3;
 
@@ -72,8 +74,9 @@ pub(crate) struct Drains {
 /// What looks have left for the next; nothing of it counts for long.
 #[derive(Debug, Default)]
 struct Seen {
-    /// What was said of each node last.
-    told: BTreeMap<NodeId, String>,
+    told: Told,
+    /// What nodes are held for.
+    held: String,
     unused: Unused,
     gone: Gone,
     missing: Missing,
@@ -102,15 +105,18 @@ impl Drains {
 
     /// Looks again and again, for ever, while it is this controller that acts.
     pub(crate) async fn keep(mut self, every: Duration) {
-        let mut seen = Seen::default();
-        let mut told = None;
+        let (mut seen, mut pace, mut told) = (Seen::default(), Pace::default(), None);
         loop {
             if !self.leader.acts() {
                 seen = Seen::default();
                 self.leader.wait().await;
             }
             let outcome = self.look(&mut seen).await;
-            let pause = if matches!(outcome, Ok(false)) { every } else { every.min(SOON) };
+            let waits = match &outcome {
+                Ok(waits) => waits.then(|| seen.held.clone()),
+                Err(status) => Some(status.message().to_owned()),
+            };
+            let pause = pace.pause(waits, Instant::now(), every);
             let why = outcome.err().map(|status| status.message().to_owned());
             // Once for each reason: it is tried again and again.
             match &why {
@@ -162,10 +168,13 @@ impl Drains {
                         "the annotation lockstep.dev/evacuate is {value:?}; it may be `true`, to \
                          have all copies moved elsewhere, or `false`, to stop that"
                     );
-                    self.tell(seen, look, &node, true, "BadAnnotation", why);
+                    self.tell(seen, look, &node, Reason::BadAnnotation, why);
                     continue;
                 }
-                _ => continue,
+                _ => {
+                    seen.told.forget(&node, About::Annotation);
+                    continue;
+                }
             };
             if let Err(status) = self.daemons.evacuate(&node, undo).await {
                 first = first.and(Err(status));
@@ -208,6 +217,7 @@ impl Drains {
             found.iter().filter(|guard| !guard.stale).map(|guard| (&guard.node, guard)).collect();
         let nodes = look.facts(&standing);
         let verdicts = decide(&look.volumes, &nodes);
+        seen.held = format!("{verdicts:?}");
         let lacks = |node: &Node, verdict: &Verdict| match verdict {
             Verdict::InService => node.guard == Guard::None,
             Verdict::Held(_) => node.guard == Guard::None && !node.silent,
@@ -233,7 +243,7 @@ impl Drains {
             waits |= matches!(verdict, Verdict::Held(_));
             first = first.and(self.carry_out(seen, look, guards, name, verdict, guard).await);
         }
-        seen.told.retain(|node, _| nodes.contains_key(node));
+        seen.told.retain(|node| nodes.contains_key(node));
         first.map(|()| waits)
     }
 
@@ -257,7 +267,7 @@ impl Drains {
                     Verdict::Free => "no copy is left here: its guard is taken away",
                     _ => "every volume can do without this node now: its guard is taken away",
                 };
-                self.tell(seen, look, node, false, "MayGo", why.to_owned());
+                self.tell(seen, look, node, Reason::MayGo, why.to_owned());
             }
             (Verdict::InService, Some(guard)) => {
                 // One that came late is replaced.
@@ -266,7 +276,7 @@ impl Drains {
                 } else {
                     guards.note(guard, "").await?;
                 }
-                seen.told.remove(node);
+                seen.told.forget(node, About::Drain);
             }
             (Verdict::Held(holds), guard) => {
                 let why = told(holds);
@@ -275,14 +285,14 @@ impl Drains {
                 }
                 let (reason, why) = match guard {
                     Some(guard) if guard.runs => {
-                        ("DrainWaits", waits(&guards.namespace, &guard.name, &why))
+                        (Reason::Waits, waits(&guards.namespace, &guard.name, &why))
                     }
-                    _ => ("DrainNotHeld", unheld(&why)),
+                    _ => (Reason::NotHeld, unheld(&why)),
                 };
-                if self.tell(seen, look, node, true, reason, why.clone())
+                if self.tell(seen, look, node, reason, why.clone())
                     && let Some(guard) = guard
                 {
-                    self.events.tell(&guards.reference(guard), true, reason, why);
+                    self.events.tell(&guards.reference(guard), true, reason.word(), why);
                 }
             }
             (Verdict::MayGo | Verdict::Free | Verdict::InService, None) => {}
@@ -296,16 +306,14 @@ impl Drains {
         seen: &mut Seen,
         look: &Look,
         node: &NodeId,
-        is_bad: bool,
-        reason: &'static str,
+        reason: Reason,
         what: String,
     ) -> bool {
-        if seen.told.get(node) == Some(&what) {
+        if !seen.told.is_news(node, reason, &what) {
             return false;
         }
-        tracing::info!(%node, reason, what);
-        self.events.tell(&look.reference(node), is_bad, reason, what.clone());
-        seen.told.insert(node.clone(), what);
+        tracing::info!(%node, reason = reason.word(), what);
+        self.events.tell(&look.reference(node), reason.is_bad(), reason.word(), what);
         true
     }
 }
