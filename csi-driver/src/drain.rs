@@ -6,9 +6,11 @@
 //! any moment. So the next controller goes on where the one before it was.
 
 mod facts;
+mod failed;
 mod gone;
 mod missing;
 mod pace;
+mod puts;
 mod told;
 
 use crate::daemon::Daemons;
@@ -17,10 +19,11 @@ use crate::kubernetes::guards::{Budget, Found, Guards};
 use crate::kubernetes::nodes::{Known, OnNodes, Wish};
 use crate::leader::Leader;
 use facts::Unused;
+use failed::Failed;
 use gone::Gone;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
-use lockstep_core::cluster::drain::{Guard, Hold, Node, Verdict, Volume, decide};
+use lockstep_core::cluster::drain::{Hold, Node, Verdict, Volume, decide};
 use lockstep_core::id::NodeId;
 use lockstep_proto::v1;
 use missing::{Guarded, Missing};
@@ -78,6 +81,7 @@ struct Seen {
     /// What nodes are held for.
     held: String,
     unused: Unused,
+    failed: Failed,
     gone: Gone,
     missing: Missing,
 }
@@ -218,32 +222,19 @@ impl Drains {
         let nodes = look.facts(&standing);
         let verdicts = decide(&look.volumes, &nodes);
         seen.held = format!("{verdicts:?}");
-        let lacks = |node: &Node, verdict: &Verdict| match verdict {
-            Verdict::InService => node.guard == Guard::None,
-            Verdict::Held(_) => node.guard == Guard::None && !node.silent,
-            Verdict::Free | Verdict::MayGo => false,
-        };
-        let puts = nodes.iter().filter_map(|(name, node)| {
-            let verdict = verdicts.get(name)?;
-            lacks(node, verdict).then_some((name, node.cordoned))
-        });
-        let puts: Vec<(&NodeId, bool)> = puts.collect();
-        // One node that gives trouble does not keep others from being drained.
-        let mut first = Ok(());
-        for stale in found.iter().filter(|guard| guard.stale || !nodes.contains_key(&guard.node)) {
-            first = first.and(guards.take(stale).await.map(drop));
-        }
-        for (node, late) in puts {
-            tracing::info!(%node, late, "a guard is put");
-            first = first.and(guards.put(budget, node, late).await);
-        }
+        let plan = puts::plan(&nodes, &verdicts, found, &seen.failed, Instant::now());
+        let mut first = self.follow(plan, seen, look, guards, budget).await;
         let mut waits = false;
         for (name, verdict) in &verdicts {
             let guard = standing.get(name).copied();
             waits |= matches!(verdict, Verdict::Held(_));
+            if guard.is_some_and(|guard| guard.runs) {
+                seen.told.forget(name, About::Guard);
+            }
             first = first.and(self.carry_out(seen, look, guards, name, verdict, guard).await);
         }
         seen.told.retain(|node| nodes.contains_key(node));
+        seen.failed.retain(|node| nodes.contains_key(node));
         first.map(|()| waits)
     }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {
     BadAnnotation,
+    NoGuard,
     MayGo,
     Waits,
     NotHeld,
@@ -16,6 +17,7 @@ pub(super) enum Reason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum About {
     Annotation,
+    Guard,
     Drain,
 }
 
@@ -24,6 +26,7 @@ impl Reason {
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::BadAnnotation => "BadAnnotation",
+            Self::NoGuard => "NoGuard",
             Self::MayGo => "MayGo",
             Self::Waits => "DrainWaits",
             Self::NotHeld => "DrainNotHeld",
@@ -37,6 +40,7 @@ impl Reason {
     fn about(self) -> About {
         match self {
             Self::BadAnnotation => About::Annotation,
+            Self::NoGuard => About::Guard,
             Self::MayGo | Self::Waits | Self::NotHeld => About::Drain,
         }
     }

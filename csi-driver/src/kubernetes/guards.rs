@@ -3,7 +3,7 @@
 
 use super::{CHUNK, is_conflict, is_not_found, refused};
 use anyhow::Context as _;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodStatus};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
     LabelSelector, LabelSelectorRequirement, ObjectMeta, OwnerReference,
@@ -50,6 +50,8 @@ pub(crate) struct Found {
     pub(crate) runs: bool,
     /// It holds up nobody: it has ended, or belongs to an installation that is gone.
     pub(crate) stale: bool,
+    /// It has ended, for this reason.
+    pub(crate) failed: Option<String>,
     leaving: bool,
     held: String,
 }
@@ -177,6 +179,22 @@ impl Guards {
 }
 
 impl Found {
+    /// One that is about to run.
+    #[cfg(test)]
+    pub(crate) fn on(node: &NodeId) -> Self {
+        Self {
+            name: name_on("guard", node),
+            uid: format!("u-{node}"),
+            node: node.clone(),
+            late: false,
+            runs: false,
+            stale: false,
+            failed: None,
+            leaving: false,
+            held: String::new(),
+        }
+    }
+
     /// What a decision makes of one that is not stale.
     pub(crate) fn counts_as(&self) -> Guard {
         match (self.late, self.runs) {
@@ -208,7 +226,9 @@ fn name_on(name: &str, node: &NodeId) -> String {
 
 fn found(pod: Pod, budget: &Budget) -> Option<Found> {
     let (meta, spec) = (pod.metadata, pod.spec?);
-    let phase = pod.status.and_then(|status| status.phase).unwrap_or_default();
+    let status = pod.status.unwrap_or_default();
+    let phase = status.phase.as_deref().unwrap_or_default();
+    let failed = matches!(phase, "Succeeded" | "Failed").then(|| ended(&status));
     let label = meta.labels.as_ref().and_then(|labels| labels.get(GUARD));
     let note = meta.annotations.as_ref().and_then(|notes| notes.get(HELD));
     let owned = meta.owner_references.iter().flatten().any(|owner| owner.uid == budget.0);
@@ -216,7 +236,8 @@ fn found(pod: Pod, budget: &Budget) -> Option<Found> {
     Some(Found {
         late: label.is_some_and(|value| value == LATE),
         runs: phase == "Running",
-        stale: leaving || !owned || matches!(phase.as_str(), "Succeeded" | "Failed"),
+        failed: failed.clone().filter(|_| owned && !leaving),
+        stale: leaving || !owned || failed.is_some(),
         held: note.cloned().unwrap_or_default(),
         node: NodeId::new(spec.node_name.as_deref()?)?,
         name: meta.name?,
@@ -243,6 +264,13 @@ fn budget_named(name: &str) -> PodDisruptionBudget {
         }),
         status: None,
     }
+}
+
+/// Why a pod has ended.
+fn ended(status: &PodStatus) -> String {
+    let parts = [&status.reason, &status.message].into_iter().flatten();
+    let said: Vec<&str> = parts.map(String::as_str).filter(|part| !part.is_empty()).collect();
+    if said.is_empty() { "it has ended".to_owned() } else { said.join(": ") }
 }
 
 /// A guard for a node. It goes with the budget, so that none stays after an uninstall.
@@ -292,9 +320,31 @@ mod tests {
         assert!(seen.late && !seen.stale && !seen.leaving && !seen.runs);
         assert!(found(pod.clone(), &budget("b2")).unwrap().stale, "of another installation");
         pod.status.get_or_insert_default().phase = Some("Failed".to_owned());
-        assert!(found(pod.clone(), &budget("b1")).unwrap().stale);
+        let seen = found(pod.clone(), &budget("b1")).unwrap();
+        assert_eq!((seen.stale, seen.failed.as_deref()), (true, Some("it has ended")));
+        let status = pod.status.get_or_insert_default();
+        status.reason = Some("OutOfpods".to_owned());
+        status.message = Some("Pod was rejected".to_owned());
+        let seen = found(pod.clone(), &budget("b1")).unwrap();
+        assert_eq!(seen.failed.as_deref(), Some("OutOfpods: Pod was rejected"));
+        assert_eq!(found(pod.clone(), &budget("b2")).unwrap().failed, None, "it is not waited for");
         pod.spec.as_mut().unwrap().node_name = None;
         assert_eq!(found(pod, &budget("b1")), None);
+    }
+
+    /// What the chart says guards are like.
+    fn of_the_chart() -> Pod {
+        let manifests = include_str!("../../../deploy/manifests/lockstep.yaml");
+        let mut lines = manifests.lines().skip_while(|line| !line.ends_with("- name: DRAIN_GUARD"));
+        let value = lines.nth(1).and_then(|line| line.trim().strip_prefix("value: ")).unwrap();
+        // Of YAML in double quotes it has nothing that JSON has not.
+        read(&serde_json::from_str::<String>(value).unwrap()).unwrap().0
+    }
+
+    #[test]
+    fn no_pod_is_killed_to_make_room_for_a_guard() {
+        let containers = of_the_chart().spec.unwrap().containers;
+        assert!(containers.iter().all(|container| container.resources.is_none()));
     }
 
     #[test]

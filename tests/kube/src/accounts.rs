@@ -50,7 +50,7 @@ fn rights(rendered: &str) -> String {
 }
 
 /// What the chart tells the controller that guards are like.
-fn guard(rendered: &str) -> anyhow::Result<String> {
+pub(crate) fn guard(rendered: &str) -> anyhow::Result<String> {
     let mut lines = rendered.lines().skip_while(|line| !line.ends_with("- name: DRAIN_GUARD"));
     let line = lines.nth(1).and_then(|line| line.trim().strip_prefix("value: "));
     // Of YAML in double quotes it has nothing that JSON has not.

@@ -1,9 +1,11 @@
 //! The chart: what it renders is taken by a real API server, what it refuses, and that the plain
 //! manifests are what it renders.
 
+use crate::accounts;
 use crate::cluster::{Cluster, User};
 use crate::rights;
 use anyhow::{Context as _, bail, ensure};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -79,6 +81,7 @@ pub(crate) async fn run(cluster: &Cluster, project: &Path) -> anyhow::Result<Str
             ensure!(said.contains(part), "{setting}: no `{part}` in {said}");
         }
     }
+    guards_harm_nobody(&accounts::guard(&defaults)?)?;
     let made = helm.manifests().await?;
     let kept = rights::read(&project.join("deploy/manifests/lockstep.yaml"))?;
     ensure!(
@@ -100,6 +103,16 @@ pub(crate) async fn run(cluster: &Cluster, project: &Path) -> anyhow::Result<Str
         "{objects} objects taken by the API server, and {examples} of examples; {refused} bad \
          values refused"
     ))
+}
+
+/// No pod is killed to make room for a guard.
+fn guards_harm_nobody(guard: &str) -> anyhow::Result<()> {
+    let guard: Value = serde_json::from_str(guard).context("guards are like no JSON")?;
+    let containers = guard.pointer("/spec/containers").and_then(Value::as_array);
+    let mut containers = containers.context("guards have no containers")?.iter();
+    let requests = containers.find_map(|container| container.pointer("/resources/requests"));
+    ensure!(requests.is_none(), "guards request {requests:?}: no scheduler looks for room");
+    Ok(())
 }
 
 /// The examples are taken, and want volumes of classes that the chart makes; how many objects they
