@@ -348,6 +348,13 @@ mod tests {
     }
 
     #[test]
+    fn a_guard_is_waited_for_by_those_who_look_at_what_pods_tolerate() {
+        let tolerations = of_the_chart().spec.unwrap().tolerations.unwrap();
+        let effects: Vec<_> = tolerations.iter().map(|t| t.effect.as_deref()).collect();
+        assert_eq!(effects, [Some("NoExecute")], "no taint has it scheduled, or evicts it");
+    }
+
+    #[test]
     fn a_guard_counts_once_it_runs() {
         let (like, name) = read(LIKE).unwrap();
         let as_in = |phase: &str, late| {

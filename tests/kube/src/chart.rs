@@ -5,7 +5,7 @@ use crate::accounts;
 use crate::cluster::{Cluster, User};
 use crate::rights;
 use anyhow::{Context as _, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -105,13 +105,16 @@ pub(crate) async fn run(cluster: &Cluster, project: &Path) -> anyhow::Result<Str
     ))
 }
 
-/// No pod is killed to make room for a guard.
+/// No pod is killed to make room for a guard, and whoever removes nodes waits for guards.
 fn guards_harm_nobody(guard: &str) -> anyhow::Result<()> {
     let guard: Value = serde_json::from_str(guard).context("guards are like no JSON")?;
     let containers = guard.pointer("/spec/containers").and_then(Value::as_array);
     let mut containers = containers.context("guards have no containers")?.iter();
     let requests = containers.find_map(|container| container.pointer("/resources/requests"));
     ensure!(requests.is_none(), "guards request {requests:?}: no scheduler looks for room");
+    let wanted = json!([{"operator": "Exists", "effect": "NoExecute"}]);
+    let tolerated = guard.pointer("/spec/tolerations");
+    ensure!(tolerated == Some(&wanted), "guards tolerate {tolerated:?}: Karpenter leaves them out");
     Ok(())
 }
 

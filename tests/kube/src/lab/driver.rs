@@ -179,7 +179,7 @@ fn guard() -> serde_json::Value {
             "automountServiceAccountToken": false,
             "priorityClassName": "system-node-critical",
             "terminationGracePeriodSeconds": 0,
-            "tolerations": [{"operator": "Exists"}],
+            "tolerations": [{"operator": "Exists", "effect": "NoExecute"}],
             "containers": [{
                 "name": "guard",
                 "image": super::images::BUSYBOX,
