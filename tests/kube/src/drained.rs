@@ -38,7 +38,7 @@ pub(crate) async fn run(lab: &mut Lab) -> anyhow::Result<String> {
     let (second, third) = (others.next().context("three")?, others.next().context("three")?);
 
     one_is_behind(lab, &place.volume, &first, &second).await?;
-    let one = one_after_the_other(lab, &first, &third).await?;
+    let one = one_after_the_other(lab, &place.volume, &first, &third).await?;
     wait_until_whole(lab, &place.volume, COPIES).await?;
     writers.wait_for_more(lab, &pod).await?;
     for_good(lab, &place.volume, &second).await?;
@@ -81,13 +81,20 @@ async fn one_is_behind(
 }
 
 /// The first is drained: the third waits until that is back. Returns how long it takes then.
-async fn one_after_the_other(lab: &mut Lab, first: &str, third: &str) -> anyhow::Result<f64> {
+async fn one_after_the_other(
+    lab: &mut Lab,
+    volume: &str,
+    first: &str,
+    third: &str,
+) -> anyhow::Result<f64> {
     let mut drain = Drain::begin(lab, third)?;
     let why = format!("since it is cordoned or deleted, on {first}");
     told(lab, third, &why).await?;
     let number = lab.number_of(first)?;
     lab.kill(number).await?;
     lab.boot(number).await?;
+    // All copies are well: it is the cordon that the third waits for.
+    wait_until_whole(lab, volume, COPIES).await?;
     drain.waits(lab, third).await?;
     lab.kubectl(&["uncordon", first]).await?;
     let begin = Instant::now();
@@ -247,10 +254,17 @@ impl Drain {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Waits until it was refused an eviction, and sees that the node's guard holds it up.
+    /// Waits until it is refused an eviction of the node's guard, from now on, and sees that this
+    /// holds it up.
     async fn waits(&mut self, lab: &Lab, node: &str) -> anyhow::Result<()> {
         let guard = format!("{GUARD}-{node}");
-        let is_refused = async || self.said().contains(WAITS);
+        let name = format!("\"{guard}\"");
+        let before = self.said().len();
+        let is_refused = async || {
+            let said = self.said();
+            let news = said.get(before..).unwrap_or_default();
+            news.lines().any(|line| line.contains(&name) && line.contains(WAITS))
+        };
         ensure!(wait_for(LIMIT, is_refused).await, "not held up: {}", self.said());
         lab.get(NAMESPACE, "pod", &guard).await.context("the guard is gone")?;
         ensure!(self.child.try_wait()?.is_none(), "it has ended: {}", self.said());
