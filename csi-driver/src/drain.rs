@@ -18,7 +18,7 @@ use crate::kubernetes::events::Events;
 use crate::kubernetes::guards::{Budget, Found, Guards};
 use crate::kubernetes::nodes::{Known, OnNodes, Wish};
 use crate::leader::Leader;
-use facts::Unused;
+use facts::Uses;
 use failed::Failed;
 use gone::Gone;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -80,7 +80,7 @@ struct Seen {
     told: Told,
     /// What nodes are held for.
     held: String,
-    unused: Unused,
+    uses: Uses,
     failed: Failed,
     gone: Gone,
     missing: Missing,
@@ -142,7 +142,7 @@ impl Drains {
         // Before what daemons say. What is wrong with guards keeps nothing else from being done.
         let guards = self.guarded(seen).await;
         let (nodes, volumes) = self.daemons.cluster().await?;
-        let volumes = facts::volumes(&volumes, &mut seen.unused, Instant::now());
+        let volumes = facts::volumes(&volumes, &nodes, &mut seen.uses, Instant::now());
         let mut look = Look { known, nodes, volumes, snapshots: BTreeMap::new() };
         let evacuated = self.evacuate(&look, seen).await.and(self.cordon(&look).await);
         if look.nodes.iter().any(|node| look.is_emptied(node)) {
