@@ -37,6 +37,8 @@ use tonic::{Code, Status};
 
 /// Reasons that are told of a node.
 const TOLD: usize = 3;
+/// How long a look lets nodes go: longer than daemons may take to answer, but not for long.
+const FRESH: Duration = Duration::from_secs(20);
 
 /// What is done about nodes that go.
 #[derive(Clone, Debug, clap::Args)]
@@ -88,6 +90,7 @@ struct Seen {
 
 /// What a look found.
 struct Look {
+    begun: Instant,
     known: BTreeMap<NodeId, Known>,
     nodes: Vec<v1::NodeStatus>,
     volumes: Vec<Volume>,
@@ -138,12 +141,13 @@ impl Drains {
 
     /// Does what is to be done now. Returns whether somebody waits.
     async fn look(&self, seen: &mut Seen) -> Result<bool, Status> {
+        let begun = Instant::now();
         let known = self.nodes.known().await?;
         // Before what daemons say. What is wrong with guards keeps nothing else from being done.
         let guards = self.guarded(seen).await;
         let (nodes, volumes) = self.daemons.cluster().await?;
         let volumes = facts::volumes(&volumes, &nodes, &mut seen.uses, Instant::now());
-        let mut look = Look { known, nodes, volumes, snapshots: BTreeMap::new() };
+        let mut look = Look { begun, known, nodes, volumes, snapshots: BTreeMap::new() };
         let evacuated = self.evacuate(&look, seen).await.and(self.cordon(&look).await);
         if look.nodes.iter().any(|node| look.is_emptied(node)) {
             look.snapshots = facts::snapshots(&self.daemons.snapshots("", "").await?);
@@ -251,7 +255,8 @@ impl Drains {
         match (verdict, guard) {
             (Verdict::MayGo | Verdict::Free, Some(guard)) => {
                 // Whoever is slow must not let a node go after another controller did.
-                if !self.leader.acts() || !guards.take(guard).await? {
+                let in_time = self.leader.acts() && look.is_fresh(Instant::now());
+                if !in_time || !guards.take(guard).await? {
                     return Ok(());
                 }
                 let why = match verdict {
@@ -333,6 +338,11 @@ fn told(holds: &[Hold]) -> String {
 }
 
 impl Look {
+    /// Whether what it found still says that a node may go.
+    fn is_fresh(&self, now: Instant) -> bool {
+        now - self.begun < FRESH
+    }
+
     /// The nodes that both Lockstep and Kubernetes have.
     fn both(&self) -> impl Iterator<Item = (&v1::NodeStatus, NodeId, &Known)> {
         self.nodes.iter().filter_map(|status| {
@@ -420,6 +430,7 @@ mod tests {
             ..Default::default()
         };
         let look = Look {
+            begun: Instant::now(),
             known: BTreeMap::from([
                 (node("a"), known(Wish::Evacuate)),
                 (node("b"), known(Wish::Stay)),
@@ -430,6 +441,7 @@ mod tests {
             volumes: Vec::new(),
             snapshots: BTreeMap::from([(node("c"), 3)]),
         };
+        assert!(look.is_fresh(look.begun) && !look.is_fresh(look.begun + FRESH));
         let facts = look.facts(&BTreeMap::new());
         let emptied: Vec<bool> = facts.values().map(|node| node.emptied).collect();
         assert_eq!(emptied, [true, false, true], "and x is none of ours");
@@ -447,6 +459,7 @@ mod tests {
             ..Default::default()
         };
         let look = Look {
+            begun: Instant::now(),
             known: ["a", "b", "c", "d", "x"].map(|n| (node(n), known(n < "c"))).into(),
             nodes: [("a", true), ("b", false), ("c", true), ("d", false), ("y", true)]
                 .map(|(name, cordoned)| status(name, cordoned))

@@ -4,6 +4,7 @@ use super::failed::{Failed, unguarded};
 use super::told::Reason;
 use super::{Drains, Look, Seen};
 use crate::kubernetes::guards::{Budget, Found, Guards};
+use crate::kubernetes::nodes::Known;
 use lockstep_core::cluster::drain::{Guard, Node, Verdict};
 use lockstep_core::id::NodeId;
 use std::collections::BTreeMap;
@@ -58,6 +59,17 @@ pub(super) fn plan<'a>(
     plan
 }
 
+/// The guards whose nodes are cordoned by now; all, if nobody can say.
+fn overtaken<'a>(
+    stand: &'a [Found],
+    known: Option<&BTreeMap<NodeId, Known>>,
+) -> impl Iterator<Item = &'a Found> {
+    let is_cordoned = move |guard: &&Found| {
+        known.is_none_or(|known| known.get(&guard.node).is_some_and(|node| node.cordoned))
+    };
+    stand.iter().filter(is_cordoned)
+}
+
 impl Drains {
     /// Does that. One node that gives trouble does not keep others from being drained.
     pub(super) async fn follow(
@@ -68,7 +80,7 @@ impl Drains {
         guards: &Guards,
         budget: &Budget,
     ) -> Result<(), Status> {
-        let mut first = Ok(());
+        let (mut first, mut stand) = (Ok(()), Vec::new());
         for (node, why) in plan.fails {
             self.tell(seen, look, node, Reason::NoGuard, unguarded(why));
         }
@@ -84,18 +96,41 @@ impl Drains {
                 break;
             }
             tracing::info!(%node, late, "a guard is put");
-            if let Err(status) = guards.put(budget, node, late).await {
-                seen.failed.note(node, Instant::now());
-                self.tell(seen, look, node, Reason::NoGuard, unguarded(status.message()));
+            match guards.put(budget, node, late).await {
+                Ok(guard) => stand.extend(guard.filter(|_| !late)),
+                Err(status) => {
+                    seen.failed.note(node, Instant::now());
+                    self.tell(seen, look, node, Reason::NoGuard, unguarded(status.message()));
+                }
             }
         }
-        first
+        if stand.is_empty() { first } else { first.and(self.check(stand, guards, budget).await) }
+    }
+
+    /// Sees that guards that say that they stand came before their nodes were cordoned: that was
+    /// looked at before they were put, and a drain may have ended in between.
+    async fn check(
+        &self,
+        stand: Vec<Found>,
+        guards: &Guards,
+        budget: &Budget,
+    ) -> Result<(), Status> {
+        let known = self.nodes.known().await;
+        let mut first = Ok(());
+        for guard in overtaken(&stand, known.as_ref().ok()) {
+            first = first.and(guards.take(guard).await.map(drop));
+            if known.is_ok() && self.leader.acts() {
+                first = first.and(guards.put(budget, &guard.node, true).await.map(drop));
+            }
+        }
+        known.and(first)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kubernetes::nodes::Wish;
     use std::time::Duration;
 
     fn node(name: &str) -> NodeId {
@@ -130,6 +165,15 @@ mod tests {
 
         let later = plan(&nodes, &verdicts, &found, &failed, now + Duration::from_secs(60));
         assert_eq!((later.puts.len(), later.anew), (2, vec![&node("a")]));
+    }
+
+    #[test]
+    fn a_guard_does_not_stand_whose_node_was_cordoned_before_it_came() {
+        let known = |cordoned| Known { uid: "u".to_owned(), cordoned, wish: Wish::None };
+        let put = ["a", "b", "gone"].map(|name| Found::on(&node(name)));
+        let now = BTreeMap::from([(node("a"), known(false)), (node("b"), known(true))]);
+        assert_eq!(overtaken(&put, Some(&now)).collect::<Vec<_>>(), [&put[1]]);
+        assert_eq!(overtaken(&put, None).count(), 3, "who knows");
     }
 
     #[test]

@@ -121,20 +121,19 @@ impl Guards {
         }
     }
 
-    /// Puts a guard on a node.
+    /// Puts a guard on a node. Returns it, if it is new.
     pub(crate) async fn put(
         &self,
         budget: &Budget,
         node: &NodeId,
         late: bool,
-    ) -> Result<(), Status> {
+    ) -> Result<Option<Found>, Status> {
         let pod = guard(&self.like, &self.name, budget, node, late);
         match self.pods.create(&PostParams::default(), &pod).await {
+            Ok(pod) => Ok(found(pod, budget)),
             // It is there already, or one is that is about to go.
-            Err(error) if !is_conflict(&error) => {
-                Err(refused(&format!("no guard can be put on node {node}"), &error))
-            }
-            _ => Ok(()),
+            Err(error) if is_conflict(&error) => Ok(None),
+            Err(error) => Err(refused(&format!("no guard can be put on node {node}"), &error)),
         }
     }
 
