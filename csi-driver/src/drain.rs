@@ -402,7 +402,8 @@ mod tests {
 
     #[test]
     fn few_reasons_are_told_of_many() {
-        let holds: Vec<Hold> = ["a", "b", "c", "d", "e"].map(|v| Hold::Copy(v.to_owned())).into();
+        let copy = |of: &str| Hold::Copy { volume: of.to_owned(), idle: false };
+        let holds: Vec<Hold> = ["a", "b", "c", "d", "e"].map(copy).into();
         let said = told(&holds);
         assert!(said.contains("volume c is") && said.ends_with("; and 2 more"), "{said}");
         assert!(!said.contains("volume d"));

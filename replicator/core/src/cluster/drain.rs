@@ -113,9 +113,16 @@ pub enum Hold {
         needs: usize,
         /// What is wrong with the others.
         others: Vec<(NodeId, Lack)>,
+        /// Nobody uses it, so this does not get better by itself.
+        idle: bool,
     },
-    /// It is being emptied, and has a copy of this volume still.
-    Copy(String),
+    /// It is being emptied, and has a copy of a volume still.
+    Copy {
+        /// The volume.
+        volume: String,
+        /// Nobody uses it, so the copy is not moved.
+        idle: bool,
+    },
     /// It is being emptied, and has so many copies of snapshots still.
     Snapshots(usize),
 }
@@ -169,7 +176,8 @@ fn holds(
 ) -> Vec<Hold> {
     let here = volumes.iter().filter(|volume| volume.copies.contains_key(name));
     if node.emptied {
-        let mut holds: Vec<Hold> = here.map(|volume| Hold::Copy(volume.name.clone())).collect();
+        let copy = |of: &Volume| Hold::Copy { volume: of.name.clone(), idle: of.idle };
+        let mut holds: Vec<Hold> = here.map(copy).collect();
         holds.extend((node.snapshots > 0).then_some(Hold::Snapshots(node.snapshots)));
         return holds;
     }
@@ -192,10 +200,15 @@ fn holds(
         let (good, bad): (Vec<_>, Vec<_>) = others.partition(|(_, lack)| lack.is_none());
         let (has, needs) = (good.len(), volume.needs());
         let others = bad.into_iter().filter_map(|(node, lack)| Some((node, lack?))).collect();
-        (has < needs).then(|| Hold::Few { volume: volume.name.clone(), has, needs, others })
+        let (name, idle) = (volume.name.clone(), volume.idle);
+        (has < needs).then_some(Hold::Few { volume: name, has, needs, others, idle })
     };
     here.filter_map(few).collect()
 }
+
+/// What is said of a volume whose copies nobody brings up to date.
+const UNUSED: &str = " (nobody uses the volume, and its copies are made and brought up to date \
+    only while it is attached: have a pod use it, and uncordon the node until then)";
 
 impl fmt::Display for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -203,15 +216,19 @@ impl fmt::Display for Hold {
             Self::Few { volume, has: 0, others, .. } if others.is_empty() => {
                 write!(f, "volume {volume} has no other copy")
             }
-            Self::Few { volume, has, needs, others } => {
+            Self::Few { volume, has, needs, others, idle } => {
                 write!(f, "volume {volume} has {has} of {needs} copies that it needs elsewhere")?;
                 for (n, (node, lack)) in others.iter().enumerate() {
                     let before = if n == 0 { ": " } else { ", " };
                     write!(f, "{before}{lack} {node}")?;
                 }
-                Ok(())
+                let is_behind = others.iter().any(|(_, lack)| *lack == Lack::Behind);
+                f.write_str(if *idle && is_behind { UNUSED } else { "" })
             }
-            Self::Copy(volume) => write!(f, "a copy of volume {volume} is still there"),
+            Self::Copy { volume, idle } => {
+                let more = if *idle { UNUSED } else { "" };
+                write!(f, "a copy of volume {volume} is still there{more}")
+            }
             Self::Snapshots(count) => write!(f, "{count} copies of snapshots are still there"),
         }
     }

@@ -1,5 +1,6 @@
 use alloc::string::ToString;
 use alloc::vec;
+use core::slice;
 
 use proptest::prelude::*;
 
@@ -104,6 +105,20 @@ fn a_volume_that_would_stop_holds_its_node() {
     assert_eq!(decided(&[unused], &[ASKS, SERVES])[0], Verdict::MayGo);
     let last = Volume { idle: true, ..volume(3, &[0]) };
     assert!(matches!(decided(&[last], &[ASKS])[0], Verdict::Held(_)));
+}
+
+#[test]
+fn what_nobody_mends_is_said_to_need_somebody() {
+    let hint = "nobody uses the volume";
+    let mut unused = Volume { idle: true, ..volume(2, &[0, 1]) };
+    unused.copies.insert(name(1), Copy { in_sync: false, reached: true });
+    let used = Volume { idle: false, ..unused.clone() };
+    let said = |volume: &Volume, node| told(&decided(slice::from_ref(volume), &[node, SERVES])[0]);
+    let emptied = Node { emptied: true, ..ASKS };
+    assert!(said(&unused, ASKS).contains(hint) && said(&unused, emptied).contains(hint));
+    assert!(!said(&used, ASKS).contains(hint) && !said(&used, emptied).contains(hint));
+    unused.copies.insert(name(1), Copy { in_sync: true, reached: false });
+    assert!(!said(&unused, ASKS).contains(hint), "it gets better once the node is back");
 }
 
 #[test]
