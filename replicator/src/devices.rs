@@ -8,6 +8,7 @@ mod door;
 mod dress;
 mod guard;
 mod kept;
+mod left;
 mod link;
 mod mount;
 mod resize;
@@ -22,10 +23,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lockstep_attach::Backend as _;
 use lockstep_attach::device::{Choice, Device, DeviceError, Door, Kind, Probe, Shape};
 use lockstep_attach::keeper::KeeperClient;
 use lockstep_core::id::VolumeId;
+use lockstep_core::record::Claimed;
 
 use crate::door::VolumeHandle;
 use kept::Files;
@@ -33,7 +34,6 @@ pub use kept::{Kept, Mounted};
 use link::Links;
 use mount::Mounter;
 pub use mount::{MOUNTER, serve as serve_mounter};
-use resize::catch_up;
 pub use will::end_all;
 
 /// Queues, or connections, of a device.
@@ -72,6 +72,8 @@ pub struct WantedDevice {
     pub mount_dir: Option<PathBuf>,
     /// With these options.
     pub mount_options: Vec<String>,
+    /// The claim under which it is made, for the next daemon.
+    pub claimed: Option<Claimed>,
 }
 
 /// Why there is no device as wanted.
@@ -139,6 +141,8 @@ struct Inner {
     added: tokio::sync::Notify,
     /// Of the daemon before this one, and not taken over yet.
     left: Mutex<BTreeMap<VolumeId, Kept>>,
+    /// Left to the daemon after this one.
+    released: Mutex<Vec<Kept>>,
     /// One operation on a volume's device at a time; failing it does not wait.
     turns: Mutex<BTreeMap<VolumeId, Arc<tokio::sync::Mutex<()>>>>,
     /// Shared by those who make a device until it is noted, so that [`Devices::sweep`] does not
@@ -220,6 +224,7 @@ impl Devices {
             open: Mutex::default(),
             added: tokio::sync::Notify::new(),
             left: Mutex::new(left.into_iter().map(|kept| (kept.volume, kept)).collect()),
+            released: Mutex::default(),
             turns: Mutex::default(),
             making: tokio::sync::RwLock::default(),
         };
@@ -255,26 +260,10 @@ impl Devices {
         self.inner.links.path(&kept.name)
     }
 
-    /// What the daemon before this one left, and is not taken over yet.
-    #[must_use]
-    pub fn left(&self) -> Vec<Kept> {
-        lock(&self.inner.left).values().cloned().collect()
-    }
-
     /// Whether a volume has a device, or is to have one again.
     #[must_use]
     pub fn is_there(&self, volume: VolumeId) -> bool {
         lock(&self.inner.left).contains_key(&volume) || self.find(volume).is_some()
-    }
-
-    /// Gets hold of what the daemon before this one left, so that what was under way there waits
-    /// for nothing but the volumes. Comes before anything else is done with it.
-    pub async fn hold(&self) {
-        let holds = self.left().into_iter().filter_map(|kept| {
-            let door = self.door(kept.token.kind()).ok()?;
-            Some(door.hold(kept.token))
-        });
-        futures::future::join_all(holds).await;
     }
 
     fn turn(&self, volume: VolumeId) -> Arc<tokio::sync::Mutex<()>> {
@@ -356,7 +345,8 @@ impl Devices {
         };
         let _making = self.inner.making.read().await;
         let device = self.door(kind)?.open(shape, Arc::new(handle.clone())).await?;
-        let kept = Kept::new(&self.inner.files, handle.volume(), name, device.token().clone());
+        let (token, claimed) = (device.token().clone(), wanted.claimed);
+        let kept = Kept::new(&self.inner.files, handle.volume(), name, token, claimed);
         let noted = self.note(&kept).await;
         if let Err(error) = noted {
             device.fail().await;
@@ -513,60 +503,6 @@ impl Devices {
         self.bury(kept).await;
     }
 
-    /// Does something for the device that the daemon before this one left for a volume, unless it
-    /// was given up. Nobody gives it up meanwhile.
-    pub fn while_left<T>(&self, volume: VolumeId, work: impl FnOnce() -> T) -> Option<T> {
-        let left = lock(&self.inner.left);
-        left.contains_key(&volume).then(work)
-    }
-
-    /// Takes over the device that the daemon before this one left for a volume, which is served
-    /// again. Returns whether it goes on: somebody may have given it up.
-    ///
-    /// # Errors
-    /// If it cannot be taken over; then it is ended.
-    pub async fn resume(&self, kept: &Kept, handle: &VolumeHandle) -> Result<bool, DevicesError> {
-        let turn = self.turn(kept.volume);
-        let _turn = turn.lock().await;
-        if self.while_left(kept.volume, || ()).is_none() {
-            return Ok(false);
-        }
-        let backend = Arc::new(handle.clone());
-        let resumed = match self.door(kept.token.kind()) {
-            Ok(door) => door.resume(kept.token.clone(), backend).await,
-            Err(error) => Err(error),
-        };
-        let device = match resumed {
-            Ok(device) => device,
-            Err(error) => {
-                self.abandon(kept).await;
-                return Err(error.into());
-            }
-        };
-        let mut kept = Kept { token: device.token().clone(), ..kept.clone() };
-        catch_up(device.as_ref(), &mut kept, handle.info().size_bytes).await;
-        if let Err(error) = self.note(&kept).await {
-            tracing::warn!(volume = kept.name, %error, "a device lacks its name or its file");
-        }
-        self.put(device, &kept);
-        let wanted = lock(&self.inner.left).remove(&kept.volume).is_some();
-        let goes_on = wanted && !handle.is_over();
-        if !goes_on {
-            self.fail(kept.volume).await;
-        } else {
-            self.thaw_left(&kept).await;
-        }
-        Ok(goes_on)
-    }
-
-    /// Ends a device that the daemon before this one left and that cannot be served again.
-    pub async fn abandon(&self, kept: &Kept) {
-        let left = lock(&self.inner.left).remove(&kept.volume);
-        if let Some(kept) = left {
-            self.end(&kept).await;
-        }
-    }
-
     /// Ends what is left of devices whose daemon died before it could note them.
     pub async fn sweep(&self) {
         let _nobody_makes_one = self.inner.making.write().await;
@@ -574,18 +510,6 @@ impl Devices {
             if let Err(error) = door.sweep(self.inner.files.names()).await {
                 tracing::warn!(door = %door.kind(), %error, "cannot look for forgotten devices");
             }
-        }
-    }
-
-    /// Stops serving all devices, for the next daemon: what is under way gets `limit` to finish,
-    /// the rest waits in the kernel.
-    pub async fn release_all(&self, limit: Duration) {
-        // From now on nobody fails a device because its volume is closed here.
-        lock(&self.inner.left).clear();
-        let open = std::mem::take(&mut *lock(&self.inner.open));
-        let released = open.values().map(|open| open.device.release());
-        if tokio::time::timeout(limit, futures::future::join_all(released)).await.is_err() {
-            tracing::info!("requests under way are left to the next daemon");
         }
     }
 }

@@ -112,12 +112,33 @@ pub struct Forced {
 }
 
 /// An attachment that was asked for (T2).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attach {
     /// On which node.
     pub node: NodeId,
     /// Counts attachments.
     pub seq: u64,
+    /// The epoch of the first claim of this node since which no other node has claimed the volume.
+    /// 0 if it is not known, as in what an older build wrote.
+    #[serde(default)]
+    pub since: Epoch,
+}
+
+/// `since` decides nothing here: it is for whoever has something that outlives a primary.
+impl Hash for Attach {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { node, seq, since: _ } = self;
+        (node, seq).hash(state);
+    }
+}
+
+/// A claim that was in force, as its node notes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claimed {
+    /// In which history.
+    pub lineage: Lineage,
+    /// Which one.
+    pub epoch: Epoch,
 }
 
 /// The claim in force.
@@ -275,6 +296,23 @@ impl Record {
     #[must_use]
     pub fn is_in_sync(&self, rid: ReplicaId) -> bool {
         self.in_sync().any(|r| r.rid == rid)
+    }
+
+    /// The claim in force, or the last one.
+    #[must_use]
+    pub fn claimed(&self) -> Claimed {
+        Claimed { lineage: self.lineage, epoch: self.epoch }
+    }
+
+    /// Whether nobody but `node` can have written the volume since this claim of it. If it is not
+    /// known which claim it was, only the last one counts.
+    #[must_use]
+    pub fn is_kept_by(&self, node: &NodeId, claimed: Option<Claimed>) -> bool {
+        let kept = |attach: &Attach| {
+            let since = |c: Claimed| c.lineage == self.lineage && attach.since <= c.epoch;
+            attach.node == *node && claimed.is_none_or(since)
+        };
+        self.attach.as_ref().is_some_and(kept)
     }
 
     /// An epoch that `rid` must have promised, or a later one (R7).

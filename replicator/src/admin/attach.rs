@@ -184,6 +184,7 @@ impl Admin {
         wait: Duration,
     ) -> Result<VolumeHandle, Status> {
         let deadline = Instant::now() + wait;
+        self.leave_to_last_node(volume).await?;
         self.wait_until_free(volume, deadline, OWN_WORD).await?;
         let (handle, _) = self.claim(volume, Standing::Asked)?;
         let left = deadline.saturating_duration_since(Instant::now()).max(LIVENESS_PAUSE);

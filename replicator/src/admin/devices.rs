@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use lockstep_attach::Backend as _;
 use lockstep_attach::device::Choice;
 use lockstep_core::id::VolumeId;
+use lockstep_core::record::{Claimed, Record};
 use lockstep_proto::v1;
 use tonic::Status;
 
@@ -27,7 +28,8 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(2);
 const TAKE_OVER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a volume is not served again.
-enum NotServed {
+#[derive(Debug)]
+pub(super) enum NotServed {
     /// It may be, later.
     Yet(String),
     /// It is not this node's any more.
@@ -79,6 +81,7 @@ pub(super) fn wanted(
         any_fs: request.any_fs,
         mount_dir,
         mount_options: request.mount_options.clone(),
+        claimed: None,
     })
 }
 
@@ -102,6 +105,13 @@ pub(super) fn refused(name: &str, error: &DevicesError) -> Status {
     }
 }
 
+/// The record in force, while that is of this very attachment.
+async fn record_of_claim(handle: &VolumeHandle) -> Option<Record> {
+    let record = handle.status().await?.record?;
+    let own = record.primary.as_ref().is_some_and(|p| p.instance == handle.instance());
+    own.then_some(record)
+}
+
 impl Admin {
     /// Makes the device that is asked for, if one is.
     pub(super) async fn open_device(
@@ -111,6 +121,10 @@ impl Admin {
         wanted: Option<&WantedDevice>,
     ) -> Result<(), Status> {
         let Some(wanted) = wanted else { return Ok(()) };
+        let Some(record) = record_of_claim(handle).await else {
+            return Err(refused(&volume.name, &DevicesError::Gone));
+        };
+        let wanted = &WantedDevice { claimed: Some(record.claimed()), ..wanted.clone() };
         let deadline = Instant::now() + TAKE_OVER_LIMIT;
         loop {
             let devices = &self.inner.devices;
@@ -138,11 +152,11 @@ impl Admin {
         })
     }
 
-    /// The devices that are still to be taken over, as told to others.
+    /// The devices that wait for this daemon or the next to take them over, as told to others.
     pub(super) fn waiting_devices(&self) -> Vec<v1::WaitingDevice> {
         let waiting =
             |kept: Kept| v1::WaitingDevice { uid: kept.volume.to_string(), volume_name: kept.name };
-        self.inner.devices.left().into_iter().map(waiting).collect()
+        self.inner.devices.waiting().into_iter().map(waiting).collect()
     }
 
     /// Whether a volume is to be served here once more, for its device.
@@ -196,8 +210,10 @@ impl Admin {
         let mut told = String::new();
         loop {
             match self.serve_again(kept).await {
-                Ok(handle) => {
-                    match self.inner.devices.resume(kept, &handle).await {
+                Ok((handle, claimed)) => {
+                    let mut kept = kept.clone();
+                    kept.claimed = Some(claimed);
+                    match self.inner.devices.resume(&kept, &handle).await {
                         Ok(true) => tracing::info!(volume = kept.name, "its device goes on"),
                         Ok(false) => tracing::info!(volume = kept.name, "its device was given up"),
                         Err(error) => {
@@ -223,9 +239,9 @@ impl Admin {
         }
     }
 
-    /// Makes this node the primary again of a volume whose device waits, unless it is another's
-    /// by now.
-    async fn serve_again(&self, kept: &Kept) -> Result<VolumeHandle, NotServed> {
+    /// Makes this node the primary again of a volume whose device waits, unless another node has
+    /// it, or had it since: what is mounted here would go on over blocks that have changed.
+    async fn serve_again(&self, kept: &Kept) -> Result<(VolumeHandle, Claimed), NotServed> {
         let found = self.inner.catalog.volume(&kept.name).await?;
         let Some(volume) = found.map(|found| found.value).filter(|v| v.uid == kept.volume) else {
             return Err(NotServed::Ever("the volume is gone".to_owned()));
@@ -234,21 +250,55 @@ impl Admin {
             // It may stay after all, if somebody else has just attached it.
             return Err(NotServed::Yet("the volume is being deleted".to_owned()));
         }
-        let record = self.inner.catalog.record(volume.uid).await?;
-        if let Some(primary) = record.and_then(|record| record.value.primary)
-            && primary.node != self.inner.node
-        {
+        let record = self.record_of(&volume).await?;
+        if let Some(primary) = record.primary.as_ref().filter(|p| p.node != self.inner.node) {
             return Err(NotServed::Ever(format!("node {} took it over", primary.node)));
         }
+        self.refuse_changed(&record, kept)?;
+        self.claim_again(&volume, kept).await
+    }
+
+    /// Claims a volume for its device that waits.
+    pub(super) async fn claim_again(
+        &self,
+        volume: &VolumeObject,
+        kept: &Kept,
+    ) -> Result<(VolumeHandle, Claimed), NotServed> {
         // Who detaches the volume gives its device up first and then looks whether it is attached.
         let claimed =
-            self.inner.devices.while_left(volume.uid, || self.claim(&volume, Standing::Asked));
+            self.inner.devices.while_left(volume.uid, || self.claim(volume, Standing::Asked));
         let (handle, _) = claimed.ok_or(NotServed::GivenUp)??;
         match handle.served(SERVED_LIMIT).await {
-            Ok(()) => Ok(handle),
-            Err(error @ EngineError::Fenced { .. }) => Err(NotServed::Ever(error.to_string())),
-            Err(error) => Err(NotServed::Yet(refuse::engine(&error).message().to_owned())),
+            Ok(()) => {}
+            Err(error @ EngineError::Fenced { .. }) => {
+                return Err(NotServed::Ever(error.to_string()));
+            }
+            Err(error) => {
+                return Err(NotServed::Yet(refuse::engine(&error).message().to_owned()));
+            }
         }
+        let Some(record) = record_of_claim(&handle).await else {
+            return Err(NotServed::Yet("it was taken over or detached meanwhile".to_owned()));
+        };
+        // Somebody may have had it since the record was read. Now nobody can, unnoticed.
+        if let Err(changed) = self.refuse_changed(&record, kept) {
+            self.inner.devices.abandon(kept).await;
+            self.let_go(volume, &handle).await;
+            return Err(changed);
+        }
+        Ok((handle, record.claimed()))
+    }
+
+    /// Refuses to go on with a device whose volume another node may have written.
+    fn refuse_changed(&self, record: &Record, kept: &Kept) -> Result<(), NotServed> {
+        if record.is_kept_by(&self.inner.node, kept.claimed) {
+            return Ok(());
+        }
+        let last = record.attach.as_ref().map(|attach| &attach.node);
+        Err(NotServed::Ever(match last.filter(|node| **node != self.inner.node) {
+            Some(node) => format!("node {node} had it in between"),
+            None => "another node had it in between, or it was recovered by force".to_owned(),
+        }))
     }
 
     /// Removes a volume's device, before the volume is detached.

@@ -131,7 +131,7 @@ fn own_word(record: &Record, primary: &PrimaryRef, survey: &Survey) -> Option<bo
 
 /// Whether somebody on a node waits for the volume: its daemon was replaced, and its device is
 /// still in use.
-fn waits(node: &v1::Node, uid: &str) -> bool {
+pub(super) fn waits(node: &v1::Node, uid: &str) -> bool {
     node.waiting_devices.iter().any(|waiting| waiting.uid == uid)
 }
 

@@ -1,9 +1,10 @@
 //! What is asked of a volume's primary, wherever that is. A volume that is not attached is attached
 //! for the moment.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lockstep_core::id::NodeId;
+use lockstep_core::limits::SESSION_DEAD_MS;
 use lockstep_core::primary::{Phase, Task, TaskDone, TaskError};
 use lockstep_core::record::Record;
 use tonic::Status;
@@ -11,12 +12,19 @@ use tonic::Status;
 use super::Admin;
 use super::attach::is_over;
 use super::catalog::VolumeObject;
+use super::liveness::{LOOK_LIMIT, waits};
+use super::peers::ASK_LIMIT;
 use crate::engine::VolumeHandle;
 
 /// How long an attachment for the moment is waited for.
 const ATTACH_WAIT: Duration = Duration::from_secs(15);
 /// How long a volume that is just being recovered is waited for.
 const SERVED_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a node must be silent before nothing there is waited for, and the pause between two
+/// questions.
+const SILENT_LONG: Duration = Duration::from_millis(SESSION_DEAD_MS);
+const SILENCE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where a volume's primary is.
 pub(super) enum Seat {
@@ -66,6 +74,44 @@ impl Admin {
         let done = self.task_of(volume, &handle, task).await;
         self.let_go(volume, &handle).await;
         done
+    }
+
+    /// Leaves a volume alone whose device waits on another node while the daemon there is being
+    /// replaced: that would have to end it if this node had the volume in between. By its record
+    /// such a volume was closed in good order, and nobody has it.
+    pub(super) async fn leave_to_last_node(&self, volume: &VolumeObject) -> Result<(), Status> {
+        let record = self.record_of(volume).await?;
+        let last = record.attach.as_ref().map(|attach| &attach.node);
+        let Some(last) = last.filter(|node| record.clean && **node != self.inner.node) else {
+            return Ok(());
+        };
+        let Some(object) = self.inner.catalog.node(last).await? else { return Ok(()) };
+        let (uid, begin) = (volume.uid.to_string(), Instant::now());
+        loop {
+            let asked = self.ask_briefly(&object, LOOK_LIMIT).await;
+            if asked.refused {
+                return Err(Status::unavailable(format!(
+                    "volume {} was last attached on node {last}, whose daemon is being replaced: \
+                     its device may wait there; try again when it is back, or attach and detach \
+                     the volume elsewhere first",
+                    volume.name
+                )));
+            }
+            if asked.live {
+                let told = self.ask_one(&object, ASK_LIMIT).await.info;
+                return match told {
+                    Some(info) if !waits(&info, &uid) => Ok(()),
+                    _ => Err(Status::unavailable(format!(
+                        "node {last} is about to serve volume {} again; try again",
+                        volume.name
+                    ))),
+                };
+            }
+            if begin.elapsed() >= SILENT_LONG {
+                return Ok(());
+            }
+            tokio::time::sleep(SILENCE_PAUSE).await;
+        }
     }
 
     async fn task_of(

@@ -27,6 +27,7 @@ mod resize;
 mod roster;
 mod settled;
 mod snapshots;
+mod waits;
 
 /// Longer than anything takes unless it hangs.
 const LONG: Duration = Duration::from_secs(30);
@@ -84,11 +85,25 @@ impl Node {
         pool_dirs: &[&str],
         devices: Option<Devices>,
     ) -> Self {
+        let nowhere = "127.0.0.1:1".to_owned();
+        Self::named("n1", nowhere, dir, meta, cluster, pool_dirs, devices).await
+    }
+
+    /// The same, of another node, which is served by its caller.
+    async fn named(
+        name: &str,
+        admin_address: String,
+        dir: TempDir,
+        meta: Arc<Faulty>,
+        cluster: Uuid,
+        pool_dirs: &[&str],
+        devices: Option<Devices>,
+    ) -> Self {
         let store: Arc<dyn lockstep_meta::Meta> = meta.clone();
         let catalog = Catalog::new(Arc::clone(&store));
         let config = EngineConfig {
             cluster,
-            node: NodeId::new("n1").unwrap(),
+            node: NodeId::new(name).unwrap(),
             listen: "127.0.0.1:0".parse().unwrap(),
             pools: pool_dirs.iter().map(|pool| pool_in(dir.path(), pool)).collect(),
             incoming_resyncs: lockstep_core::limits::RESYNC_ENTRIES,
@@ -97,8 +112,7 @@ impl Node {
         };
         let resolver = Arc::new(CatalogResolver::new(catalog.clone()));
         let engine = Engine::start(config, store, resolver).await.unwrap();
-        let addresses =
-            Addresses { peer: engine.peer_addr().to_string(), admin: "127.0.0.1:1".to_owned() };
+        let addresses = Addresses { peer: engine.peer_addr().to_string(), admin: admin_address };
         let without = || Devices::without_doors(&device_config(dir.path())).unwrap();
         let devices = devices.unwrap_or_else(without);
         let admin = Admin::new(Parts {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use lockstep_attach::device::{Choice, Token};
 use lockstep_core::id::VolumeId;
+use lockstep_core::record::Claimed;
 use serde::{Deserialize, Serialize};
 
 use super::{DevicesError, WantedDevice};
@@ -27,6 +28,9 @@ pub struct Kept {
     pub name: String,
     /// What the kernel knows it by.
     pub token: Token,
+    /// The claim under which it was made, or last taken over. What an older build wrote lacks it.
+    #[serde(default)]
+    pub claimed: Option<Claimed>,
     /// Where it was mounted, or was to be.
     pub mount: Option<Mounted>,
     /// It was blank, and then a file system was begun on it. Noted before the first write of that,
@@ -52,7 +56,13 @@ pub struct Mounted {
 }
 
 impl Kept {
-    pub(super) fn new(files: &Files, volume: VolumeId, name: &str, token: Token) -> Self {
+    pub(super) fn new(
+        files: &Files,
+        volume: VolumeId,
+        name: &str,
+        token: Token,
+        claimed: Option<Claimed>,
+    ) -> Self {
         let (owner, name) = (files.owner.clone(), name.to_owned());
         Self {
             version: VERSION,
@@ -60,6 +70,7 @@ impl Kept {
             volume,
             name,
             token,
+            claimed,
             mount: None,
             making: false,
             growing: false,
@@ -195,6 +206,7 @@ pub(super) fn failed(what: &str, path: &Path, source: io::Error) -> DevicesError
 #[cfg(test)]
 mod tests {
     use lockstep_attach::device::{Kind, Place};
+    use lockstep_core::id::{Epoch, Lineage};
     use uuid::Uuid;
 
     use super::*;
@@ -209,7 +221,8 @@ mod tests {
             queues: 2,
             place: Place::Ublk { id: 3, mark: 7 },
         };
-        Kept::new(files, VolumeId(Uuid::from_u128(5)), "v", token)
+        let claimed = Claimed { lineage: Lineage(Uuid::from_u128(6)), epoch: Epoch(7) };
+        Kept::new(files, VolumeId(Uuid::from_u128(5)), "v", token, Some(claimed))
     }
 
     #[test]
@@ -224,6 +237,17 @@ mod tests {
         files.remove(kept.volume).unwrap();
         files.remove(kept.volume).unwrap();
         assert_eq!(files.read_all().unwrap(), []);
+    }
+
+    #[test]
+    fn what_an_older_build_wrote_tells_of_no_claim() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path().to_owned(), "a");
+        let kept = kept(&files);
+        let mut older = serde_json::to_value(&kept).unwrap();
+        assert!(older.as_object_mut().unwrap().remove("claimed").is_some());
+        fs::write(files.path(kept.volume), older.to_string()).unwrap();
+        assert_eq!(files.read_all().unwrap(), [Kept { claimed: None, ..kept }]);
     }
 
     #[test]

@@ -42,6 +42,86 @@ fn a_claim_takes_the_next_epoch_and_generation() {
     assert_eq!(next.attach.map(|a| a.seq), Some(1));
 }
 
+/// What may become of a record, as far as it matters who had the volume.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Claim(&'static str),
+    Open,
+    Close,
+    TakeOut,
+    Force,
+}
+
+fn after(record: &Record, step: Step) -> Record {
+    let all: Vec<_> = record.in_sync().map(|r| r.rid).collect();
+    match step {
+        Step::Claim(name) => {
+            let node = NodeId::new(name).expect("a name");
+            record.claim(PrimaryRef { node, ..primary() }, txn())
+        }
+        Step::Open => record.open(&all, txn()),
+        Step::Close => record.close(txn()),
+        Step::TakeOut => Record { primary: None, ..record.clone() },
+        Step::Force => {
+            let (promised, r#gen) = (record.epoch, record.r#gen);
+            let chosen = Chosen { replica: rid(1), lineage: record.lineage, promised, r#gen };
+            let lineage = Lineage(Uuid::from_u128(200 + u128::from(record.epoch.0)));
+            record.force(chosen, lineage, txn()).expect("a record")
+        }
+    }
+}
+
+/// Goes through all histories of some length, and asks at the end of each about every claim.
+fn go_on(record: &Record, history: &mut Vec<(Claimed, Step)>, steps: u8, asked: &mut u32) {
+    let claims = history.iter().enumerate().filter(|(_, (_, s))| matches!(s, Step::Claim(_)));
+    for (at, (claimed, step)) in claims {
+        let Step::Claim(name) = step else { continue };
+        let alone = |(_, later): &(Claimed, Step)| match later {
+            Step::Claim(other) => other == name,
+            Step::Open | Step::Close | Step::TakeOut => true,
+            Step::Force => false,
+        };
+        let node = NodeId::new(name).expect("a name");
+        let truth = history[at..].iter().all(alone);
+        assert_eq!(record.is_kept_by(&node, Some(*claimed)), truth, "{at} of {history:?}");
+        *asked += 1;
+    }
+    if steps == 0 {
+        return;
+    }
+    let (one, other) = (Step::Claim("n1"), Step::Claim("n2"));
+    for step in [one, other, Step::Open, Step::Close, Step::TakeOut, Step::Force] {
+        let next = after(record, step);
+        history.push((next.claimed(), step));
+        go_on(&next, history, steps - 1, asked);
+        history.pop();
+    }
+}
+
+#[test]
+fn who_alone_had_the_volume_since_a_claim_is_known_after_every_history() {
+    let mut asked = 0;
+    go_on(&volume(1), &mut Vec::new(), 6, &mut asked);
+    assert!(asked > 90_000, "{asked}");
+}
+
+#[test]
+fn a_record_of_an_older_build_tells_only_who_had_the_volume_last() {
+    let claimed = volume(1).claim(primary(), txn()).close(txn()).claim(primary(), txn());
+    let text = alloc::string::String::from_utf8(claimed.to_bytes()).expect("JSON");
+    let old = text.replace(",\"since\":1", "");
+    assert_ne!(old, text);
+    let (n1, n2) = (&primary().node, &NodeId::new("n2").expect("a name"));
+    let read = Record::from_bytes(old.as_bytes()).expect("a record");
+    let first = Claimed { epoch: Epoch(1), ..read.claimed() };
+    assert!(read.is_kept_by(n1, Some(first)) && read.is_kept_by(n1, None));
+    assert!(!read.is_kept_by(n2, None) && !volume(1).is_kept_by(n1, None));
+    let elsewhere = PrimaryRef { node: n2.clone(), ..primary() };
+    let back = read.claim(elsewhere, txn()).close(txn()).claim(primary(), txn());
+    assert!(!back.is_kept_by(n1, Some(first)), "n2 had it");
+    assert!(back.is_kept_by(n1, Some(back.claimed())));
+}
+
 #[test]
 fn opening_excludes_whoever_is_no_member_from_this_generation_on() {
     let next = volume(2).claim(primary(), txn()).open(&[rid(2), rid(3)], txn());

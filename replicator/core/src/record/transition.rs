@@ -69,12 +69,15 @@ impl Record {
     /// before (never over a live primary); that it is safe follows from the epoch alone.
     #[must_use]
     pub fn claim(&self, primary: PrimaryRef, txn: Uuid) -> Self {
-        let seq = self.attach.as_ref().map_or(0, |a| a.seq) + 1;
+        let (last, epoch) = (self.attach.as_ref(), self.epoch.next());
+        let seq = last.map_or(0, |a| a.seq) + 1;
+        let again = last.filter(|a| a.node == primary.node);
+        let since = again.map_or(epoch, |a| a.since);
         Self {
             version: RECORD_VERSION,
-            epoch: self.epoch.next(),
+            epoch,
             r#gen: self.r#gen.next(),
-            attach: Some(Attach { node: primary.node.clone(), seq }),
+            attach: Some(Attach { node: primary.node.clone(), seq, since }),
             primary: Some(primary),
             clean: false,
             txn,
